@@ -1,0 +1,243 @@
+"""A family's table bound to one model: which axes each parameter has, and closed forms for any shape."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from homodistil.axes.families import FAMILIES, Family
+from homodistil.axes.notation import Dim, expand_braces, parse_table
+from homodistil.errors import UserError
+
+Shape = Mapping[str, int]
+"""A width for each kind of axis: `{"hidden": 240, "heads": 12, "head_dim": 20, "ffn": 960}`."""
+
+Polynomial = Counter[tuple[str, ...]]
+"""A sum of products of widths: `{("hidden", "hidden"): 12.0}` is 12 hidden²."""
+
+
+def describe(shape: Shape) -> str:
+    """A shape as a person writes it: `hidden=240, heads=12, head_dim=20, ffn=960`."""
+    return ", ".join(f"{name}={width}" for name, width in shape.items())
+
+
+def evaluate(polynomial: Polynomial, shape: Shape) -> float:
+    """The value of a closed form at a shape."""
+    return sum(factor * math.prod(shape[w] for w in term) for term, factor in polynomial.items())
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The axes of every parameter of one model. Holds names and fixed sizes, no tensor and no current width.
+
+    Attributes:
+        family: the family whose table it is; None for tensors of ours (see `of_rows`).
+        dims: for each parameter name, ties included, its dims with axes named `ffn.3` or `hidden`.
+        fixed: sizes of the axes that are never cut, such as `vocab`.
+        parent: for each nested axis, the axis whose units each have units of it (`qk.3` in `heads.3`).
+        tied: parameter names that are another one's tensor, by the name that stands for it.
+        parameters: closed form of the number of parameters, tied ones once.
+        token_flops: closed form of a forward pass's floating point operations a token, without attention.
+        sequence_flops: the same, what is spent once a sequence.
+        attention_flops: the same, what is spent a token and for each token attended to.
+    """
+
+    family: Family | None
+    dims: Mapping[str, tuple[Dim, ...]]
+    fixed: Mapping[str, int]
+    parent: Mapping[str, str]
+    tied: Mapping[str, str]
+    parameters: Polynomial
+    token_flops: Polynomial
+    sequence_flops: Polynomial
+    attention_flops: Polynomial
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> Layout:
+        """Bind the table of the model's family to the model, which may be on the meta device.
+
+        Raises:
+            UserError: no family has this model type, a parameter is claimed by no row, or rows that belong
+                together match in part.
+        """
+        family = family_of(model.config.model_type)
+        named = dict(model.named_parameters(remove_duplicate=False))
+        dims = _bind(family, named, model.base_model_prefix, type(model).__name__)
+        first: dict[int, str] = {}
+        tied = {n: first[id(p)] for n, p in named.items() if first.setdefault(id(p), n) != n}
+        fixed = {
+            part: named[name].shape[i]
+            for name, of_name in dims.items()
+            for i, dim in enumerate(of_name)
+            for part in dim
+            if isinstance(part, str) and _kind(part) not in family.widths
+        }
+        layout = cls(
+            family, dims, fixed, _parents(dims), tied, Counter(), Counter(), Counter(), Counter()
+        )
+        layout._count(model)
+        return layout
+
+    @classmethod
+    def of_rows(cls, dims: Mapping[str, tuple[Dim, ...]]) -> Layout:
+        """A layout for tensors of ours that follow a model's axes, such as the projections."""
+        return cls(None, dims, {}, _parents(dims), {}, Counter(), Counter(), Counter(), Counter())
+
+    def sizes(self, model: PreTrainedModel) -> dict[str, int]:
+        """How many units each axis of `model` has now; a nested axis counts those of one parent unit.
+
+        Raises:
+            UserError: two parameters disagree about an axis.
+        """
+        assert self.family is not None
+        sizes = dict(self.fixed)
+        heads = {a for a in self.axes if _kind(a) == "heads"}
+        sizes |= dict.fromkeys(heads, getattr(model.config, self.family.config["heads"]))
+        for name, tensor in model.named_parameters():
+            for dim, size in zip(self.dims[name], tensor.shape, strict=True):
+                known = math.prod(p if isinstance(p, int) else sizes.get(p, 1) for p in dim)
+                unknown = [p for p in dim if isinstance(p, str) and p not in sizes]
+                if size % known or (not unknown and size != known):
+                    raise UserError(
+                        f"Cannot read the axes of {name}: a dimension has {size} units.",
+                        f"Other parameters and the configuration say that {dim} has {known}.",
+                        "Load the model with the configuration that it was saved with.",
+                    )
+                for axis in unknown[:1]:
+                    sizes[axis] = size // known
+        return sizes
+
+    def shape(self, model: PreTrainedModel) -> dict[str, int]:
+        """The width of each kind of axis of `model` now, the same in all layers."""
+        assert self.family is not None
+        sizes = self.sizes(model)
+        return {
+            width: next(sizes[a] for a in self.axes if self.width_of(a) == width)
+            for width in dict.fromkeys(("hidden", "heads", "head_dim", "ffn", *self.family.widths.values()))
+            if any(self.width_of(a) == width for a in self.axes)
+        }
+
+    @functools.cached_property
+    def axes(self) -> tuple[str, ...]:
+        """The axes that may be cut, such as `hidden`, `ffn.0`; outer ones before those nested in them."""
+        parts = [p for dims in self.dims.values() for dim in dims for p in dim if isinstance(p, str)]
+        return tuple(a for a in dict.fromkeys(parts) if a not in self.fixed)
+
+    def width_of(self, axis: str) -> str:
+        """The width that an axis has: `head_dim` for `qk.3`."""
+        return self.family.widths[_kind(axis)] if self.family else _kind(axis)
+
+    def matches(self, pattern: str, model: PreTrainedModel) -> Iterator[str]:
+        """The full names, parameters' or modules', that a pattern of the family's stands for in `model`."""
+        layers = range(getattr(model.config, "num_hidden_layers", 0))
+        prefixes = ("", f"{model.base_model_prefix}.")
+        known = {n for n, _ in model.named_modules()} | set(self.dims)
+        for relative in expand_braces(pattern):
+            instances = [relative.replace("*", str(k)) for k in layers] if "*" in relative else [relative]
+            yield from (p + name for name in instances for p in prefixes if p + name in known)
+
+    def count(self, shape: Shape) -> int:
+        """The number of parameters of the model at a shape, tied ones once. Exact."""
+        return int(evaluate(self.parameters, shape))
+
+    def flops_per_token(self, shape: Shape, sequence: int) -> float:
+        """Floating point operations (two a multiply-add) of a forward pass, a token, in matrix products.
+
+        Args:
+            shape: the widths.
+            sequence: tokens in a sequence; attention's cost grows with it, a pooled head's shrinks.
+        """
+        return (
+            evaluate(self.token_flops, shape)
+            + evaluate(self.sequence_flops, shape) / sequence
+            + evaluate(self.attention_flops, shape) * sequence
+        )
+
+    def _count(self, model: PreTrainedModel) -> None:
+        family = self.family
+        assert family is not None
+        has_pooler = family.pooler is not None and any(self.matches(family.pooler, model))
+        pooled = {n for row in family.pooled for n in self.matches(row, model)} if has_pooler else set()
+        for name, dims in self.dims.items():
+            parts = [p for dim in dims for p in dim]
+            factor = math.prod(p if isinstance(p, int) else self.fixed.get(p, 1) for p in parts)
+            term = tuple(sorted(self.width_of(p) for p in parts if isinstance(p, str) and p not in self.fixed))
+            if name not in self.tied:
+                self.parameters[term] += factor
+            module = model.get_submodule(name.rpartition(".")[0])
+            if len(dims) == 2 and not isinstance(module, nn.Embedding):
+                (self.sequence_flops if name in pooled else self.token_flops)[term] += 2 * factor
+        for query in {n for row in family.queries for n in self.matches(row, model)}:
+            if len(self.dims[query]) == 2:
+                # scores and their product with the values: a multiply-add a head dimension each
+                self.attention_flops["head_dim", "heads"] += 4
+
+
+def family_of(model_type: str) -> Family:
+    """The family of a configuration's `model_type`.
+
+    Raises:
+        UserError: none of ours; the message names those that are.
+    """
+    for family in FAMILIES:
+        if model_type in family.model_types:
+            return family
+    known = ", ".join(f"{f.name} ({', '.join(f.model_types)})" for f in FAMILIES)
+    raise UserError(
+        f"Cannot cut a model of type {model_type!r}.",
+        "A model's family must be known, because its table says which dimensions belong together.",
+        f"Use a model of one of these families: {known}.",
+    )
+
+
+def on_meta(model_class: type[PreTrainedModel], config: object) -> PreTrainedModel:
+    """A model without storage, for counting and checking."""
+    with torch.device("meta"):
+        return model_class(config)
+
+
+def _kind(axis: str) -> str:
+    return axis.partition(".")[0]
+
+
+def _parents(dims: Mapping[str, tuple[Dim, ...]]) -> dict[str, str]:
+    parents: dict[str, str] = {}
+    for dim in (dim for of_name in dims.values() for dim in of_name):
+        names = [p for p in dim if isinstance(p, str)]
+        parents |= dict(zip(names[1:], names, strict=False))
+    return parents
+
+
+def _bind(family: Family, names: Iterable[str], prefix: str, model_class: str) -> dict[str, tuple[Dim, ...]]:
+    """Give each parameter the dims of its row. Checks both ways: parameters without a row, rows without one."""
+    tables = {"base model": family.rows, **family.heads}
+    dims: dict[str, tuple[Dim, ...]] = {}
+    unmatched: dict[str, list[str]] = defaultdict(list)
+    matched: set[str] = set()
+    relative = {name: name.removeprefix(f"{prefix}.") for name in names}
+    for table, text in tables.items():
+        for row in parse_table(text):
+            bound = {n: d for n, short in relative.items() if (d := row.bind(short)) is not None}
+            dims |= bound
+            if bound:
+                matched.add(table)
+            else:
+                unmatched[table].append(row.pattern)
+    strangers = [n for n in relative if n not in dims]
+    broken = [row for table in tables if table in matched or table == "base model" for row in unmatched[table]]
+    if strangers or broken:
+        what = f"parameter {strangers[0]}" if strangers else f"nothing for the row {broken[0]}"
+        raise UserError(
+            f"Cannot cut this {model_class}: it has {what}"
+            + (f" and {len(strangers) - 1} more that no row describes." if strangers else "."),
+            f"The table of the {family.name} family must describe every parameter, and every parameter must be there.",
+            "Use a plain model of the family, without adapters, cross-attention, quantised or removed layers.",
+        )
+    return dims
