@@ -116,13 +116,13 @@ class Layout:
 
     def shape(self, model: PreTrainedModel) -> dict[str, int]:
         """The width of each kind of axis of `model` now, the same in all layers."""
+        return self.shape_of(self.sizes(model))
+
+    def shape_of(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        """The width of each kind of axis, of which `sizes` has one a layer."""
         assert self.family is not None
-        sizes = self.sizes(model)
-        return {
-            width: next(sizes[a] for a in self.axes if self.width_of(a) == width)
-            for width in dict.fromkeys(("hidden", "heads", "head_dim", "ffn", *self.family.widths.values()))
-            if any(self.width_of(a) == width for a in self.axes)
-        }
+        widths = {self.width_of(axis): sizes[axis] for axis in self.axes}
+        return {width: widths[width] for width in dict.fromkeys(self.family.widths.values())}
 
     @functools.cached_property
     def axes(self) -> tuple[str, ...]:

@@ -1,0 +1,240 @@
+"""What shape a target means: a keep ratio, a parameter budget or a shape becomes the best shape of the family."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from homodistil.axes.layout import Layout, Shape, describe
+from homodistil.errors import UserError, nearest
+
+GRAIN = 8
+"""ffn is a multiple of it: matrix products of other widths are slower on every machine that was tried."""
+SEQUENCE = 128
+"""The tokens in a sequence for which operations are counted, as in the paper."""
+CLOSE = 0.02
+"""A budget counts as met within it."""
+PROPORTION = 4 / 3
+"""How far ffn : hidden may leave the teacher's for the sake of a rounder head_dim."""
+
+PRESETS: Mapping[str, str] = {
+    "homobert-base": "hidden=576,heads=12,ffn=2304",
+    "homobert-small": "hidden=256,heads=8,ffn=1024",
+    "homobert-xsmall": "hidden=240,heads=12,ffn=960",
+    "homobert-tiny": "hidden=224,heads=7,ffn=896",
+}
+"""The sizes published with the paper, by name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """What one target comes out as.
+
+    Attributes:
+        target: as it was written.
+        shape: width of each kind of axis.
+        parameters: all of them, tied ones once. Exact.
+        flops_per_token: of a forward pass at 128 tokens a sequence, in matrix products, two a multiply-add.
+        memory_bytes: of the weights as they are saved.
+        missed: (parameters - budget) / budget; None if the target was no budget.
+    """
+
+    target: str
+    shape: dict[str, int]
+    parameters: int
+    flops_per_token: float
+    memory_bytes: int
+    missed: float | None = None
+
+    def as_json(self) -> dict[str, object]:
+        """The fields that are printed for programs."""
+        return {k: v for k, v in asdict(self).items() if k != "missed"}
+
+
+def plan(layout: Layout, teacher: Shape, targets: Sequence[str], *, weight_bytes: int = 4) -> list[Planned]:
+    """The shapes of several targets, widest first: the order in which one run passes through them.
+
+    Args:
+        layout: of the teacher.
+        teacher: the teacher's shape.
+        targets: as a user writes them: `0.5`, `17.3M`, `hidden=240,heads=12`, `homobert-small`.
+        weight_bytes: bytes of one saved weight.
+
+    Raises:
+        UserError: a target cannot be read or reached, or is wider somewhere than one that comes before it.
+    """
+    if not targets:
+        raise UserError(
+            "There is no target.",
+            "A run needs at least one target: a keep ratio, a parameter budget or a shape.",
+            "Add, for example, --target 0.5.",
+        )
+    planned = [_planned(layout, teacher, text, weight_bytes) for text in targets]
+    planned.sort(key=lambda p: -p.parameters)
+    for wide, narrow in zip(planned, planned[1:], strict=False):
+        if grown := [w for w in wide.shape if narrow.shape[w] > wide.shape[w]]:
+            raise UserError(
+                f"Cannot reach {narrow.target} ({describe(narrow.shape)}) after {wide.target} "
+                f"({describe(wide.shape)}).",
+                f"One run only ever cuts, and {' and '.join(grown)} would have to grow.",
+                "Give the later target the same proportions, or reach it in a run of its own.",
+            )
+    return planned
+
+
+def teacher_figures(layout: Layout, teacher: Shape, *, weight_bytes: int = 4) -> Planned:
+    """The same figures for the teacher itself."""
+    return _figures(layout, "teacher", teacher, weight_bytes)
+
+
+def _figures(
+    layout: Layout, target: str, shape: Shape, weight_bytes: int, missed: float | None = None
+) -> Planned:
+    parameters = layout.count(shape)
+    return Planned(
+        target=target,
+        shape=dict(shape),
+        parameters=parameters,
+        flops_per_token=layout.flops_per_token(shape, SEQUENCE),
+        memory_bytes=parameters * weight_bytes,
+        missed=missed,
+    )
+
+
+def _planned(layout: Layout, teacher: Shape, text: str, weight_bytes: int) -> Planned:
+    written = text.strip()
+    if "=" in PRESETS.get(written, written):
+        return _figures(layout, written, _from_shape(layout, teacher, written), weight_bytes)
+    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([kKmMbB]?)", written)
+    if match is None:
+        raise UserError(
+            f"Cannot read the target {text!r}.",
+            "A target is a keep ratio (0.5), a parameter budget (17.3M, 8600000), a shape "
+            "(hidden=240,heads=12,ffn=960) or a preset (" + ", ".join(PRESETS) + ").",
+            nearest(written, PRESETS) if written[:1].isalpha() else "Write, for example, --target 0.5.",
+        )
+    number, suffix = float(match[1]), match[2].upper()
+    if suffix or (number > 1 and "." not in match[1]):
+        budget = round(number * {"": 1, "K": 1e3, "M": 1e6, "B": 1e9}[suffix])
+        shape = _from_budget(layout, teacher, written, budget)
+        return _figures(layout, written, shape, weight_bytes, layout.count(shape) / budget - 1)
+    return _figures(layout, written, _from_ratio(layout, teacher, written, number), weight_bytes)
+
+
+def _from_ratio(layout: Layout, teacher: Shape, text: str, ratio: float) -> dict[str, int]:
+    if not 0 < ratio <= 1 or ratio * teacher["head_dim"] < 0.5:
+        raise UserError(
+            f"Cannot keep {text} of the teacher's width ({describe(teacher)}).",
+            "A keep ratio lies above 0 and at most at 1, and leaves every head at least one dimension.",
+            f"Use a ratio from {math.ceil(100 / teacher['head_dim']) / 100:g} to 1.",
+        )
+    wanted = ratio * teacher["head_dim"]
+    # a rounder head_dim is worth a tenth of the width, because odd ones waste vector lanes
+    head_dim = next(
+        near
+        for step, slack in ((4, 0.1), (2, 0.1), (1, math.inf))
+        if (near := max(step, round(wanted / step) * step)) and abs(near / wanted - 1) <= slack
+    )
+    head_dim = min(head_dim, teacher["head_dim"])
+    ffn = teacher["ffn"] if ratio == 1 else _grained(ratio * teacher["ffn"], teacher["ffn"])
+    return _bound(layout, teacher, teacher["heads"], head_dim, ffn)
+
+
+def _from_budget(layout: Layout, teacher: Shape, text: str, budget: int) -> dict[str, int]:
+    whole, smallest = layout.count(teacher), _bound(layout, teacher, teacher["heads"], 1, 1)
+    if not layout.count(smallest) <= budget <= whole * (1 + CLOSE):
+        near = ("the teacher itself", whole) if budget > whole else (describe(smallest), layout.count(smallest))
+        raise UserError(
+            f"Cannot make a student of {budget:,} parameters ({text}) from a teacher of {whole:,}.",
+            f"With {teacher['heads']} heads kept, a student has between {layout.count(smallest):,} and "
+            f"{whole:,} parameters.",
+            f"The nearest possible is {near[0]}, with {near[1]:,}.",
+        )
+    if abs(whole / budget - 1) <= CLOSE / 100:
+        return dict(teacher)
+    best = {step: list(_near(layout, teacher, budget, step)) for step in (4, 2, 1)}
+    for candidates in best.values():
+        fair = [c for c in candidates if c[0] <= CLOSE and c[1] <= math.log(PROPORTION)]
+        if fair:
+            return min(fair, key=lambda c: (c[1], c[0]))[2]
+    # the least misshapen of those that meet the budget, or else the nearest
+    everything = [c for candidates in best.values() for c in candidates]
+    met = [c for c in everything if c[0] <= CLOSE]
+    return min(met, key=lambda c: c[1])[2] if met else min(everything, key=lambda c: c[0])[2]
+
+
+def _near(
+    layout: Layout, teacher: Shape, budget: int, step: int
+) -> Iterator[tuple[float, float, dict[str, int]]]:
+    """For each head_dim, the ffn that comes nearest to the budget: (relative miss, distortion, shape)."""
+    proportion = teacher["ffn"] / teacher["hidden"]
+    for head_dim in range(step, teacher["head_dim"] + 1, step):
+        without = layout.count(_bound(layout, teacher, teacher["heads"], head_dim, 0))
+        each = layout.count(_bound(layout, teacher, teacher["heads"], head_dim, 1)) - without
+        ffn = _grained((budget - without) / each, teacher["ffn"])
+        shape = _bound(layout, teacher, teacher["heads"], head_dim, ffn)
+        distortion = abs(math.log(ffn / shape["hidden"] / proportion))
+        yield abs(layout.count(shape) / budget - 1), distortion, shape
+
+
+def _from_shape(layout: Layout, teacher: Shape, text: str) -> dict[str, int]:
+    pairs = [piece.partition("=") for piece in PRESETS.get(text, text).split(",")]
+    given: dict[str, int] = {}
+    for name, _, value in ((n.strip(), e, v.strip()) for n, e, v in pairs):
+        if name not in teacher:
+            raise UserError(
+                f"Cannot read {name!r} in the target {text!r}.",
+                f"A shape names widths of the family: {', '.join(teacher)}.",
+                nearest(name, teacher),
+            )
+        if not value.isdigit() or not 1 <= int(value) <= teacher[name]:
+            raise UserError(
+                f"Cannot make {name}={value or '?'}.",
+                f"A width is a whole number from 1 to the teacher's: {describe(teacher)}.",
+                f"Use {name}={min(teacher[name], max(1, int(value))) if value.isdigit() else teacher[name]}, "
+                "or another number in between.",
+            )
+        given[name] = int(value)
+    heads = given.get("heads", teacher["heads"])
+    # the widths that are not named follow those that are, in the teacher's proportions
+    if "head_dim" in given:
+        head_dim = given["head_dim"]
+    else:
+        head_dim = given["hidden"] // heads if "hidden" in given else min(
+            teacher["head_dim"], teacher["hidden"] // heads
+        )
+    shape = _bound(layout, teacher, heads, head_dim, 1)
+    scale = shape["hidden"] / teacher["hidden"]
+    shape["ffn"] = given.get("ffn", _grained(scale * teacher["ffn"], teacher["ffn"]))
+    if "hidden" in given and given["hidden"] != shape["hidden"]:
+        near = [h for h in range(1, teacher["heads"] + 1) if given["hidden"] % h == 0]
+        other = min(near, key=lambda h: (abs(h - heads), -h))
+        below = max(heads, given["hidden"] // heads * heads)
+        raise UserError(
+            f"Cannot make hidden={given['hidden']} with heads={heads}"
+            + (f" and head_dim={head_dim}." if "head_dim" in given else "."),
+            f"This family needs heads x head_dim == hidden, and {given['hidden']} is "
+            + (f"not {heads} x {head_dim}." if "head_dim" in given else f"no multiple of {heads}."),
+            f"Use heads={other} (head_dim={given['hidden'] // other}), or hidden={below} "
+            f"(head_dim={below // heads}).",
+        )
+    if wider := [w for w in shape if shape[w] > teacher[w]]:
+        raise UserError(
+            f"Cannot make {describe(shape)}.",
+            f"No width may be above the teacher's ({describe(teacher)}), and {' and '.join(wider)} would be.",
+            f"Keep {heads} heads x head_dim at or below {teacher['hidden']}, or name more of the widths.",
+        )
+    return shape
+
+
+def _bound(layout: Layout, teacher: Shape, heads: int, head_dim: int, ffn: int) -> dict[str, int]:
+    assert layout.family is not None
+    hidden = heads * head_dim if layout.family.bound else teacher["hidden"]
+    return {"hidden": hidden, "heads": heads, "head_dim": head_dim, "ffn": ffn}
+
+
+def _grained(width: float, most: int) -> int:
+    """The nearest multiple of the grain, at least one of it and at most the teacher's width."""
+    return min(most, max(GRAIN, round(width / GRAIN) * GRAIN))

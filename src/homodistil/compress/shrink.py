@@ -1,0 +1,289 @@
+"""The cut: units leave every tensor that has them, and the model stays an ordinary, trainable model.
+
+What a cut keeps: the attention's temperature (queries are scaled by what the library's own scaling changes), the
+mean of what the cut units said (folded into the biases of the layers that read them), ties, optimizer moments,
+and gradients to every parameter. What it changes: the widths, in tensors, modules and configuration alike.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
+
+from homodistil.axes.layout import Layout, Shape
+from homodistil.axes.notation import Dim
+from homodistil.compress.importance import Scores, magnitude
+from homodistil.compress.plan import Planned, plan
+
+Keep = dict[str, Tensor]
+"""For each axis that loses units, the indices of those that stay, ascending: (kept,), or for a nested axis
+(parent units before the cut, kept). Axes that keep all are left out."""
+
+
+def shrink(
+    model: PreTrainedModel,
+    target: str,
+    *,
+    scores: Scores | None = None,
+    means: Mapping[str, Tensor] | None = None,
+    optimizer: Optimizer | None = None,
+) -> Planned:
+    """Cut a model in memory, in place, to a target in one step.
+
+    Args:
+        model: any model of a known family.
+        target: a keep ratio, a parameter budget, a shape or a preset; see `plan`.
+        scores: importance of each unit; by default the sum of its weights' magnitudes.
+        means: running means of the inputs of linear layers, to compensate with; see `InputMeans`.
+        optimizer: its moments follow the parameters.
+
+    Returns:
+        The shape and the counts of what the model is now.
+
+    Raises:
+        UserError: the family is unknown, or the target cannot be read or reached. The model is unchanged then.
+    """
+    layout = Layout.of(model)
+    planned = plan(layout, layout.shape(model), [target])[0]
+    keep = select(layout, layout.sizes(model), scores or magnitude(layout, model), planned.shape)
+    cut(model, layout, keep, optimizer=optimizer, means=means)
+    return planned
+
+
+def select(layout: Layout, sizes: Mapping[str, int], scores: Scores, shape: Shape) -> Keep:
+    """The units that stay: on each axis, and within each parent unit, those with the highest scores.
+
+    Ranking is local (HomoDistil, section 3): every layer gives up the same number. Of equal scores the first stay.
+    """
+    keep: Keep = {}
+    for axis in layout.axes:
+        width = shape[layout.width_of(axis)]
+        if width < sizes[axis]:
+            best = scores[axis].sort(dim=-1, descending=True, stable=True).indices[..., :width]
+            keep[axis] = best.sort(dim=-1).values
+    return keep
+
+
+def narrowed(layout: Layout, axis: str, vector: Tensor, keep: Keep) -> Tensor:
+    """A vector of one value a unit, (units,) or (parent units, units), without the units that leave."""
+    if axis in keep:
+        vector = vector.gather(-1, keep[axis].to(vector.device))
+    parent = layout.parent.get(axis)
+    return vector[keep[parent].to(vector.device)] if parent in keep else vector
+
+
+@torch.no_grad()
+def cut(
+    model: nn.Module,
+    layout: Layout,
+    keep: Keep,
+    *,
+    optimizer: Optimizer | None = None,
+    means: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Take every unit that `keep` does not name out of a model, in place.
+
+    Args:
+        model: a transformer of the layout's family, or a module of ours with `Layout.of_rows`.
+        layout: the axes of its parameters.
+        keep: the units that stay; with none named, nothing happens.
+        optimizer: its parameters are replaced and its moments sliced alike.
+        means: for linear layers, by module name, the mean of the input over tokens, (in_features,). The bias of
+            a layer takes over what the cut units said on average. Layers that are not named are not compensated.
+    """
+    if not keep:
+        return
+    family = layout.family
+    sizes = layout.sizes(model) if isinstance(model, PreTrainedModel) else _sizes(model, layout)
+    if means:
+        _compensate(model, layout, keep, sizes, means)
+    scale: dict[str, float] = {}
+    if family is not None and isinstance(model, PreTrainedModel):
+        for name in (n for row in family.queries for n in layout.matches(row, model)):
+            for axis in (p for p in layout.dims[name][0] if p in keep and p in layout.parent):
+                scale[name] = math.sqrt(keep[axis].shape[-1] / sizes[axis])
+    places: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        places.setdefault(parameter, []).append(name)
+    for old, names in places.items():
+        indices = [flat_index(dim, keep, layout.parent, sizes) for dim in layout.dims[names[0]]]
+        if all(index is None for index in indices):
+            continue
+        factor = scale.get(names[0], 1.0)
+        # a new Parameter, because autograd's accumulator of the old one remembers the old size
+        new = nn.Parameter(_sliced(old.detach(), indices).mul_(factor), requires_grad=old.requires_grad)
+        for name in names:
+            module = model.get_submodule(name.rpartition(".")[0])
+            setattr(module, name.rpartition(".")[2], new)
+            _follow(module)
+        if optimizer is not None:
+            _migrate(optimizer, old, new, indices, factor)
+    if family is not None and isinstance(model, PreTrainedModel):
+        left = {axis: keep[axis].shape[-1] if axis in keep else size for axis, size in sizes.items()}
+        _write_widths(model, layout, layout.shape_of(left))
+
+
+class InputMeans:
+    """Running means of what each linear layer with a bias reads, for compensating cut units.
+
+    Args:
+        model: the model to listen to.
+        layout: its axes.
+        decay: what the running mean keeps of itself at an observation.
+    """
+
+    def __init__(self, model: PreTrainedModel, layout: Layout, *, decay: float = 0.9) -> None:
+        self.model, self.layout, self.decay = model, layout, decay
+        self.means: dict[str, Tensor] = {}
+
+    @contextlib.contextmanager
+    def listening(self, mask: Tensor) -> Iterator[None]:
+        """Observe the forward passes inside the block. `mask` is 1 for tokens, 0 for padding, (batch, sequence)."""
+        seen: dict[int, tuple[Tensor, Tensor]] = {}
+
+        def observe(name: str, x: Tensor) -> None:
+            # queries, keys and values read one tensor; `seen` holds it, so that its id stays its own
+            if id(x) not in seen:
+                rows = x.detach().reshape(-1, x.shape[-1])
+                weight = mask.reshape(-1).to(rows.dtype) if x.shape[:-1] == mask.shape else rows.new_ones(len(rows))
+                seen[id(x)] = (x, (weight @ rows).float() / weight.sum().float().clamp(min=1))
+            now = seen[id(x)][1]
+            before = self.means.get(name, now)
+            self.means[name] = self.decay * before + (1 - self.decay) * now
+
+        handles: list[RemovableHandle] = []
+        for name, module in self._readers():
+            handles.append(
+                module.register_forward_pre_hook(lambda _, inputs, name=name: observe(name, inputs[0]))
+            )
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def apply_cut(self, keep: Keep, sizes: Mapping[str, int]) -> None:
+        """Forget the units that a cut took; call it with the sizes from before the cut."""
+        for name, mean in self.means.items():
+            dim = self.layout.dims[f"{name}.weight"][1]
+            index = flat_index(dim, keep, self.layout.parent, sizes)
+            if index is not None:
+                self.means[name] = mean[index.to(mean.device)]
+
+    def _readers(self) -> Iterator[tuple[str, nn.Linear]]:
+        for name, module in self.model.named_modules():
+            if isinstance(module, nn.Linear) and module.bias is not None and f"{name}.weight" in self.layout.dims:
+                yield name, module
+
+
+def flat_index(
+    dim: Dim, keep: Keep, parent: Mapping[str, str], sizes: Mapping[str, int]
+) -> Tensor | None:
+    """The positions along one, perhaps fused, dimension that stay; None if all do.
+
+    `(heads qk)` with heads 0 and 2 kept of 3, and of 4 dims of each head the pairs (0, 1) and (2, 3):
+    [0, 1, 10, 11].
+    """
+    if not any(p in keep for p in dim if isinstance(p, str)):
+        return None
+    flat, unit = torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long)
+    for part in dim:
+        size = part if isinstance(part, int) else sizes[part]
+        kept = keep.get(part, torch.arange(size)).cpu() if isinstance(part, str) else torch.arange(size)
+        # a nested axis keeps other units in each unit of its parent, which is the part before it
+        chosen = kept[unit] if kept.dim() == 2 else kept.expand(len(unit), -1)
+        flat = (flat[:, None] * size + chosen).reshape(-1)
+        # a factor between parent and child does not change which parent unit a position belongs to
+        unit = chosen.reshape(-1) if isinstance(part, str) else unit.repeat_interleave(size)
+    return flat
+
+
+def _sizes(module: nn.Module, layout: Layout) -> dict[str, int]:
+    """Sizes of the axes of a module of ours, none of whose dimensions is fused."""
+    return {
+        part: size
+        for name, tensor in module.named_parameters()
+        for dim, size in zip(layout.dims[name], tensor.shape, strict=True)
+        for part in dim
+        if isinstance(part, str)
+    }
+
+
+def _sliced(tensor: Tensor, indices: list[Tensor | None]) -> Tensor:
+    for i, index in enumerate(indices):
+        if index is not None:
+            tensor = tensor.index_select(i, index.to(tensor.device))
+    return tensor
+
+
+def _compensate(
+    model: nn.Module, layout: Layout, keep: Keep, sizes: Mapping[str, int], means: Mapping[str, Tensor]
+) -> None:
+    """b += W[:, cut] · E[x_cut], before anything is sliced."""
+    for name, mean in means.items():
+        module = model.get_submodule(name)
+        index = flat_index(layout.dims[f"{name}.weight"][1], keep, layout.parent, sizes)
+        if index is None or not isinstance(module, nn.Linear):
+            continue
+        gone = mean.clone().to(module.weight)
+        gone[index.to(gone.device)] = 0
+        module.bias += module.weight @ gone
+
+
+def _follow(module: nn.Module) -> None:
+    """Let a module's own attributes say what its tensors are."""
+    if isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, nn.Embedding):
+        module.num_embeddings, module.embedding_dim = module.weight.shape
+    elif isinstance(module, nn.LayerNorm):
+        module.normalized_shape = tuple(module.weight.shape)
+
+
+def _migrate(
+    optimizer: Optimizer, old: nn.Parameter, new: nn.Parameter, indices: list[Tensor | None], factor: float
+) -> None:
+    """Put the new parameter in the old one's place, with its moments sliced alike.
+
+    A parameter scaled by c has gradients scaled by 1/c, hence first moments by 1/c and second by 1/c².
+    """
+    for group in optimizer.param_groups:
+        group["params"] = [new if p is old else p for p in group["params"]]
+    state = optimizer.state.pop(old, None)
+    if state is None:
+        return
+    powers = {"exp_avg": -1, "exp_avg_sq": -2, "max_exp_avg_sq": -2, "momentum_buffer": -1}
+    optimizer.state[new] = {
+        key: _sliced(value, indices) * factor ** powers.get(key, 0)
+        if isinstance(value, Tensor) and value.shape == old.shape
+        else value
+        for key, value in state.items()
+    }
+
+
+def _write_widths(model: PreTrainedModel, layout: Layout, shape: Shape) -> None:
+    """Write the widths into the configuration and the modules' own attributes."""
+    family = layout.family
+    assert family is not None
+    for width, key in family.config.items():
+        setattr(model.config, key, shape[width])
+    for pattern, attributes in family.attributes.items():
+        for name in layout.matches(pattern, model):
+            for attribute, product in attributes.items():
+                setattr(model.get_submodule(name), attribute, _product(product, shape))
+
+
+def _product(text: str, shape: Shape) -> float:
+    """`heads head_dim` is their product, `head_dim^-0.5` a power."""
+    value: float = 1
+    for word in text.split():
+        width, _, power = word.partition("^")
+        value *= shape[width] ** float(power) if power else shape[width]
+    return value

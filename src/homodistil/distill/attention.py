@@ -1,0 +1,55 @@
+"""Queries and keys of every layer, kept on the way through transformers' own attention interface.
+
+No modelling code is copied or patched: a model that is told to use `IMPLEMENTATION` computes the very outputs of
+`sdpa`, and inside `captured()` each attention layer leaves its queries and keys behind, from which the losses
+compute scores or probabilities one layer at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+IMPLEMENTATION = "homodistil_sdpa"
+
+
+class QueriesKeys(NamedTuple):
+    """What one attention layer compares: both (batch, heads, sequence, head_dim), and the scale of their product."""
+
+    queries: Tensor
+    keys: Tensor
+    scaling: float
+
+
+_open: list[list[QueriesKeys]] = []
+
+
+def _attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    if _open:
+        scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
+        _open[-1].append(QueriesKeys(query, key, scaling))
+    outputs: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    return outputs
+
+
+AttentionInterface.register(IMPLEMENTATION, _attend)
+AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
+
+
+@contextlib.contextmanager
+def captured() -> Iterator[list[QueriesKeys]]:
+    """Collect queries and keys of the forward passes inside the block, first layer first."""
+    layers: list[QueriesKeys] = []
+    _open.append(layers)
+    try:
+        yield layers
+    finally:
+        _open.remove(layers)

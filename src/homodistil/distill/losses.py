@@ -1,0 +1,108 @@
+"""The distillation losses, each a pure function of tensors (HomoDistil, section 2, equations of L_pred to L_emb).
+
+Shapes: batch, seq, heads; `wide` is the teacher's hidden width, `narrow` the student's. A mask is 1 for tokens and
+0 for padding, which counts nowhere. Every loss is exactly zero when student and teacher agree, but for `lm`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from homodistil.distill.attention import QueriesKeys
+
+
+def lm(logits: Float[Tensor, "positions vocab"], labels: Int[Tensor, " positions"]) -> Float[Tensor, ""]:
+    """Cross-entropy of the student's own predictions, mean over predicted positions."""
+    return F.cross_entropy(logits.float(), labels)
+
+
+def prediction(
+    student: Float[Tensor, "rows classes"], teacher: Float[Tensor, "rows classes"], temperature: float
+) -> Float[Tensor, ""]:
+    """T² · KL(softmax(z_t/T) ‖ softmax(z_s/T)), mean over rows: predicted positions, tokens or sequences."""
+    log_s = F.log_softmax(student.float() / temperature, dim=-1)
+    log_t = F.log_softmax(teacher.float() / temperature, dim=-1)
+    return temperature**2 * F.kl_div(log_s, log_t, reduction="batchmean", log_target=True)
+
+
+def regression(
+    student: Float[Tensor, "rows 1"], teacher: Float[Tensor, "rows 1"]
+) -> Float[Tensor, ""]:
+    """Mean squared error of a head that predicts one number."""
+    return F.mse_loss(student.float(), teacher.float())
+
+
+def similarity(
+    student: Float[Tensor, "batch narrow"], teacher: Float[Tensor, "batch wide"], temperature: float
+) -> Float[Tensor, ""]:
+    """KL between the in-batch similarity distributions of normalised embeddings, the diagonal left out.
+
+    Each text's cosine similarities to the other texts, over the temperature, are a distribution over those texts.
+    Zero for a batch of one.
+    """
+    n = len(student)
+    if n < 2:
+        return (student * 0).sum().float()
+    others = ~torch.eye(n, dtype=torch.bool, device=student.device)
+    rows_s = (student.float() @ student.float().T)[others].view(n, n - 1) / temperature
+    rows_t = (teacher.float() @ teacher.float().T)[others].view(n, n - 1) / temperature
+    log_s, log_t = F.log_softmax(rows_s, dim=-1), F.log_softmax(rows_t, dim=-1)
+    return F.kl_div(log_s, log_t, reduction="batchmean", log_target=True)
+
+
+def hidden(
+    student: Float[Tensor, "batch seq narrow"],
+    teacher: Float[Tensor, "batch seq wide"],
+    projection: Float[Tensor, "narrow wide"],
+    mask: Int[Tensor, "batch seq"],
+) -> Float[Tensor, ""]:
+    """MSE(H_t, H_s W), mean over tokens and the teacher's width."""
+    projected = student @ projection
+    # autocast may have rounded the product; the teacher is rounded alike, or equal states would differ
+    difference = (projected - teacher.to(projected.dtype)).float()
+    squares = difference.square().mean(-1)
+    return (squares * mask).sum() / mask.sum()
+
+
+def attention_scores(
+    student: QueriesKeys, teacher: QueriesKeys, mask: Int[Tensor, "batch seq"]
+) -> Float[Tensor, ""]:
+    """MSE(A_t, A_s) of the scaled scores before the softmax, over heads and pairs of tokens, without the scores.
+
+    ‖Q_s K_sᵀ - Q_t K_tᵀ‖² = ‖X Yᵀ‖² with X = [Q_s, -Q_t], Y = [K_s, K_t], which is the sum over (XᵀX) ∘ (YᵀY): two
+    small squares of 2·head_dim in place of a map of sequence². Padded rows are zeroed and so add nothing.
+    """
+    keep = mask[:, None, :, None].float()
+    q_s, k_s = student.queries.float() * (keep * student.scaling), student.keys.float() * keep
+    q_t, k_t = teacher.queries.float() * (keep * teacher.scaling), teacher.keys.float() * keep
+    # the three blocks in one order and precision: for equal inputs they are equal, and the sum exactly zero
+    with torch.autocast(mask.device.type, enabled=False):
+        own = _inner(q_s, q_s) * _inner(k_s, k_s)
+        cross = _inner(q_s, q_t) * _inner(k_s, k_t)
+        other = _inner(q_t, q_t) * _inner(k_t, k_t)
+    total = own.sum((-1, -2)) - 2 * cross.sum((-1, -2)) + other.sum((-1, -2))
+    pairs = mask.sum(-1).float().square().sum() * student.queries.shape[1]
+    return total.sum() / pairs
+
+
+def attention_probabilities(
+    student: QueriesKeys, teacher: QueriesKeys, mask: Int[Tensor, "batch seq"]
+) -> Float[Tensor, ""]:
+    """MSE(A_t, A_s) of the probabilities after the softmax, over heads and pairs of tokens."""
+    pairs = mask[:, None, :, None] * mask[:, None, None, :]
+    p_s, p_t = (_probabilities(side, mask) for side in (student, teacher))
+    return ((p_s - p_t).square() * pairs).sum() / (pairs.sum() * p_s.shape[1])
+
+
+def _inner(a: Tensor, b: Tensor) -> Tensor:
+    return a.transpose(-1, -2) @ b
+
+
+def _probabilities(side: QueriesKeys, mask: Tensor) -> Tensor:
+    scores = (side.queries @ side.keys.transpose(-1, -2)).float() * side.scaling
+    return scores.masked_fill(mask[:, None, None, :] == 0, -math.inf).softmax(-1)

@@ -1,0 +1,99 @@
+"""The sum of the losses: which are computed, with which weights, and what they were."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from homodistil.distill import losses
+from homodistil.distill.attention import QueriesKeys
+from homodistil.distill.outputs import Batch, Outputs
+from homodistil.distill.projections import Projections
+from homodistil.distill.teacher import Kind
+from homodistil.recipe import Losses
+
+_ATTENTION = {"scores": losses.attention_scores, "probabilities": losses.attention_probabilities}
+
+
+@dataclass(frozen=True)
+class Objective:
+    """L = L_lm + a_pred·L_pred + a_hid·L_hid + a_att·L_att + a_emb·L_emb (HomoDistil, section 2).
+
+    Attributes:
+        kind: what the models predict.
+        weights: of the five terms; a term of weight 0 is not computed.
+        projections: W of the hidden and embedding terms.
+    """
+
+    kind: Kind
+    weights: Losses
+    projections: Projections
+
+    def terms(
+        self, student: Outputs, teacher: Outputs, batch: Batch, heads: Mapping[int, Tensor]
+    ) -> dict[str, Tensor]:
+        """Each term with a weight, unweighted.
+
+        Args:
+            student: its outputs on the batch.
+            teacher: its outputs on the same batch.
+            batch: what both have read.
+            heads: for each layer that lost heads, which of the teacher's the student still has.
+        """
+        w, mask = self.weights, batch["attention_mask"]
+        terms: dict[str, Tensor] = {}
+        if w.lm and self.kind == "masked-lm" and student.prediction is not None:
+            terms["lm"] = losses.lm(student.prediction, batch["labels"])
+        if w.prediction and student.prediction is not None and teacher.prediction is not None:
+            terms["prediction"] = self._prediction(student.prediction, teacher.prediction)
+        if w.hidden:
+            terms["hidden"] = self._hidden(student, teacher, mask)
+        if w.attention:
+            loss = _ATTENTION[w.attention_kind]
+            pairs = zip(student.attention, teacher.attention, strict=True)
+            terms["attention"] = torch.stack(
+                [loss(s, _with_heads(t, heads.get(k)), mask) for k, (s, t) in enumerate(pairs)]
+            ).mean()
+        if w.embedding:
+            terms["embedding"] = losses.hidden(
+                student.hidden[0], teacher.hidden[0], self.projections[0], mask
+            )
+        return terms
+
+    def total(self, terms: Mapping[str, Tensor]) -> Tensor:
+        """The weighted sum, which is what the student learns from."""
+        return torch.stack([getattr(self.weights, name) * term for name, term in terms.items()]).sum()
+
+    def discrepancy(self, terms: Mapping[str, float]) -> float:
+        """How far the student is from its teacher: the weighted sum without the student's own language model."""
+        return sum(getattr(self.weights, name) * term for name, term in terms.items() if name != "lm")
+
+    def _prediction(self, student: Tensor, teacher: Tensor) -> Tensor:
+        if self.kind == "similarity":
+            return losses.similarity(student, teacher, self.weights.similarity_temperature)
+        if student.shape[-1] == 1:
+            return losses.regression(student, teacher)
+        return losses.prediction(student, teacher, self.weights.temperature)
+
+    def _hidden(self, student: Outputs, teacher: Outputs, mask: Tensor) -> Tensor:
+        states = [
+            losses.hidden(s, t, self.projections[k + 1], mask)
+            for k, (s, t) in enumerate(zip(student.hidden[1:], teacher.hidden[1:], strict=True))
+        ]
+        if student.pooled is not None and teacher.pooled is not None:
+            once = mask[:, :1]
+            states.append(
+                losses.hidden(
+                    student.pooled[:, None], teacher.pooled[:, None], self.projections[len(states) + 1], once
+                )
+            )
+        return torch.stack(states).mean()
+
+
+def _with_heads(layer: QueriesKeys, heads: Tensor | None) -> QueriesKeys:
+    if heads is None:
+        return layer
+    return QueriesKeys(layer.queries[:, heads], layer.keys[:, heads], layer.scaling)

@@ -1,0 +1,126 @@
+"""What the losses compare, out of one forward pass of a teacher or a student."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from homodistil.axes.layout import Layout
+from homodistil.distill.attention import QueriesKeys, captured
+from homodistil.distill.teacher import Kind, Pooling
+
+Batch = Mapping[str, Tensor]
+"""`input_ids` and `attention_mask` (batch, sequence); for masked language models also `positions` (predicted,),
+indices into the flattened batch, and `labels` (predicted,)."""
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """One forward pass.
+
+    Attributes:
+        hidden: the embeddings and then each layer's states, (batch, sequence, hidden).
+        attention: queries and keys of each layer, empty if not asked for.
+        prediction: logits (rows, classes), or normalised embeddings (batch, hidden); None if not asked for.
+        pooled: the pooler's vector (batch, hidden) of a bare encoder that has one.
+    """
+
+    hidden: tuple[Tensor, ...]
+    attention: tuple[QueriesKeys, ...]
+    prediction: Tensor | None
+    pooled: Tensor | None
+
+
+@dataclass(frozen=True)
+class Runner:
+    """Runs models of one kind and computes no more than what is asked for.
+
+    Attributes:
+        kind: what the models predict.
+        layout: the axes, whose family names heads and poolers.
+        pooling: for the kind `similarity`.
+        attention: whether queries and keys are kept.
+        prediction: whether predictions are made.
+    """
+
+    kind: Kind
+    layout: Layout
+    pooling: Pooling
+    attention: bool
+    prediction: bool
+
+    def __call__(self, model: PreTrainedModel, batch: Batch) -> Outputs:
+        """Run `model` on `batch`; gradients, precision and device are the caller's."""
+        heads = self.prediction and self.kind in ("labels", "token-labels", "span")
+        net = model if heads else model.base_model
+        keep = captured() if self.attention else contextlib.nullcontext(())
+        with keep as layers:
+            raw = net(
+                input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], output_hidden_states=True
+            )
+        hidden: tuple[Tensor, ...] = raw.hidden_states
+        made = _PREDICT[self.kind](self, model, raw, hidden[-1], batch) if self.prediction else None
+        return Outputs(hidden, tuple(layers), made, self._pooled(model, hidden[-1]))
+
+    def _pooled(self, model: PreTrainedModel, last: Tensor) -> Tensor | None:
+        """The pooler's vector, learnt from states that it does not pull at: a bare encoder's users rarely read it."""
+        family = self.layout.family
+        assert family is not None
+        pooler = getattr(model, family.pooler or "", None)
+        return pooler(last.detach()) if self.kind == "similarity" and pooler is not None else None
+
+
+def embed(states: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
+    """Pool token states (batch, sequence, hidden) over the mask and normalise, as sentence encoders do."""
+    weights = mask[..., None].to(states.dtype)
+    pooled: Callable[[], Tensor] = {
+        "mean": lambda: (states * weights).sum(1) / weights.sum(1).clamp(min=1e-9),
+        "cls": lambda: states[:, 0],
+        "max": lambda: states.masked_fill(weights == 0, torch.finfo(states.dtype).min).amax(1),
+    }[pooling]
+    return F.normalize(pooled().float(), dim=-1)
+
+
+def _masked_lm(run: Runner, model: PreTrainedModel, raw: Any, last: Tensor, batch: Batch) -> Tensor:
+    # the vocabulary projection is most of a small model's step, so it only sees the positions that count
+    family = run.layout.family
+    assert family is not None
+    at = last.flatten(0, 1).index_select(0, batch["positions"])
+    logits: Tensor = model.get_submodule(family.lm_heads[0])(at)
+    return logits
+
+
+def _similarity(run: Runner, model: PreTrainedModel, raw: Any, last: Tensor, batch: Batch) -> Tensor:
+    return embed(last, batch["attention_mask"], run.pooling)
+
+
+def _labels(run: Runner, model: PreTrainedModel, raw: Any, last: Tensor, batch: Batch) -> Tensor:
+    logits: Tensor = raw.logits
+    return logits
+
+
+def _token_labels(run: Runner, model: PreTrainedModel, raw: Any, last: Tensor, batch: Batch) -> Tensor:
+    logits: Tensor = raw.logits[batch["attention_mask"].bool()]
+    return logits
+
+
+def _span(run: Runner, model: PreTrainedModel, raw: Any, last: Tensor, batch: Batch) -> Tensor:
+    padding = batch["attention_mask"] == 0
+    both = torch.stack((raw.start_logits, raw.end_logits)).float()
+    return both.masked_fill(padding, torch.finfo(torch.float32).min / 4).flatten(0, 1)
+
+
+_PREDICT: dict[Kind, Callable[[Runner, PreTrainedModel, Any, Tensor, Batch], Tensor]] = {
+    "masked-lm": _masked_lm,
+    "similarity": _similarity,
+    "labels": _labels,
+    "token-labels": _token_labels,
+    "span": _span,
+}

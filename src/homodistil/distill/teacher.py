@@ -1,0 +1,243 @@
+"""Loading a teacher, and what its class says about how it is distilled."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+from torch import nn
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
+from homodistil.axes.layout import Layout, family_of
+from homodistil.distill.attention import IMPLEMENTATION
+from homodistil.errors import UserError
+
+Kind = Literal["masked-lm", "similarity", "labels", "token-labels", "span"]
+"""What a model predicts: masked tokens; an embedding whose similarities count; a label a sequence or a token; the
+start and end of an answer."""
+
+Pooling = Literal["mean", "cls", "max"]
+
+_KINDS: dict[str, Kind] = {
+    "ForMaskedLM": "masked-lm",
+    "ForSequenceClassification": "labels",
+    "ForTokenClassification": "token-labels",
+    "ForQuestionAnswering": "span",
+    "Model": "similarity",
+}
+# a next-sentence head learns nothing from plain text; such checkpoints hold a masked language model as well
+_INSTEAD = {"ForPreTraining": "ForMaskedLM"}
+_SENTENCE_MODULES = {"Transformer", "Pooling", "Normalize"}
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A frozen model with what is needed to distil it.
+
+    Attributes:
+        source: the folder or hub name it came from.
+        model: in evaluation mode, without gradients, float32.
+        tokenizer: its tokenizer.
+        layout: its axes.
+        kind: what it predicts.
+        pooling: how token states become an embedding, for the kind `similarity`.
+        sentence_folder: the sentence-transformers folder it came in, or None.
+    """
+
+    source: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    layout: Layout
+    kind: Kind
+    pooling: Pooling
+    sentence_folder: Path | None
+
+
+def load_teacher(source: str, *, trust_remote_code: bool = False) -> Teacher:
+    """Load a teacher from a folder or from the hub, with safetensors only.
+
+    Raises:
+        UserError: there is nothing, or nothing that we can cut or distil: no known family, pickled or missing
+            weights, a head without a loss of ours, a sentence encoder with modules that would have to be cut.
+    """
+    sentence_folder, folder = _folders(source)
+    model_class, config = _model_class(source, folder, trust_remote_code)
+    kind = _kind(model_class)
+    pooling = _pooling(sentence_folder) if sentence_folder else "mean"
+    model = _load_model(source, folder, model_class, config)
+    tokenizer = _load_tokenizer(source, sentence_folder or folder, trust_remote_code)
+    if kind == "masked-lm" and tokenizer.mask_token_id is None:
+        raise UserError(
+            f"Cannot mask text for {source}.",
+            "A masked language model needs a tokenizer with a mask token, and this one has none.",
+            "Use the tokenizer that the model was trained with.",
+        )
+    model.requires_grad_(False)
+    model.eval()
+    model.set_attn_implementation(IMPLEMENTATION)
+    return Teacher(source, model, tokenizer, Layout.of(model), kind, pooling, sentence_folder)
+
+
+def copy_of(teacher: Teacher) -> PreTrainedModel:
+    """A student that equals the teacher: its own tensors, trainable, and without dropout.
+
+    Dropout would tell the student apart from its teacher before anything is cut.
+    """
+    student = copy.deepcopy(teacher.model)
+    student.requires_grad_(True)
+    for module in student.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return student.train()
+
+
+def _folders(source: str) -> tuple[Path | None, str]:
+    """The sentence-transformers folder, if it is one, and where the transformer itself is."""
+    path = Path(source).expanduser()
+    if not path.exists():
+        if source.startswith((".", "/", "~")) or source.count("/") > 1 or path.suffix in (".bin", ".safetensors"):
+            raise UserError(
+                f"Cannot find the teacher {source}.",
+                "A teacher is a folder that `save_pretrained` wrote, or the name of a model on the hub.",
+                "Check the path.",
+            )
+        return None, source
+    if not (path / "modules.json").exists():
+        return None, str(path)
+    modules = json.loads((path / "modules.json").read_text())
+    names = {m["type"].rpartition(".")[2]: m["path"] for m in modules}
+    if strange := set(names) - _SENTENCE_MODULES:
+        raise UserError(
+            f"Cannot distil the sentence encoder {source}: it has a module {', '.join(sorted(strange))}.",
+            f"The modules of a sentence encoder must be {', '.join(sorted(_SENTENCE_MODULES))}; others have "
+            "weights that no table describes.",
+            "Use a sentence encoder without them, or give the folder of its transformer alone.",
+        )
+    return path, str(path / names["Transformer"])
+
+
+def _pooling(folder: Path) -> Pooling:
+    modules = json.loads((folder / "modules.json").read_text())
+    entry = next((m for m in modules if m["type"].endswith("Pooling")), None)
+    options = json.loads((folder / entry["path"] / "config.json").read_text()) if entry else {}
+    names: dict[str, Pooling] = {
+        "pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls", "pooling_mode_max_tokens": "max",
+    }
+    # folders written before version 5 have one flag a mode, later ones name the mode
+    chosen = [options["pooling_mode"]] if "pooling_mode" in options else [
+        names.get(k, k) for k, on in options.items() if k.startswith("pooling_mode") and on
+    ]
+    if len(chosen) != 1 or chosen[0] not in ("mean", "cls", "max"):
+        raise UserError(
+            f"Cannot distil the sentence encoder {folder}: it pools by {', '.join(map(str, chosen)) or 'nothing'}.",
+            "Pooling must be one of mean, cls and max.",
+            "Use a sentence encoder with one of them, or give the folder of its transformer alone.",
+        )
+    pooling: Pooling = chosen[0]
+    return pooling
+
+
+def _model_class(source: str, folder: str, trust: bool) -> tuple[type[PreTrainedModel], Any]:
+    """The class that the checkpoint says it is, after checking that its family is known."""
+    try:
+        raw, _ = PretrainedConfig.get_config_dict(folder)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"Cannot load the teacher {source}: {_first_line(error)}",
+            "A teacher is a folder with a config.json, or the name of a model on a hub that can be reached.",
+            "Check the name, or download the model first and give its folder.",
+        ) from error
+    family_of(raw.get("model_type", "unknown"))
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
+    name = (raw.get("architectures") or [MODEL_MAPPING[type(config)].__name__])[0]
+    for old, new in _INSTEAD.items():
+        name = name.replace(old, new)
+    model_class = getattr(transformers, name, None)
+    if model_class is None:
+        raise UserError(
+            f"Cannot load the teacher {source}: transformers has no class {name}.",
+            "The configuration's `architectures` must name a class of the installed transformers.",
+            "Correct it, or install the version of transformers that the model was saved with.",
+        )
+    return model_class, config
+
+
+def _kind(model_class: type[PreTrainedModel]) -> Kind:
+    name = model_class.__name__
+    for suffix, kind in _KINDS.items():
+        if name.endswith(suffix):
+            return kind
+    raise UserError(
+        f"Cannot distil a {name}.",
+        "A teacher must be a masked language model, a bare encoder, or have a sequence, token or question head.",
+        "Save the model as one of them, for instance with AutoModel.from_pretrained(...).save_pretrained(...).",
+    )
+
+
+def _load_model(
+    source: str, folder: str, model_class: type[PreTrainedModel], config: Any
+) -> PreTrainedModel:
+    path = Path(folder)
+    if path.is_dir() and not any(path.glob("*.safetensors")):
+        raise UserError(
+            f"Cannot load the teacher {source}: it holds no safetensors.",
+            "Weights must be safetensors, because pickled ones run any code that was put into them.",
+            "If you trust the file, convert it: AutoModel.from_pretrained(...).save_pretrained(NEW_FOLDER).",
+        )
+
+    def load(**options: Any) -> tuple[PreTrainedModel, list[str]]:
+        try:
+            loaded, info = model_class.from_pretrained(
+                folder, config=config, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **options
+            )
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise UserError(
+                f"Cannot load the teacher {source}: {_first_line(error)}",
+                "The folder or hub must hold whole safetensors that fit the configuration.",
+                "Download the model again, or check that config.json belongs to it.",
+            ) from error
+        return loaded, sorted(info["missing_keys"])
+
+    model, missing = load()
+    if missing and all(".pooler." in f".{name}" for name in missing):
+        # saved without a pooler; one made up here would be distilled as if it meant something
+        model, missing = load(add_pooling_layer=False)
+    if missing:
+        raise UserError(
+            f"Cannot use the teacher {source}: it has no weights for {missing[0]}"
+            + (f" and {len(missing) - 1} more." if len(missing) > 1 else "."),
+            f"A {model_class.__name__} must come with all its weights; random ones would be distilled as if learnt.",
+            "Correct `architectures` in its config.json, or save the model again.",
+        )
+    return model
+
+
+def _load_tokenizer(source: str, folder: Path | str, trust: bool) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"Cannot load the tokenizer of {source}: {_first_line(error)}",
+            "A teacher comes with its tokenizer, which reads the text for both models.",
+            "Save the tokenizer into the teacher's folder with `tokenizer.save_pretrained`.",
+        ) from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

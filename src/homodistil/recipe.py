@@ -1,0 +1,294 @@
+"""What a run is: frozen dataclasses, their validation, and how they are read and written. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
+
+import yaml
+
+from homodistil.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+
+@dataclass(frozen=True, kw_only=True)
+class Losses:
+    """Weights of the loss terms. A term of weight 0 is not computed.
+
+    Args:
+        lm: L_lm, the student's own masked language modelling.
+        prediction: L_pred, divergence from the teacher's predictions; for a sentence encoder, from its similarities.
+        hidden: L_hid, distance of each layer's hidden states.
+        attention: L_att, distance of each layer's attention.
+        embedding: L_emb, distance of the embeddings.
+        attention_kind: what L_att compares: scores before the softmax (faster), or probabilities after it.
+        temperature: T of L_pred.
+        similarity_temperature: by what cosine similarities are divided in L_pred of sentence encoders.
+    """
+
+    lm: float = 1.0
+    prediction: float = 1.0
+    hidden: float = 1.0
+    attention: float = 0.1
+    embedding: float = 0.1
+    attention_kind: Literal["scores", "probabilities"] = "scores"
+    temperature: float = 1.0
+    similarity_temperature: float = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """How text is read.
+
+    Args:
+        column: the text column of .jsonl, .csv, .parquet and datasets.
+        length: tokens in a sequence at most.
+        packing: `blocks` joins texts and cuts them into full sequences, `texts` keeps one text a sequence, `auto`
+            is blocks for masked language models and texts for everything else.
+        heldout: the share of the sequences that is not trained on and measures the student.
+        stream: read on the fly, never as a whole; implied by data that cannot be counted.
+        workers: processes that tokenise; 0 is one for every 20,000 texts, up to the number of cores.
+    """
+
+    column: str = "text"
+    length: int = 128
+    packing: Literal["auto", "blocks", "texts"] = "auto"
+    heldout: float = 0.02
+    stream: bool = False
+    workers: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cutting:
+    """What is cut, and when.
+
+    Args:
+        importance: how units are scored; `auto` is sensitivity where there is a language-model loss, otherwise output.
+        window: measurements in a smoothing window.
+        decay: what the average of windows keeps of itself.
+        ramp_start: t_i, the fraction of a target's steps at which cutting starts.
+        ramp_end: t_f, the fraction at which the target's width is reached.
+        grain: hidden and ffn fall to multiples of it on the way.
+        compensate: fold the mean of what cut units said into biases.
+    """
+
+    importance: Literal["auto", "sensitivity", "platon", "output", "magnitude"] = "auto"
+    window: int = 4
+    decay: float = 0.8
+    ramp_start: float = 0.05
+    ramp_end: float = 0.4
+    grain: int = 8
+    compensate: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optim:
+    """How the student learns: AdamW, linear warm-up, linear decay.
+
+    Args:
+        learning_rate: at its highest.
+        warmup: the fraction of the steps over which it rises.
+        floor: the fraction of the highest learning rate that is left at the end.
+        weight_decay: of the student's matrices.
+        beta1: AdamW's.
+        beta2: AdamW's.
+        eps: AdamW's.
+        clip: the norm that gradients are clipped to; 0 is no clipping.
+    """
+
+    learning_rate: float = 5e-4
+    warmup: float = 0.05
+    floor: float = 0.0
+    weight_decay: float = 0.01
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-6
+    clip: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A run: which teacher, on which text, down to which targets.
+
+    Args:
+        teacher: a folder or a hub name; a transformer or a sentence-transformers folder.
+        data: plain text: a file, a folder, .jsonl, .csv, .parquet, a saved dataset, or a hub dataset (`name:config`).
+        out: the run's folder.
+        target: keep ratio (0.5), parameter budget (17.3M), shape (hidden=240,heads=12,ffn=960) or preset
+            (homobert-small); give it several times to reach several in one run.
+        tokens: how long to train, in tokens, such as 2M.
+        steps: how long to train, in optimizer steps; wins over tokens.
+        batch: sequences in a step, on one process, before accumulation.
+        accumulate: batches whose gradients make one step.
+        precision: bf16 or fp32; `auto` is bf16 where the machine computes in it.
+        seed: of everything that is drawn.
+        losses: weights of the loss terms.
+        text: how text is read.
+        cutting: what is cut, and when.
+        optim: how the student learns.
+        log_every: steps between two lines of metrics.
+        evaluations: how often the held-out text is measured during the run, evenly; each target is measured as well.
+        checkpoint_minutes: minutes between two checkpoints; 0 is one at each step.
+        trust_remote_code: run code that comes with a teacher.
+    """
+
+    teacher: str
+    data: str
+    out: str
+    target: list[str]
+    tokens: str = "10M"
+    steps: int | None = None
+    batch: int = 32
+    accumulate: int = 1
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    seed: int = 0
+    losses: Losses = field(default_factory=Losses)
+    text: Text = field(default_factory=Text)
+    cutting: Cutting = field(default_factory=Cutting)
+    optim: Optim = field(default_factory=Optim)
+    log_every: int = 10
+    evaluations: int = 5
+    checkpoint_minutes: float = 5.0
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without the teacher or the text.
+
+        Raises:
+            UserError: a value out of its range.
+        """
+        self.token_budget()
+        one_up = {"batch": self.batch, "accumulate": self.accumulate, "log_every": self.log_every,
+                  "text.length": self.text.length, "cutting.grain": self.cutting.grain,
+                  "cutting.window": self.cutting.window, "steps": 1 if self.steps is None else self.steps}
+        for name, count in one_up.items():
+            _check(name, count, count >= 1, "a whole number from 1 up", "1")
+        shares = {"text.heldout": self.text.heldout, "cutting.decay": self.cutting.decay,
+                  "optim.warmup": self.optim.warmup, "optim.floor": self.optim.floor,
+                  "optim.beta1": self.optim.beta1, "optim.beta2": self.optim.beta2}
+        for name, share in shares.items():
+            _check(name, share, 0 <= share < 1, "a number from 0 to below 1", "0")
+        terms = {n: getattr(self.losses, n) for n in ("lm", "prediction", "hidden", "attention", "embedding")}
+        others = {"optim.learning_rate": self.optim.learning_rate, "optim.weight_decay": self.optim.weight_decay,
+                  "optim.clip": self.optim.clip, "optim.eps": self.optim.eps,
+                  "checkpoint_minutes": self.checkpoint_minutes, "evaluations": self.evaluations}
+        for name, value in {f"losses.{n}": v for n, v in terms.items()}.items() | others.items():
+            _check(name, value, 0 <= value < float("inf"), "a number from 0 up", "0")
+        for name in ("temperature", "similarity_temperature"):
+            value = getattr(self.losses, name)
+            _check(f"losses.{name}", value, 0 < value < float("inf"), "above 0", "1")
+        ramp = (self.cutting.ramp_start, self.cutting.ramp_end)
+        _check("cutting.ramp_end", ramp[1], 0 <= ramp[0] <= ramp[1] <= 1, "from ramp_start to 1", "0.4")
+        _check("the losses", terms, any(terms.values()), "at least one weight above 0", "--losses.hidden 1")
+
+    def token_budget(self) -> int:
+        """`tokens` as a number: 2M is 2,000,000.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        written = self.tokens.strip().upper()
+        scale = {"K": 1e3, "M": 1e6, "B": 1e9}.get(written[-1:], 1.0)
+        try:
+            count = float(written.rstrip("KMB")) * scale
+        except ValueError:
+            count = 0.0
+        _check("tokens", self.tokens, 1 <= count < float("inf"), "a number of tokens such as 500000, 500k or 2M", "2M")
+        return int(count)
+
+    def digest(self) -> str:
+        """A fingerprint of everything that a run's result depends on, and of nothing else."""
+        passing = {"out", "log_every", "checkpoint_minutes"}
+        decisive = {k: v for k, v in asdict(self).items() if k not in passing}
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
+
+    def to_yaml(self) -> str:
+        """The whole recipe, defaults written out, as it can be read back with `--config`."""
+        return yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True)
+
+
+def parser(**options: Any) -> ArgumentParser:
+    """A command-line parser of all that a recipe says, which raises instead of leaving."""
+    from jsonargparse import ArgumentParser
+
+    made = ArgumentParser(exit_on_error=False, **options)
+    made.add_argument("--config", action="config", help="a YAML file with any of the options below; options win")
+    made.add_class_arguments(Recipe)
+    return made
+
+
+def build(values: Mapping[str, Any]) -> Recipe:
+    """A recipe out of plain values, as from YAML or Python: nested groups may be mappings or dataclasses.
+
+    Raises:
+        UserError: an unknown key, a missing one, or a value of the wrong type or range.
+    """
+    plain = {k: asdict(v) if is_dataclass(v) and not isinstance(v, type) else v for k, v in values.items()}
+    if isinstance(plain.get("target"), str):
+        plain["target"] = [plain["target"]]
+    refuse_unknown(plain)
+    from jsonargparse import ArgumentError
+
+    reader = parser()
+    try:
+        recipe: Recipe = Recipe(**vars(reader.instantiate(reader.parse_object(dict(plain)))) | {})
+    except ArgumentError as error:
+        raise unreadable(str(error)) from error
+    return recipe
+
+
+def load(path: Path) -> Recipe:
+    """The recipe that a run's folder holds.
+
+    Raises:
+        UserError: it is missing, no YAML, or no recipe.
+    """
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(
+            f"Cannot read the recipe {path}: {str(error).splitlines()[0]}",
+            "A recipe is a YAML file of the options that `homodistil distil --help` lists.",
+            "Check the path, or correct the file.",
+        ) from error
+    return build(values if isinstance(values, dict) else {})
+
+
+def refuse_unknown(values: Mapping[str, Any], group: Any = Recipe, prefix: str = "") -> None:
+    """Raise a UserError that names the nearest known key if `values` has a key that no recipe has."""
+    known = {f.name for f in fields(group)}
+    hints = get_type_hints(group)
+    for key, value in values.items():
+        if key not in known:
+            raise UserError(
+                f"A recipe has no key {prefix}{key}.",
+                f"Each key must be one of those that {'this group' if prefix else 'a recipe'} has.",
+                nearest(key, sorted(known)),
+            )
+        if is_dataclass(hints[key]) and isinstance(value, Mapping):
+            refuse_unknown(value, hints[key], f"{prefix}{key}.")
+
+
+def unreadable(message: str) -> UserError:
+    """What the parser said, in our three sentences."""
+    words = " ".join(message.split())
+    return UserError(
+        f"Cannot read the recipe: {words}",
+        "Each option must be known, and have a value of its type.",
+        "`homodistil distil --help` lists them all.",
+    )
+
+
+def _check(name: str, value: object, holds: bool, rule: str, example: str) -> None:
+    if not holds:
+        raise UserError(
+            f"Cannot use {name} = {value}.",
+            f"It must be {rule}." if not name.startswith("the ") else f"There must be {rule}.",
+            f"Use, for example, {example}.",
+        )

@@ -1,0 +1,139 @@
+"""A run's folder: what lies where, metrics, and writes that either happen whole or not at all. No torch."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from homodistil.errors import UserError
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """The paths of one run.
+
+        recipe.yaml          the resolved recipe
+        metrics.jsonl        one record a line, in the order of steps
+        checkpoints/         the last two states, to resume from
+        students/<target>/   each a plain model folder
+    """
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """The metrics, a JSON record a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    def student(self, target: str) -> Path:
+        """Where the student of a target is, or will be."""
+        return self.path / "students" / target.strip().replace("/", "_")
+
+    def create(self, recipe_yaml: str) -> None:
+        """Make the folder of a new run.
+
+        Raises:
+            UserError: it holds another run already, or something else, or cannot be made.
+        """
+        if self.recipe.exists():
+            raise UserError(
+                f"Cannot start a run in {self.path}: it holds one already.",
+                "A run never overwrites another.",
+                f"Go on with it by `homodistil distil --resume {self.path}`, or give --out a new name.",
+            )
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise UserError(
+                f"Cannot start a run in {self.path}: something else is there.",
+                "The run's folder must be new or empty, so that nothing is overwritten.",
+                "Give --out a new name.",
+            )
+        try:
+            self.checkpoints.mkdir(parents=True)
+            write_text(self.recipe, recipe_yaml)
+        except OSError as error:
+            raise UserError(
+                f"Cannot write to {self.path}: {error.strerror}.",
+                "The run's folder must be on a disk that can be written to.",
+                "Give --out another place.",
+            ) from error
+
+    def append_metrics(self, record: dict[str, Any]) -> None:
+        """Add one record to the metrics."""
+        with self.metrics.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """All whole records; a last line that a kill has torn is left out."""
+        records = []
+        for line in self.metrics.read_text().splitlines() if self.metrics.exists() else []:
+            with contextlib.suppress(json.JSONDecodeError):
+                records.append(json.loads(line))
+        return records
+
+    def rewind_metrics(self, step: int) -> None:
+        """Drop what was recorded after `step`, as when a run goes on from a checkpoint of that step."""
+        kept = [r for r in self.read_metrics() if r["step"] <= step]
+        write_text(self.metrics, "".join(json.dumps(r) + "\n" for r in kept))
+
+
+@contextlib.contextmanager
+def writing_folder(path: Path) -> Iterator[Path]:
+    """A new folder to write into, which takes the place of `path` when the block ends, and vanishes if it fails.
+
+    Files are on the disk before the name is, so that a power cut leaves the old folder or the new one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.writing")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for file in (f for f in temporary.rglob("*") if f.is_file()):
+            _sync(file)
+        shutil.rmtree(path, ignore_errors=True)
+        temporary.rename(path)
+        _sync(path.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file's content in one step."""
+    temporary = path.with_name(f".{path.name}.writing")
+    temporary.write_text(text)
+    _sync(temporary)
+    temporary.replace(path)
+
+
+def disk_failure(path: Path, error: Exception) -> UserError:
+    """A failed save, in our three sentences."""
+    return UserError(
+        f"Cannot save to {path}: {error}",
+        "A save needs room on the disk for the new state beside the old one, which is still whole.",
+        "Make room, then go on with `homodistil distil --resume` and the run's folder.",
+    )
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
