@@ -1,1 +1,43 @@
-"""HomoDistil."""
+"""HomoDistil: make pre-trained transformers small.
+
+    import homodistil
+
+    result = homodistil.distil(teacher="path-or-hub-id", data="corpus.txt", target="0.5", out="runs/half")
+    model = AutoModel.from_pretrained(result.students["0.5"])
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from homodistil.api import distil, plan, resume
+    from homodistil.compress.plan import Planned
+    from homodistil.compress.shrink import shrink
+    from homodistil.distill.loop import Result
+    from homodistil.errors import RunStopped, UserError
+    from homodistil.recipe import Recipe
+
+__version__ = "0.1.0"
+__all__ = ["Planned", "Recipe", "Result", "RunStopped", "UserError", "distil", "plan", "resume", "shrink"]
+
+_HOMES = {
+    "Planned": "homodistil.compress.plan",
+    "Recipe": "homodistil.recipe",
+    "Result": "homodistil.distill.loop",
+    "RunStopped": "homodistil.errors",
+    "UserError": "homodistil.errors",
+    "distil": "homodistil.api",
+    "plan": "homodistil.api",
+    "resume": "homodistil.api",
+    "shrink": "homodistil.compress.shrink",
+}
+
+
+def __getattr__(name: str) -> object:
+    # torch and transformers take seconds to import, which `homodistil --help` must not wait for
+    if name in _HOMES:
+        import importlib
+
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

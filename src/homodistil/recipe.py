@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
@@ -208,6 +208,14 @@ class Recipe:
         decisive = {k: v for k, v in asdict(self).items() if k not in passing}
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
 
+    def resolved(self) -> Recipe:
+        """The same with absolute paths, so that the run can be resumed from anywhere."""
+        return replace(self, **{
+            name: str(Path(value).expanduser().resolve())
+            for name, value in (("teacher", self.teacher), ("data", self.data))
+            if Path(value).expanduser().exists()
+        })
+
     def to_yaml(self) -> str:
         """The whole recipe, defaults written out, as it can be read back with `--config`."""
         return yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True)
@@ -237,10 +245,10 @@ def build(values: Mapping[str, Any]) -> Recipe:
 
     reader = parser()
     try:
-        recipe: Recipe = Recipe(**vars(reader.instantiate(reader.parse_object(dict(plain)))) | {})
+        read = vars(reader.instantiate(reader.parse_object(plain)))
     except ArgumentError as error:
         raise unreadable(str(error)) from error
-    return recipe
+    return Recipe(**{name: value for name, value in read.items() if name != "config"})
 
 
 def load(path: Path) -> Recipe:

@@ -20,8 +20,9 @@ class RunDir:
 
         recipe.yaml          the resolved recipe
         metrics.jsonl        one record a line, in the order of steps
-        checkpoints/         the last two states, to resume from
+        checkpoints/         the last two states, to resume from; gone when the run is finished
         students/<target>/   each a plain model folder
+        units/<target>.json  which of the teacher's units it has
     """
 
     path: Path
@@ -45,11 +46,15 @@ class RunDir:
         """Where the student of a target is, or will be."""
         return self.path / "students" / target.strip().replace("/", "_")
 
-    def create(self, recipe_yaml: str) -> None:
-        """Make the folder of a new run.
+    def units(self, target: str) -> Path:
+        """For each axis, which of the teacher's units the student of a target has."""
+        return self.path / "units" / f"{self.student(target).name}.json"
+
+    def refuse_taken(self) -> None:
+        """Check that a new run may be made here.
 
         Raises:
-            UserError: it holds another run already, or something else, or cannot be made.
+            UserError: the folder holds another run already, or something else.
         """
         if self.recipe.exists():
             raise UserError(
@@ -63,6 +68,14 @@ class RunDir:
                 "The run's folder must be new or empty, so that nothing is overwritten.",
                 "Give --out a new name.",
             )
+
+    def create(self, recipe_yaml: str) -> None:
+        """Make the folder of a new run.
+
+        Raises:
+            UserError: it is taken, or cannot be made.
+        """
+        self.refuse_taken()
         try:
             self.checkpoints.mkdir(parents=True)
             write_text(self.recipe, recipe_yaml)
@@ -116,6 +129,7 @@ def writing_folder(path: Path) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     """Replace a file's content in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.writing")
     temporary.write_text(text)
     _sync(temporary)

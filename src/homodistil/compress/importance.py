@@ -46,7 +46,9 @@ def fold(layout: Layout, sizes: Mapping[str, int], weights: Iterable[tuple[str, 
             cuttable = [p for p in dim if isinstance(p, str) and p not in layout.fixed]
             if not cuttable:
                 continue
-            flat = values.sum(tuple(j for j in range(len(dims)) if j != i), dtype=torch.float32)
+            others = tuple(j for j in range(len(dims)) if j != i)
+            # torch sums over everything when it is given no dimension
+            flat = values.sum(others, dtype=torch.float32) if others else values.float()
             shaped = flat.reshape([p if isinstance(p, int) else sizes[p] for p in dim])
             for axis in cuttable:
                 kept = {dim.index(axis)} | ({dim.index(layout.parent[axis])} if axis in layout.parent else set())

@@ -72,6 +72,13 @@ def plan(layout: Layout, teacher: Shape, targets: Sequence[str], *, weight_bytes
             "Add, for example, --target 0.5.",
         )
     planned = [_planned(layout, teacher, text, weight_bytes) for text in targets]
+    names = [p.target for p in planned]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise UserError(
+            f"The target {', '.join(sorted(twice))} is given twice.",
+            "Each target is reached once and saved under its name.",
+            "Leave one of them out.",
+        )
     planned.sort(key=lambda p: -p.parameters)
     for wide, narrow in zip(planned, planned[1:], strict=False):
         if grown := [w for w in wide.shape if narrow.shape[w] > wide.shape[w]]:

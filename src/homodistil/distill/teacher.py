@@ -21,7 +21,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
-from homodistil.axes.layout import Layout, family_of
+from homodistil.axes.layout import Layout, family_of, on_meta
 from homodistil.distill.attention import IMPLEMENTATION
 from homodistil.errors import UserError
 
@@ -89,6 +89,19 @@ def load_teacher(source: str, *, trust_remote_code: bool = False) -> Teacher:
     model.eval()
     model.set_attn_implementation(IMPLEMENTATION)
     return Teacher(source, model, tokenizer, Layout.of(model), kind, pooling, sentence_folder)
+
+
+def architecture(source: str, *, trust_remote_code: bool = False) -> tuple[Layout, dict[str, int]]:
+    """A teacher's axes and shape out of its configuration alone, without its weights.
+
+    Raises:
+        UserError: there is no configuration, or its family is unknown.
+    """
+    _, folder = _folders(source)
+    model_class, config = _model_class(source, folder, trust_remote_code)
+    model = on_meta(model_class, config)
+    layout = Layout.of(model)
+    return layout, layout.shape(model)
 
 
 def copy_of(teacher: Teacher) -> PreTrainedModel:

@@ -1,0 +1,99 @@
+"""The package's own verbs, for Python: the same runs as the command line's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from homodistil.compress import plan as planning
+from homodistil.compress.plan import Planned
+from homodistil.distill import loop
+from homodistil.distill.loop import Result
+from homodistil.distill.teacher import architecture
+from homodistil.errors import UserError
+from homodistil.recipe import build, load
+from homodistil.report.live import Display
+from homodistil.rundir import RunDir
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+
+def distil(
+    teacher: str | PathLike[str],
+    data: str | PathLike[str] | Iterable[str],
+    target: str | Sequence[str],
+    out: str | PathLike[str],
+    *,
+    display: Display | None = None,
+    **options: Any,
+) -> Result:
+    """Make a smaller student of a teacher, without labels.
+
+    Args:
+        teacher: a folder or a hub name.
+        data: a text file, a folder, a dataset (see `Recipe`), or the texts themselves.
+        target: a keep ratio, a parameter budget, a shape or a preset, or several of them.
+        out: the run's folder; it must be new.
+        display: where progress is shown; nowhere by default.
+        options: any other key of `Recipe`, such as `tokens="2M"` or `losses={"attention": 0}`.
+
+    Returns:
+        Where the students are, and what was measured.
+
+    Raises:
+        UserError: input that the caller can correct.
+        RunStopped: SIGTERM or Ctrl-C; the state has been saved.
+    """
+    named = isinstance(data, str) or hasattr(data, "__fspath__")
+    values = {
+        "teacher": str(teacher),
+        "data": str(data) if named else "<texts>",
+        "target": [target] if isinstance(target, str) else [str(t) for t in target],
+        "out": str(out),
+        **options,
+    }
+    texts = None if named else data
+    return loop.distil(build(values).resolved(), texts=texts, display=display)  # type: ignore[arg-type]
+
+
+def resume(
+    out: str | PathLike[str], *, data: Iterable[str] | None = None, display: Display | None = None
+) -> Result:
+    """Go on with a run that was stopped or killed, from its newest whole checkpoint; a finished run is returned.
+
+    Args:
+        out: the run's folder.
+        data: the texts, for a run that was given texts and no file.
+        display: where progress is shown; nowhere by default.
+
+    Raises:
+        UserError: there is no run, or its recipe has changed, or no checkpoint is whole.
+        RunStopped: SIGTERM or Ctrl-C; the state has been saved.
+    """
+    folder = RunDir(Path(out))
+    if not folder.recipe.exists():
+        raise UserError(
+            f"Cannot resume {out}: there is no run.",
+            "A run's folder holds the recipe.yaml that it was started with.",
+            "Check the path, or start a run with `homodistil distil TEACHER --data TEXT --target 0.5 --out FOLDER`.",
+        )
+    recipe = replace(load(folder.recipe), out=str(out))
+    return loop.distil(recipe, resume=True, texts=data, display=display)
+
+
+def plan(
+    teacher: str | PathLike[str], target: str | Sequence[str], *, trust_remote_code: bool = False
+) -> tuple[Planned, list[Planned]]:
+    """What would come out of a teacher: its own figures, and those of each target, widest first. No training.
+
+    Reads the teacher's configuration and no weights.
+
+    Raises:
+        UserError: the teacher or a target cannot be used.
+    """
+    layout, shape = architecture(str(teacher), trust_remote_code=trust_remote_code)
+    targets = [target] if isinstance(target, str) else list(target)
+    return planning.teacher_figures(layout, shape), planning.plan(layout, shape, targets)

@@ -1,0 +1,301 @@
+"""From text to batches: tokenised once, packed or kept apart, shuffled and masked as a pure function of the step."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow.compute as pc
+import torch
+from datasets import Dataset, IterableDataset
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from homodistil.distill.text import open_text
+from homodistil.errors import UserError
+
+Tokens = Sequence[int]
+
+HELDOUT_MOST = 256
+"""Sequences that are held out at most: enough for steady losses, and measured in seconds."""
+STREAM_HELDOUT = 64
+"""Sequences that are held out of a stream, from its start, because its length is not known."""
+WINDOW = 32
+"""Batches among which texts are sorted by length, so that little is padded and the order stays random."""
+MASKED = 0.15
+"""The share of tokens that is predicted; of them 80 % are masked, 10 % replaced, 10 % kept (BERT, section 3.1)."""
+
+
+class Source(Protocol):
+    """An endless order of sequences that can be entered anywhere and is always the same."""
+
+    def sequences(self, start: int) -> Iterator[Tokens]:
+        """The sequences from the `start`-th on."""
+        ...
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Text, ready to train on.
+
+    Attributes:
+        train: the sequences to learn from.
+        heldout: those that are never learnt from.
+        mean_tokens: tokens in a sequence, on average.
+    """
+
+    train: Source
+    heldout: list[Tokens]
+    mean_tokens: float
+
+
+def load_corpus(
+    data: str | Iterable[str],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    column: str = "text",
+    length: int = 128,
+    packed: bool = True,
+    heldout: float = 0.02,
+    stream: bool = False,
+    workers: int = 0,
+    batch: int = 32,
+    seed: int = 0,
+) -> Corpus:
+    """Open, tokenise and split the text.
+
+    Args:
+        data: see `text.open_text`.
+        tokenizer: the teacher's.
+        column: the text column.
+        length: tokens in a sequence at most, special ones included.
+        packed: join texts into full blocks; otherwise one text a sequence, cut at `length`.
+        heldout: the share that is held out.
+        stream: never hold the text as a whole.
+        workers: processes that tokenise; 0 chooses.
+        batch: sequences that will be drawn together.
+        seed: of the split and the order.
+
+    Raises:
+        UserError: the text cannot be found or read, or does not fill two sequences.
+    """
+    opened = open_text(data, column, stream=stream)
+    cutter = Cutter(tokenizer, column, length, packed)
+    if isinstance(opened, IterableDataset):
+        ahead = list(itertools.islice(cutter.stream(opened), STREAM_HELDOUT + 1))
+        held = ahead[: min(STREAM_HELDOUT, len(ahead) - 1)]
+        _refuse_short(data, len(ahead), length, packed)
+        return Corpus(Stream(opened, cutter, skip=len(held)), held, _mean_length(held))
+    tokenised = tokenise(opened, cutter, workers)
+    _refuse_short(data, len(tokenised), length, packed)
+    order = torch.randperm(len(tokenised), generator=torch.Generator().manual_seed(seed)).tolist()
+    count = min(HELDOUT_MOST, max(1, round(heldout * len(order))), len(order) - 1)
+    held = [tokenised[i]["input_ids"] for i in sorted(order[:count])]
+    lengths = pc.list_value_length(tokenised.data.column("input_ids")).to_numpy()
+    train = np.sort(np.asarray(order[count:]))
+    source = Shuffled(tokenised.select(train), batch, seed, None if packed else lengths[train])
+    return Corpus(source, held, float(lengths[train].mean()))
+
+
+class Cutter:
+    """Turns texts into sequences of tokens.
+
+    Blocks are full: special tokens at both ends, the texts in between joined by what ends a text. What is left
+    over at the end of the texts is dropped.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, column: str, length: int, packed: bool) -> None:
+        self.tokenizer, self.column, self.packed = tokenizer, column, packed
+        longest = min(tokenizer.model_max_length, 1 << 30)
+        if length > longest:
+            raise UserError(
+                f"Cannot make sequences of {length} tokens.",
+                f"The teacher reads at most {longest}.",
+                f"Use --text.length {longest} or less.",
+            )
+        self.length = length
+        # where the tokenizer puts its special tokens, found by letting it do so
+        plain: list[int] = tokenizer("a", add_special_tokens=False)["input_ids"]
+        wrapped: list[int] = tokenizer("a")["input_ids"]
+        at = next((i for i in range(len(wrapped)) if wrapped[i : i + len(plain)] == plain), 0)
+        self.prefix, self.suffix = wrapped[:at], wrapped[at + len(plain) :]
+        if length <= len(self.prefix) + len(self.suffix):
+            raise UserError(
+                f"Cannot make sequences of {length} tokens.",
+                f"{len(wrapped) - len(plain)} of them are special tokens, and there must be room for text.",
+                "Use --text.length 128, or another length above that.",
+            )
+
+    def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[list[int]]]:
+        """Cut a batch of rows, as `datasets.map` gives them."""
+        texts = [t for t in rows[self.column] if isinstance(t, str) and t.strip()]
+        if not texts:
+            return {"input_ids": []}
+        if not self.packed:
+            return {"input_ids": self.tokenizer(texts, truncation=True, max_length=self.length)["input_ids"]}
+        # longer than the model reads is what packing is for; verbose=False keeps the tokenizer from warning of it
+        plain = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        joined = list(itertools.chain.from_iterable(ids + self.suffix for ids in plain))
+        room = self.length - len(self.prefix) - len(self.suffix)
+        blocks = [joined[i : i + room] for i in range(0, len(joined) - room + 1, room)]
+        return {"input_ids": [self.prefix + block + self.suffix for block in blocks]}
+
+    def stream(self, rows: Iterable[dict[str, Any]]) -> Iterator[list[int]]:
+        """Cut rows as they come, some hundred at a time."""
+        iterator = iter(rows)
+        while chunk := list(itertools.islice(iterator, 256)):
+            yield from self({self.column: [row[self.column] for row in chunk]})["input_ids"]
+
+    def fingerprint(self, data: Dataset) -> str:
+        """A name for the result, so that the same text is tokenised once and found in the cache afterwards."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        identity = backend.to_str() if backend is not None else repr(self.tokenizer)
+        parts = (data._fingerprint, identity, self.column, self.length, self.packed)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+
+
+class Shuffled:
+    """Sequences in an order that is drawn anew each epoch, from the seed alone.
+
+    With `lengths`, texts of similar length come together in windows of `WINDOW` batches.
+    """
+
+    def __init__(self, data: Dataset, batch: int, seed: int, lengths: np.ndarray | None) -> None:
+        self.data, self.batch, self.seed, self.lengths = data, batch, seed, lengths
+
+    def sequences(self, start: int) -> Iterator[Tokens]:
+        """The sequences from the `start`-th on, epoch after epoch."""
+        first, within = divmod(start, len(self.data))
+        for epoch in itertools.count(first):
+            order = self.order(epoch)[within if epoch == first else 0 :]
+            for at in range(0, len(order), 256):
+                yield from self.data[order[at : at + 256]]["input_ids"]
+
+    def order(self, epoch: int) -> list[int]:
+        """The indices of an epoch; each sequence comes once."""
+        generator = torch.Generator().manual_seed((self.seed + 1) * 1_000_003 + epoch)
+        shuffled = torch.randperm(len(self.data), generator=generator)
+        if self.lengths is None:
+            order: list[int] = shuffled.tolist()
+            return order
+        batches: list[Tensor] = []
+        for window in shuffled.split(WINDOW * self.batch):
+            by_length = window[torch.from_numpy(self.lengths[window.numpy()]).sort(stable=True).indices]
+            parts = by_length.split(self.batch)
+            batches += [parts[i] for i in torch.randperm(len(parts), generator=generator).tolist()]
+        return [i for part in batches for i in part.tolist()]
+
+
+class Stream:
+    """Sequences in the order of a stream, over and over where it can be read again."""
+
+    def __init__(self, rows: Iterable[dict[str, Any]], cutter: Cutter, *, skip: int) -> None:
+        self.rows, self.cutter, self.skip = rows, cutter, skip
+
+    def sequences(self, start: int) -> Iterator[Tokens]:
+        """The sequences from the `start`-th on; those before it are read and dropped."""
+        endless = itertools.chain.from_iterable(self._epoch() for _ in itertools.count())
+        return itertools.islice(endless, start, None)
+
+    def _epoch(self) -> Iterator[Tokens]:
+        empty = True
+        for sequence in itertools.islice(self.cutter.stream(self.rows), self.skip, None):
+            empty = False
+            yield sequence
+        if empty:
+            raise UserError(
+                "Cannot go on: the stream of text has ended and cannot be read again.",
+                "A stream must last for the whole run, or be readable from its start.",
+                "Train on fewer --tokens, or write the text to a file.",
+            )
+
+
+def tokenise(opened: Dataset, cutter: Cutter, workers: int) -> Dataset:
+    """Cut a whole dataset, in parallel, with the result cached under a fingerprint of text, tokenizer and options."""
+    processes = workers or min(os.cpu_count() or 1, 1 + len(opened) // 20_000)
+    return opened.map(
+        cutter,
+        batched=True,
+        batch_size=1000,
+        num_proc=processes if processes > 1 else None,
+        remove_columns=opened.column_names,
+        new_fingerprint=cutter.fingerprint(opened),
+    )
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Makes batches: padded to a multiple of 8, and masked if the model predicts masked tokens.
+
+    Attributes:
+        tokenizer: names padding, mask and special tokens.
+        masked: whether positions are masked and labels given.
+        seed: of the masks.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    masked: bool
+    seed: int
+
+    def __call__(self, sequences: Sequence[Tokens], index: int) -> dict[str, Tensor]:
+        """The `index`-th batch: see `outputs.Batch` for its tensors. The same index gives the same masks."""
+        width = -(-max(map(len, sequences)) // 8) * 8
+        ids = torch.full((len(sequences), width), self.tokenizer.pad_token_id)
+        mask = torch.zeros_like(ids)
+        for row, sequence in enumerate(sequences):
+            ids[row, : len(sequence)] = torch.as_tensor(sequence)
+            mask[row, : len(sequence)] = 1
+        if not self.masked:
+            return {"input_ids": ids, "attention_mask": mask}
+        generator = torch.Generator().manual_seed((self.seed + 1) * 2_000_003 + index)
+        special = torch.isin(ids, torch.tensor(self.tokenizer.all_special_ids)) | (mask == 0)
+        free = (~special).flatten()
+        # a fixed share of the batch and not a coin a token, so that packed batches all have the same shapes
+        count = max(1, int(MASKED * int(free.sum())))
+        lot = torch.rand(ids.numel(), generator=generator).masked_fill(~free, -1)
+        positions = lot.topk(count).indices.sort().values
+        flat = ids.flatten()
+        labels = flat[positions]
+        fate = torch.rand(count, generator=generator)
+        random = torch.randint(len(self.tokenizer), (count,), generator=generator)
+        flat[positions] = torch.where(
+            fate < 0.8, torch.tensor(self.tokenizer.mask_token_id), torch.where(fate < 0.9, random, labels)
+        )
+        return {
+            "input_ids": flat.view_as(ids), "attention_mask": mask, "positions": positions, "labels": labels
+        }
+
+
+def batches(source: Source, collate: Collator, size: int, *, start: int) -> Iterator[dict[str, Tensor]]:
+    """Endless batches of `size` sequences, from the `start`-th batch on."""
+    sequences = source.sequences(start * size)
+    for index in itertools.count(start):
+        yield collate(list(itertools.islice(sequences, size)), index)
+
+
+def heldout_batches(sequences: Sequence[Tokens], collate: Collator, size: int) -> Iterator[dict[str, Tensor]]:
+    """The held-out batches, masked alike each time, the longest texts together."""
+    ordered = sorted(sequences, key=len)
+    for index, at in enumerate(range(0, len(ordered), size)):
+        yield collate(ordered[at : at + size], -1 - index)
+
+
+def _mean_length(sequences: Iterable[Tokens]) -> float:
+    lengths = [len(s) for s in sequences]
+    return sum(lengths) / len(lengths)
+
+
+def _refuse_short(data: object, count: int, length: int, packed: bool) -> None:
+    if count >= 2:
+        return
+    what = f"block{'s' if packed else ''} of {length} tokens" if packed else "texts"
+    raise UserError(
+        f"Cannot train on {data if isinstance(data, str) else 'this stream'}: it fills {count} {what}.",
+        "There must be at least two, one to learn from and one to hold out.",
+        "Give more text" + (", or shorten the blocks with --text.length." if packed else "."),
+    )

@@ -1,0 +1,73 @@
+"""The student on text that it does not learn from: each loss term, and how often it agrees with its teacher."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from homodistil.distill.objective import Objective
+from homodistil.distill.outputs import Batch, Runner
+from homodistil.distill.teacher import Kind
+
+
+@torch.no_grad()
+def measure(
+    run: Runner,
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    objective: Objective,
+    batches: Iterable[Batch],
+    heads: Mapping[int, Tensor],
+    precision: AbstractContextManager[Any],
+) -> dict[str, float]:
+    """Loss terms, mean over batches, and `agreement` with the teacher (see `agreement`); masked accuracies as well.
+
+    `agreement` and the accuracies are left out where no prediction is made.
+    """
+    sums: dict[str, float] = defaultdict(float)
+    said: list[tuple[Tensor, Tensor]] = []
+    labels: list[Tensor] = []
+    for batch in batches:
+        with precision:
+            mine, theirs = run(student, batch), run(teacher, batch)
+            terms = objective.terms(mine, theirs, batch, heads)
+        for name, term in terms.items():
+            sums[name] += term.item()
+        sums["batches"] += 1
+        if mine.prediction is not None and theirs.prediction is not None:
+            said.append((_answer(run.kind, mine.prediction), _answer(run.kind, theirs.prediction)))
+            labels.append(batch["labels"].cpu() if "labels" in batch else torch.empty(0))
+    count = sums.pop("batches")
+    result = {name: total / count for name, total in sums.items()}
+    if said:
+        ours, others = (torch.cat(side) for side in zip(*said, strict=True))
+        result["agreement"] = agreement(run.kind, ours, others)
+        if run.kind == "masked-lm":
+            right = torch.cat(labels)
+            result["accuracy"] = (ours == right).float().mean().item()
+            result["teacher_accuracy"] = (others == right).float().mean().item()
+    return result
+
+
+def agreement(kind: Kind, ours: Tensor, others: Tensor) -> float:
+    """Embeddings: Spearman's correlation of all pairs' similarities. Numbers: of the numbers. Classes: share equal."""
+    if kind == "similarity":
+        pairs = torch.triu_indices(len(ours), len(ours), 1)
+        ours, others = ((e @ e.T)[pairs[0], pairs[1]] for e in (ours, others))
+    if ours.is_floating_point():
+        return float(spearmanr(ours.numpy(), others.numpy()).statistic) if len(ours) > 2 else 1.0
+    return (ours == others).float().mean().item()
+
+
+def _answer(kind: Kind, prediction: Tensor) -> Tensor:
+    prediction = prediction.float().cpu()
+    if kind == "similarity":
+        return prediction
+    return prediction[:, 0] if prediction.shape[-1] == 1 else prediction.argmax(-1)

@@ -1,0 +1,271 @@
+"""The loop: one run from its next step to its last target, read from top to bottom."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import json
+import math
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from homodistil.compress import importance
+from homodistil.compress.shrink import select
+from homodistil.distill import checkpoint
+from homodistil.distill.data import batches, heldout_batches
+from homodistil.distill.heldout import measure
+from homodistil.distill.prepare import Run, prepare
+from homodistil.distill.student import save_student
+from homodistil.errors import RunStopped, UserError
+from homodistil.recipe import Optim, Recipe
+from homodistil.report.card import card
+from homodistil.report.live import Display
+from homodistil.rundir import RunDir, disk_failure, write_text
+
+SCORE_EVERY = 8
+"""Steps between two measurements of importance while there is something to cut: often enough to fill windows, and
+a small part of the run even where a measurement is a backward pass of its own."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run.
+
+    Attributes:
+        out: the run's folder.
+        students: for each target, as it was written, the folder of its student.
+        heldout: for each target, what the held-out text said when its student was saved.
+    """
+
+    out: Path
+    students: dict[str, Path]
+    heldout: dict[str, dict[str, float]]
+
+
+def distil(
+    recipe: Recipe, *, resume: bool = False, texts: Iterable[str] | None = None, display: Display | None = None
+) -> Result:
+    """Run a recipe: distil while cutting, and save each target when it is reached and settled.
+
+    Args:
+        recipe: the run.
+        resume: go on from the newest checkpoint in `recipe.out`, or from the start if there is none yet.
+        texts: the data itself, where it is no file; `recipe.data` is then only its name.
+        display: where progress is shown; nowhere by default.
+
+    Raises:
+        UserError: input that the user can correct, a loss that is no number, or a disk that is full.
+        RunStopped: SIGTERM or Ctrl-C; the state has been saved.
+    """
+    run_dir = RunDir(Path(recipe.out))
+    if resume and all((run_dir.student(t) / "config.json").exists() for t in recipe.target):
+        return _result(run_dir, recipe)
+    display = display or Display.silent()
+    with _full_disk_explained(run_dir.path):
+        run = prepare(recipe, resume=resume, texts=texts)
+        with _stop_requested() as stop, display.showing(run.state.step, run.schedule.steps):
+            _train(run, display, stop)
+        shutil.rmtree(run_dir.checkpoints)
+    return _result(run_dir, recipe)
+
+
+def _train(run: Run, display: Display, stop: list[int]) -> None:
+    recipe, state, schedule, device = run.recipe, run.state, run.schedule, run.accelerator.device
+    feed = batches(run.corpus.train, run.collate, recipe.batch, start=state.step * recipe.accumulate)
+    evaluations = {round(schedule.steps * (k + 1) / recipe.evaluations) for k in range(recipe.evaluations)}
+    saved_at = time.monotonic()
+
+    while state.step < schedule.steps:
+        started = time.perf_counter()
+        step = state.step + 1
+        scored = step <= schedule.last_cut() and (step - 1) % SCORE_EVERY == 0
+
+        # forward, losses, backward
+        tokens = 0
+        for batch in itertools.islice(feed, recipe.accumulate):
+            tokens += int(batch["attention_mask"].sum())
+            terms = _learn(run, {k: v.to(device) for k, v in batch.items()}, step, scored=scored)
+            state.sums = {name: state.sums.get(name, 0.0) + term for name, term in terms.items()}
+            state.batches += 1
+        state.tokens += tokens
+
+        # importance, from the gradients as they are: clipping would weigh a step by its norm
+        if scored and state.importance.method in _FROM_MODEL:
+            state.importance.update(_FROM_MODEL[state.importance.method](state.layout, state.student))
+
+        # step
+        learning_rate = recipe.optim.learning_rate * rate(recipe.optim, step, schedule.steps)
+        for group in state.optimizer.param_groups:
+            group["lr"] = learning_rate
+        parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
+        norm = nn.utils.clip_grad_norm_(parameters, recipe.optim.clip or math.inf)
+        state.optimizer.step()
+        state.optimizer.zero_grad(set_to_none=True)
+        state.step = step
+
+        # cut
+        widths = schedule.widths(step)
+        if widths != schedule.widths(step - 1):
+            sizes = state.layout.sizes(state.student)
+            keep = select(state.layout, sizes, state.importance.ranking(), widths)
+            state.shrink(keep, compensate=recipe.cutting.compensate)
+
+        # evaluate
+        stage = schedule.stage(step)
+        record: dict[str, Any] = {"step": step, "tokens": state.tokens}
+        if step == stage.end or step in evaluations:
+            record["heldout"] = _heldout(run)
+
+        # log
+        if step % recipe.log_every == 0 or "heldout" in record:
+            means = {name: total / state.batches for name, total in state.sums.items()}
+            record |= {"terms": means, "discrepancy": run.objective.discrepancy(means), "widths": widths}
+            record |= {"learning_rate": learning_rate, "gradient_norm": norm.item()}
+            if step == stage.end:
+                record["target"] = stage.target
+            state.sums, state.batches = {}, 0
+            run.dir.append_metrics(record)
+        display.step(step, tokens, time.perf_counter() - started, record)
+
+        # save: the student first, because a checkpoint of this step says that it is there
+        if step == stage.end:
+            _save_target(run, stage.target)
+            display.say(f"{stage.target}: saved to {run.dir.student(stage.target)}")
+        due = time.monotonic() - saved_at >= 60 * recipe.checkpoint_minutes
+        if step < schedule.steps and (due or stop):
+            checkpoint.save(run.dir.checkpoints, state, recipe.digest())
+            saved_at = time.monotonic()
+
+        # stop
+        if step < schedule.steps and stop:
+            raise RunStopped(
+                stop[0],
+                f"Stopped at step {step} of {schedule.steps}; everything is saved. "
+                f"Go on with: homodistil distil --resume {run.dir.path}",
+            )
+
+
+def _learn(run: Run, batch: dict[str, Tensor], step: int, *, scored: bool) -> dict[str, float]:
+    """Both models on one batch, and the gradients of the student. Returns the loss terms."""
+    state = run.state
+    watch = state.means.listening(batch["attention_mask"]) if scored else contextlib.nullcontext()
+    with run.precision:
+        with torch.no_grad():
+            theirs = run.runner(run.teacher.model, batch)
+        with watch:
+            mine = run.runner(state.student, batch)
+        terms = run.objective.terms(mine, theirs, batch, lost_heads(run))
+    values = {name: term.item() for name, term in terms.items()}
+    _refuse_nonfinite(values, step, run.dir)
+    if scored and state.importance.method == "output":
+        # before the backward pass, which frees the graph
+        scores = importance.output(
+            state.layout, state.student, mine.hidden[-1], batch["attention_mask"], run.recipe.seed + step
+        )
+        state.importance.update(scores)
+    run.accelerator.backward(run.objective.total(terms) / run.recipe.accumulate)
+    return values
+
+
+def _heldout(run: Run) -> dict[str, float]:
+    device = run.accelerator.device
+    held = heldout_batches(run.corpus.heldout, run.collate, run.recipe.batch)
+    moved = ({k: v.to(device) for k, v in batch.items()} for batch in held)
+    return measure(
+        run.runner, run.state.student, run.teacher.model, run.objective, moved, lost_heads(run), run.precision
+    )
+
+
+def _save_target(run: Run, target: str) -> None:
+    made = next(p for p in run.planned if p.target == target)
+    text = card(run.recipe, asdict(run.figures), asdict(made), run.dir.read_metrics())
+    units = {axis: ids.tolist() for axis, ids in run.state.origin.items()}
+    write_text(run.dir.units(target), json.dumps(units))
+    save_student(run.dir.student(target), run.state.student, run.teacher, text)
+
+
+def lost_heads(run: Run) -> dict[int, Tensor]:
+    """For each layer that has lost heads, which of the teacher's it still has."""
+    layout, whole = run.state.layout, run.figures.shape
+    return {
+        int(axis.partition(".")[2]): ids
+        for axis, ids in run.state.origin.items()
+        if layout.width_of(axis) == "heads" and len(ids) < whole["heads"]
+    }
+
+
+def rate(optim: Optim, step: int, steps: int) -> float:
+    """The learning rate's share of its highest at the `step`-th of `steps` steps: linear up, then linear down."""
+    rise = math.ceil(optim.warmup * steps)
+    if step <= rise:
+        return step / rise
+    return optim.floor + (1 - optim.floor) * (steps - step + 1) / (steps - rise + 1)
+
+
+_FROM_MODEL = {
+    "sensitivity": importance.sensitivity,
+    "platon": importance.sensitivity,
+    "magnitude": importance.magnitude,
+}
+
+
+def _refuse_nonfinite(terms: dict[str, float], step: int, run_dir: RunDir) -> None:
+    if wrong := [name for name, value in terms.items() if not math.isfinite(value)]:
+        raise UserError(
+            f"The {' and the '.join(wrong)} loss became {terms[wrong[0]]} at step {step}.",
+            "Losses must stay finite; the run has stopped before this step could change the student, and the last "
+            f"checkpoint in {run_dir.checkpoints} is whole.",
+            "Start a new run with a lower --optim.learning_rate, or with --precision fp32.",
+        )
+
+
+@contextlib.contextmanager
+def _stop_requested() -> Iterator[list[int]]:
+    """A list that the numbers of SIGTERM and SIGINT fall into, in place of what they would do, inside the block."""
+    seen: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield seen
+        return
+
+    def note(number: int, _: FrameType | None) -> None:
+        if seen:
+            # asked twice: whoever insists does not want to wait for the save
+            signal.default_int_handler(number, None)
+        seen.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield seen
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _full_disk_explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise disk_failure(path, error) from error
+        raise
+
+
+def _result(run_dir: RunDir, recipe: Recipe) -> Result:
+    records = {r["target"]: r["heldout"] for r in run_dir.read_metrics() if "target" in r}
+    return Result(
+        run_dir.path,
+        {target: run_dir.student(target) for target in recipe.target},
+        {target: records.get(target.strip(), {}) for target in recipe.target},
+    )

@@ -1,0 +1,198 @@
+"""Everything that a run needs before its first step, checked in the order in which it gets expensive."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from homodistil.compress.importance import Importance, Method
+from homodistil.compress.plan import Planned, plan, teacher_figures
+from homodistil.compress.schedule import Schedule
+from homodistil.compress.shrink import InputMeans
+from homodistil.distill import checkpoint
+from homodistil.distill.checkpoint import State, every_unit
+from homodistil.distill.data import Collator, Corpus, load_corpus
+from homodistil.distill.objective import Objective
+from homodistil.distill.outputs import Runner
+from homodistil.distill.projections import Projections
+from homodistil.distill.teacher import Teacher, copy_of, load_teacher
+from homodistil.errors import UserError
+from homodistil.recipe import Recipe
+from homodistil.rundir import RunDir
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is ready for its next step.
+
+    Attributes:
+        recipe: what it is.
+        dir: its folder.
+        teacher: frozen, on the device.
+        figures: shape and counts of the teacher.
+        planned: the targets, widest first.
+        corpus: what is learnt from, and what is held out.
+        schedule: the widths over the steps.
+        runner: forward passes.
+        objective: the losses.
+        collate: sequences to batches.
+        precision: the context in which forward passes compute.
+        state: what steps change; on the device, and as far as the newest checkpoint.
+        accelerator: the device and its backward pass.
+    """
+
+    recipe: Recipe
+    dir: RunDir
+    teacher: Teacher
+    figures: Planned
+    planned: list[Planned]
+    corpus: Corpus
+    schedule: Schedule
+    runner: Runner
+    objective: Objective
+    collate: Collator
+    precision: AbstractContextManager[Any]
+    state: State
+    accelerator: Accelerator
+
+
+def prepare(recipe: Recipe, *, resume: bool, texts: Iterable[str] | None) -> Run:
+    """Load the teacher, plan the targets, read the text, and make the state of step 0 or of the newest checkpoint.
+
+    Raises:
+        UserError: something that the user can correct. Nothing has been written unless all of it holds.
+    """
+    run_dir = RunDir(Path(recipe.out))
+    if not resume:
+        run_dir.refuse_taken()
+    accelerator = Accelerator()
+    if accelerator.num_processes > 1:
+        raise UserError(
+            f"Cannot run in {accelerator.num_processes} processes.",
+            "A run is one process for now.",
+            "Start it without a launcher.",
+        )
+    teacher = load_teacher(recipe.teacher, trust_remote_code=recipe.trust_remote_code)
+    whole = teacher.layout.shape(teacher.model)
+    planned = plan(teacher.layout, whole, recipe.target)
+    packed = recipe.text.packing == "blocks" or (recipe.text.packing == "auto" and teacher.kind == "masked-lm")
+    corpus = load_corpus(
+        texts if texts is not None else recipe.data,
+        teacher.tokenizer,
+        column=recipe.text.column,
+        length=recipe.text.length,
+        packed=packed,
+        heldout=recipe.text.heldout,
+        stream=recipe.text.stream,
+        workers=recipe.text.workers,
+        batch=recipe.batch,
+        seed=recipe.seed,
+    )
+    schedule = _schedule(recipe, corpus, planned, whole)
+    if not resume:
+        run_dir.create(recipe.to_yaml())
+
+    teacher.model.to(accelerator.device)
+    state = _start(recipe, teacher)
+    checkpoint.restore(run_dir.checkpoints, state, recipe.digest())
+    run_dir.rewind_metrics(state.step)
+    has_lm = recipe.losses.lm > 0 and teacher.kind == "masked-lm"
+    return Run(
+        recipe=recipe,
+        dir=run_dir,
+        teacher=teacher,
+        figures=teacher_figures(teacher.layout, whole),
+        planned=planned,
+        corpus=corpus,
+        schedule=schedule,
+        runner=Runner(
+            kind=teacher.kind,
+            layout=teacher.layout,
+            pooling=teacher.pooling,
+            attention=recipe.losses.attention > 0,
+            prediction=recipe.losses.prediction > 0 or has_lm,
+        ),
+        objective=Objective(teacher.kind, recipe.losses, state.projections),
+        collate=Collator(teacher.tokenizer, teacher.kind == "masked-lm", recipe.seed),
+        precision=_precision(recipe.precision, accelerator.device),
+        state=state,
+        accelerator=accelerator,
+    )
+
+
+def _schedule(recipe: Recipe, corpus: Corpus, planned: list[Planned], whole: dict[str, int]) -> Schedule:
+    a_step = corpus.mean_tokens * recipe.batch * recipe.accumulate
+    steps = recipe.steps or max(1, round(recipe.token_budget() / a_step))
+    if steps < 2 * len(planned):
+        raise UserError(
+            f"Cannot reach {len(planned)} target{'s' if len(planned) > 1 else ''} in {steps} "
+            f"step{'s' if steps > 1 else ''}.",
+            "Each target needs at least two steps, one to cut and one to settle.",
+            f"Use --steps {100 * len(planned)}, or --tokens {round(100 * len(planned) * a_step)}, or more.",
+        )
+    return Schedule.over(
+        whole,
+        [(p.target, p.shape) for p in planned],
+        steps=steps,
+        ramp=(recipe.cutting.ramp_start, recipe.cutting.ramp_end),
+        grain=recipe.cutting.grain,
+    )
+
+
+def _start(recipe: Recipe, teacher: Teacher) -> State:
+    """The state before the first step: the student is the teacher."""
+    student = copy_of(teacher)
+    family = teacher.layout.family
+    assert family is not None
+    pooled = teacher.kind == "similarity" and getattr(student, family.pooler or "", None) is not None
+    layers = student.config.num_hidden_layers
+    projections = Projections(1 + layers + pooled, student.config.hidden_size).to(student.device)
+    matrices = [p for p in student.parameters() if p.dim() > 1]
+    others = [p for p in student.parameters() if p.dim() <= 1]
+    options = recipe.optim
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": matrices, "weight_decay": options.weight_decay},
+            # decay would pull norms and biases off the teacher's, and projections off the identity
+            {"params": [*others, *projections.parameters()], "weight_decay": 0.0},
+        ],
+        lr=options.learning_rate,
+        betas=(options.beta1, options.beta2),
+        eps=options.eps,
+        fused=True,
+    )
+    method: Method = recipe.cutting.importance if recipe.cutting.importance != "auto" else _method(recipe, teacher)
+    return State(
+        layout=teacher.layout,
+        student=student,
+        projections=projections,
+        optimizer=optimizer,
+        importance=Importance(method, window=recipe.cutting.window, decay=recipe.cutting.decay),
+        means=InputMeans(student, teacher.layout),
+        origin=every_unit(teacher.layout, teacher.layout.sizes(student)),
+    )
+
+
+def _method(recipe: Recipe, teacher: Teacher) -> Method:
+    """Distillation losses are zero before the first cut: without a language-model loss only outputs have gradients."""
+    return "sensitivity" if teacher.kind == "masked-lm" and recipe.losses.lm else "output"
+
+
+def _precision(wanted: str, device: torch.device) -> AbstractContextManager[Any]:
+    if wanted == "auto":
+        wanted = "bf16" if _computes_bf16(device) else "fp32"
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=wanted == "bf16")
+
+
+def _computes_bf16(device: torch.device) -> bool:
+    """Whether the machine has instructions for bf16; emulated, it is slower than fp32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -1,0 +1,152 @@
+"""Finding the user's text: files, folders, datasets and streams all become a dataset with one text column."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import datasets
+from datasets import Dataset, IterableDataset
+
+from homodistil.errors import UserError
+
+READERS = {
+    ".txt": "text", ".text": "text", ".md": "text", ".smi": "text",
+    ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet",
+}  # fmt: skip
+"""Which of the datasets library's readers opens a file, by its ending; an unknown ending is plain text."""
+
+
+def open_text(
+    data: str | Iterable[str], column: str, *, stream: bool
+) -> Dataset | IterableDataset:
+    """A dataset whose column `column` holds text.
+
+    Args:
+        data: a file, a folder of files of one kind, a saved dataset, a hub dataset (`name` or `name:config`, its
+            split `train`), or texts themselves, which are a stream.
+        column: the text column; plain text files have no columns.
+        stream: read on the fly.
+
+    Raises:
+        UserError: nothing is there, it is empty or binary, or it has no such column.
+    """
+    if not isinstance(data, str):
+        return IterableDataset.from_generator(_texts, gen_kwargs={"data": data, "column": column})
+    path = Path(data).expanduser()
+    if not path.exists():
+        return _checked(_from_hub(data, stream), data, column)
+    if path.is_dir() and any((path / n).exists() for n in ("dataset_info.json", "dataset_dict.json")):
+        saved = datasets.load_from_disk(str(path))
+        saved = saved["train"] if isinstance(saved, datasets.DatasetDict) else saved
+        return _checked(saved.to_iterable_dataset() if stream else saved, data, column)
+    files = _files(path)
+    reader = READERS.get(_ending(files[0]), "text")
+    if reader in ("text", "json", "csv"):
+        for file in files:
+            _refuse_binary(file)
+    options = {"delimiter": "\t"} if _ending(files[0]) == ".tsv" else {}
+    try:
+        opened = datasets.load_dataset(
+            reader, data_files=[str(f) for f in files], split="train", streaming=stream, **options
+        )
+        if reader == "text":
+            return opened if column == "text" else opened.rename_column("text", column)
+        return _checked(opened, data, column)
+    except UserError:
+        raise
+    except Exception as error:  # the library raises whatever its readers raise
+        raise UserError(
+            f"Cannot read {data} as {reader}: {_first_line(error)}",
+            f"A file ending in {_ending(files[0])} must be whole, valid {reader}.",
+            "Correct the file, or give its text as .txt.",
+        ) from error
+
+
+def _texts(data: Iterable[str], column: str) -> Iterator[dict[str, str]]:
+    return ({column: text} for text in data)
+
+
+def _ending(file: Path) -> str:
+    endings = [s for s in file.suffixes if s not in (".gz", ".bz2", ".xz", ".zst")]
+    return endings[-1].lower() if endings else ""
+
+
+def _files(path: Path) -> list[Path]:
+    files = [path]
+    if path.is_dir():
+        inside = [f for f in path.rglob("*") if f.is_file() and not f.name.startswith(".")]
+        files = sorted(f for f in inside if _ending(f) in READERS)
+        kinds = {READERS[_ending(f)] for f in files}
+        if len(kinds) != 1:
+            raise UserError(
+                f"Cannot read the folder {path}: it holds "
+                + (f"files of {len(kinds)} kinds ({', '.join(sorted(kinds))})." if kinds else "no text file."),
+                f"All text files of a folder must be of one kind; known endings are {', '.join(READERS)}.",
+                "Give one file, or a folder with files of one kind.",
+            )
+    if not any(f.stat().st_size for f in files):
+        raise UserError(
+            f"Cannot train on {path}: it is empty.",
+            "The data must hold text.",
+            "Check that it was written completely.",
+        )
+    return [f for f in files if f.stat().st_size]
+
+
+def _refuse_binary(file: Path) -> None:
+    with file.open("rb") as opened:
+        head = opened.read(65536)
+    if head[:2] in (b"\x1f\x8b", b"BZ") or head[:4] in (b"\xfd7zX", b"\x28\xb5\x2f\xfd"):
+        return
+    try:
+        # a character may be cut at the end of what was read
+        head[: len(head) - 4 if len(head) == 65536 else None].decode("utf-8", errors="strict")
+        torn = False
+    except UnicodeDecodeError as error:
+        torn = error.start < len(head) - 8
+    if b"\0" in head or torn:
+        raise UserError(
+            f"Cannot train on {file}: it is binary, or not in UTF-8.",
+            "Text must be UTF-8.",
+            "Convert it, for instance with `iconv -t utf-8`, or give another file.",
+        )
+
+
+def _from_hub(data: str, stream: bool) -> Dataset | IterableDataset:
+    name, _, config = data.partition(":")
+    try:
+        if data.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).suffix in READERS:
+            raise FileNotFoundError("there is no such file or folder")
+        return datasets.load_dataset(name, config or None, split="train", streaming=stream)
+    except Exception as error:  # offline, unknown, gated, without this split: all have their own type
+        raise UserError(
+            f"Cannot find the data {data}: {_first_line(error)}",
+            "The data must be a file or folder that exists, or a dataset on a hub that can be reached.",
+            "Check the path, or download the dataset and give its folder.",
+        ) from error
+
+
+def _checked(opened: Dataset | IterableDataset, data: str, column: str) -> Dataset | IterableDataset:
+    columns = opened.column_names
+    if columns is None:
+        columns = list(next(iter(opened), {}))
+    if column not in columns:
+        raise UserError(
+            f"Cannot find the column {column!r} in {data}.",
+            f"The data must have a column of text; its columns are {', '.join(columns) or 'none'}.",
+            f"Name it with --text.column, for example --text.column {columns[0] if columns else 'text'}.",
+        )
+    first = next((v for v in (row[column] for row in itertools.islice(opened, 100)) if v is not None), "")
+    if not isinstance(first, str):
+        raise UserError(
+            f"Cannot read the column {column!r} of {data}: it holds {type(first).__name__}.",
+            "The column must hold text.",
+            f"Name another one with --text.column; there are {', '.join(columns)}.",
+        )
+    return opened
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -1,0 +1,1 @@
+"""Run folders and records in, text and pictures out. No torch."""

@@ -1,0 +1,91 @@
+"""The model card of a student: what it is, out of what it was made, and what it lost. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from homodistil.recipe import Recipe
+
+_MEANING = {
+    "lm": "own language modelling",
+    "prediction": "divergence from the teacher's predictions",
+    "hidden": "hidden states",
+    "attention": "attention",
+    "embedding": "embeddings",
+    "agreement": "agreement with the teacher",
+    "accuracy": "masked tokens found",
+    "teacher_accuracy": "masked tokens found by the teacher",
+}
+
+
+def card(
+    recipe: Recipe, teacher: Mapping[str, Any], made: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]
+) -> str:
+    """A README.md with the metadata that the hub reads.
+
+    Args:
+        recipe: the run's.
+        teacher: `Planned` of the teacher, as a mapping.
+        made: `Planned` of the student, as a mapping.
+        metrics: the run's records so far.
+    """
+    name = _name(recipe.teacher)
+    head = {"library_name": "transformers", "tags": ["homodistil", "distillation", "pruning"]}
+    if name == recipe.teacher:
+        head["base_model"] = name
+    measured = [r for r in metrics if "heldout" in r]
+    rows = [
+        ("hidden", *(str(m["shape"]["hidden"]) for m in (teacher, made))),
+        ("heads x head_dim", *(f"{m['shape']['heads']} x {m['shape']['head_dim']}" for m in (teacher, made))),
+        ("ffn", *(str(m["shape"]["ffn"]) for m in (teacher, made))),
+        ("parameters", *(f"{m['parameters']:,}" for m in (teacher, made))),
+        ("MFLOPs a token, 128 tokens a sequence", *(f"{m['flops_per_token'] / 1e6:.1f}" for m in (teacher, made))),
+    ]
+    parts = [
+        f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
+        f"# {name}, {made['target']}",
+        f"A smaller {name}, made with HomoDistil: it began as a copy of its teacher and was distilled on plain text "
+        "while its least important units were cut away. It opens with plain transformers.",
+        _table(("", "teacher", "this model"), rows),
+        f"Teacher: `{name}`. Text: `{_name(recipe.data)}`. "
+        f"Learnt from {metrics[-1]['tokens'] if metrics else 0:,} tokens in {metrics[-1]['step'] if metrics else 0} "
+        "steps.",
+        "## On text that was not learnt from",
+        "Losses compare with the teacher and are 0 for an exact copy, but for its own language modelling.",
+        _along(measured),
+        "## How it was made",
+        f"```\n{command(recipe)}\n```",
+        f"```yaml\n{recipe.to_yaml()}```",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def command(recipe: Recipe) -> str:
+    """The command that makes the same student again, but for what the recipe below it says."""
+    targets = " ".join(f"--target {t}" for t in recipe.target)
+    length = f"--steps {recipe.steps}" if recipe.steps else f"--tokens {recipe.tokens}"
+    return f"homodistil distil {_name(recipe.teacher)} --data {_name(recipe.data)} {targets} {length} --out {recipe.out}"
+
+
+def _name(source: str) -> str:
+    """A hub name as it is; of a path the last part, because a card is read elsewhere."""
+    path = Path(source)
+    return path.name if path.is_absolute() or path.exists() else source
+
+
+def _along(measured: Sequence[Mapping[str, Any]]) -> str:
+    names = [n for n in _MEANING if any(n in r["heldout"] for r in measured)]
+    rows = [
+        (str(r["step"]), str(r["widths"]["hidden"]), *(f"{r['heldout'].get(n, 0):.4f}" for n in names))
+        for r in measured
+    ]
+    return _table(("step", "hidden", *(_MEANING[n] for n in names)), rows)
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
