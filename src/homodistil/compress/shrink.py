@@ -136,27 +136,43 @@ class InputMeans:
     Args:
         model: the model to listen to.
         layout: its axes.
-        decay: what the running mean keeps of itself at an observation.
+        decay: what earlier observations keep of their weight at a later one.
     """
 
     def __init__(self, model: PreTrainedModel, layout: Layout, *, decay: float = 0.9) -> None:
         self.model, self.layout, self.decay = model, layout, decay
-        self.means: dict[str, Tensor] = {}
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, Tensor] = {}
+
+    @property
+    def means(self) -> dict[str, Tensor]:
+        """For each layer, by module name, the mean input, (in_features,)."""
+        return {name: total / self.counts[name] for name, total in self.sums.items()}
 
     @contextlib.contextmanager
     def listening(self, mask: Tensor) -> Iterator[None]:
-        """Observe the forward passes inside the block. `mask` is 1 for tokens, 0 for padding, (batch, sequence)."""
-        seen: dict[int, tuple[Tensor, Tensor]] = {}
+        """Observe the forward passes inside the block.
+
+        Args:
+            mask: (batch, sequence), 1 for the tokens that count. Leave special tokens out as well as padding: some
+                units speak at them alone, so loudly that the mean is wrong everywhere else.
+        """
+        seen: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 
         def observe(name: str, x: Tensor) -> None:
             # queries, keys and values read one tensor; `seen` holds it, so that its id stays its own
             if id(x) not in seen:
-                rows = x.detach().reshape(-1, x.shape[-1])
-                weight = mask.reshape(-1).to(rows.dtype) if x.shape[:-1] == mask.shape else rows.new_ones(len(rows))
-                seen[id(x)] = (x, (weight @ rows).float() / weight.sum().float().clamp(min=1))
-            now = seen[id(x)][1]
-            before = self.means.get(name, now)
-            self.means[name] = self.decay * before + (1 - self.decay) * now
+                # float32, because a product of bf16 vectors may be summed in bf16, which loses small terms
+                rows = x.detach().reshape(-1, x.shape[-1]).float()
+                weight = mask.reshape(-1).float() if x.shape[:-1] == mask.shape else rows.new_ones(len(rows))
+                with torch.autocast(x.device.type, enabled=False):
+                    seen[id(x)] = (x, weight @ rows, weight.sum())
+            _, total, count = seen[id(x)]
+            if name in self.sums:
+                total = total + self.decay * self.sums[name]
+                count = count + self.decay * self.counts[name]
+            if bool(count > 0):
+                self.sums[name], self.counts[name] = total, count
 
         handles: list[RemovableHandle] = []
         for name, module in self._readers():
@@ -171,11 +187,21 @@ class InputMeans:
 
     def apply_cut(self, keep: Keep, sizes: Mapping[str, int]) -> None:
         """Forget the units that a cut took; call it with the sizes from before the cut."""
-        for name, mean in self.means.items():
+        for name, total in self.sums.items():
             dim = self.layout.dims[f"{name}.weight"][1]
             index = flat_index(dim, keep, self.layout.parent, sizes)
             if index is not None:
-                self.means[name] = mean[index.to(mean.device)]
+                self.sums[name] = total[index.to(total.device)]
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that is remembered, as named tensors."""
+        sums = {f"sum/{name}": v for name, v in self.sums.items()}
+        return sums | {f"count/{name}": v for name, v in self.counts.items()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what `state` gave."""
+        self.sums = {k.partition("/")[2]: v for k, v in state.items() if k.startswith("sum/")}
+        self.counts = {k.partition("/")[2]: v for k, v in state.items() if k.startswith("count/")}
 
     def _readers(self) -> Iterator[tuple[str, nn.Linear]]:
         for name, module in self.model.named_modules():

@@ -1,8 +1,8 @@
 """Queries and keys of every layer, kept on the way through transformers' own attention interface.
 
-No modelling code is copied or patched: a model that is told to use `IMPLEMENTATION` computes the very outputs of
-`sdpa`, and inside `captured()` each attention layer leaves its queries and keys behind, from which the losses
-compute scores or probabilities one layer at a time.
+No modelling code is copied or patched: a model that is told to use `IMPLEMENTATION` computes what `sdpa` computes,
+and inside `captured()` each attention layer leaves its queries and keys behind, from which the losses compute scores
+or probabilities one layer at a time.
 """
 
 from __future__ import annotations
@@ -11,12 +11,16 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 IMPLEMENTATION = "homodistil_sdpa"
+SHORT = 256
+"""On a CPU, sequences up to it attend by plain matrix products: torch's fused kernel was measured to need 4 times
+their time there, forward and backward. Longer ones would store too large a map."""
 
 
 class QueriesKeys(NamedTuple):
@@ -36,8 +40,30 @@ def _attend(
     if _open:
         scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
         _open[-1].append(QueriesKeys(query, key, scaling))
+    if query.device.type == "cpu" and query.shape[2] <= SHORT and not kwargs.get("dropout") and not _causal(module):
+        return _attend_plainly(query, key, value, attention_mask, **kwargs), None
     outputs: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     return outputs
+
+
+def _causal(module: nn.Module) -> bool:
+    # without a mask, `is_causal` is all that tells the fused kernel to look back only
+    return bool(getattr(module, "is_causal", True))
+
+
+def _attend_plainly(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    **_: Any,
+) -> Tensor:
+    scores = (query * (scaling or query.shape[-1] ** -0.5)) @ key.transpose(-1, -2)
+    if attention_mask is not None:
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    return (scores.softmax(-1) @ value).transpose(1, 2).contiguous()
 
 
 AttentionInterface.register(IMPLEMENTATION, _attend)

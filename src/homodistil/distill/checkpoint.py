@@ -134,7 +134,7 @@ def restore(folder: Path, state: State, digest: str) -> None:
     _load_optimizer(state, tensors["optimizer"])
     device = state.student.device
     state.importance.load_state({k: v.to(device) for k, v in tensors["importance"].items()})
-    state.means.means = {k: v.to(device) for k, v in tensors["means"].items()}
+    state.means.load_state({k: v.to(device) for k, v in tensors["means"].items()})
     state.step, state.tokens = manifest["step"], manifest["tokens"]
     state.sums, state.batches = manifest["sums"], manifest["batches"]
 
@@ -149,7 +149,7 @@ def _tensors(state: State) -> dict[str, Mapping[str, Tensor]]:
             for key, value in state.optimizer.state.get(p, {}).items()
         },
         "importance": state.importance.state(),
-        "means": state.means.means,
+        "means": state.means.state(),
         "origin": state.origin,
     }
 

@@ -250,10 +250,11 @@ class Collator:
         for row, sequence in enumerate(sequences):
             ids[row, : len(sequence)] = torch.as_tensor(sequence)
             mask[row, : len(sequence)] = 1
-        if not self.masked:
-            return {"input_ids": ids, "attention_mask": mask}
-        generator = torch.Generator().manual_seed((self.seed + 1) * 2_000_003 + index)
         special = torch.isin(ids, torch.tensor(self.tokenizer.all_special_ids)) | (mask == 0)
+        batch = {"input_ids": ids, "attention_mask": mask, "ordinary": (~special).long()}
+        if not self.masked:
+            return batch
+        generator = torch.Generator().manual_seed((self.seed + 1) * 2_000_003 + index)
         free = (~special).flatten()
         # a fixed share of the batch and not a coin a token, so that packed batches all have the same shapes
         count = max(1, int(MASKED * int(free.sum())))

@@ -159,7 +159,7 @@ def _train(run: Run, display: Display, stop: list[int]) -> None:
 def _learn(run: Run, batch: dict[str, Tensor], step: int, *, scored: bool) -> dict[str, float]:
     """Both models on one batch, and the gradients of the student. Returns the loss terms."""
     state = run.state
-    watch = state.means.listening(batch["attention_mask"]) if scored else contextlib.nullcontext()
+    watch = state.means.listening(batch["ordinary"]) if scored else contextlib.nullcontext()
     with run.precision:
         with torch.no_grad():
             theirs = run.runner(run.teacher.model, batch)

@@ -78,16 +78,23 @@ def attention_scores(
     small squares of 2·head_dim in place of a map of sequence². Padded rows are zeroed and so add nothing.
     """
     keep = mask[:, None, :, None].float()
-    q_s, k_s = student.queries.float() * (keep * student.scaling), student.keys.float() * keep
-    q_t, k_t = teacher.queries.float() * (keep * teacher.scaling), teacher.keys.float() * keep
-    # the three blocks in one order and precision: for equal inputs they are equal, and the sum exactly zero
+    # contiguous first: products of a view across heads would copy it once for each of them
+    q_s, k_s, q_t, k_t = (
+        (x.contiguous() * (keep * scale)).flatten(0, 1)
+        for x, scale in (
+            (student.queries, student.scaling),
+            (student.keys, 1.0),
+            (teacher.queries, teacher.scaling),
+            (teacher.keys, 1.0),
+        )
+    )
+    # the three products in one way and precision: for equal inputs they are equal, and the sum is exactly zero
     with torch.autocast(mask.device.type, enabled=False):
         own = _inner(q_s, q_s) * _inner(k_s, k_s)
         cross = _inner(q_s, q_t) * _inner(k_s, k_t)
         other = _inner(q_t, q_t) * _inner(k_t, k_t)
-    total = own.sum((-1, -2)) - 2 * cross.sum((-1, -2)) + other.sum((-1, -2))
     pairs = mask.sum(-1).float().square().sum() * student.queries.shape[1]
-    return total.sum() / pairs
+    return (own.sum() - 2 * cross.sum() + other.sum()) / pairs
 
 
 def attention_probabilities(

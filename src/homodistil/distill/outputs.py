@@ -17,8 +17,8 @@ from homodistil.distill.attention import QueriesKeys, captured
 from homodistil.distill.teacher import Kind, Pooling
 
 Batch = Mapping[str, Tensor]
-"""`input_ids` and `attention_mask` (batch, sequence); for masked language models also `positions` (predicted,),
-indices into the flattened batch, and `labels` (predicted,)."""
+"""`input_ids`, `attention_mask` and `ordinary` (1 for tokens that are not special), all (batch, sequence); for masked
+language models also `positions` (predicted,), indices into the flattened batch, and `labels` (predicted,)."""
 
 
 @dataclass(frozen=True)

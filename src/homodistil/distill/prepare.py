@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -99,6 +101,8 @@ def prepare(recipe: Recipe, *, resume: bool, texts: Iterable[str] | None) -> Run
     if not resume:
         run_dir.create(recipe.to_yaml())
 
+    if accelerator.device.type == "cpu":
+        _keep_freed_memory()
     teacher.model.to(accelerator.device)
     state = _start(recipe, teacher)
     checkpoint.restore(run_dir.checkpoints, state, recipe.digest())
@@ -125,6 +129,16 @@ def prepare(recipe: Recipe, *, resume: bool, texts: Iterable[str] | None) -> Run
         state=state,
         accelerator=accelerator,
     )
+
+
+def _keep_freed_memory() -> None:
+    """Tell glibc to keep what is freed: a step frees and asks for the same sizes, and new pages cost more than sums."""
+    library = ctypes.CDLL(None)
+    if sys.platform == "linux" and hasattr(library, "mallopt"):
+        trim_threshold, top_pad, mmap_max = -1, -2, -4
+        library.mallopt(mmap_max, 0)
+        library.mallopt(trim_threshold, 2**31 - 1)
+        library.mallopt(top_pad, 64 << 20)
 
 
 def _schedule(recipe: Recipe, corpus: Corpus, planned: list[Planned], whole: dict[str, int]) -> Schedule:

@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
-SMOOTH = 0.95
+SMOOTH = 0.9
 """What the running mean of the time a step takes keeps of itself."""
 
 
