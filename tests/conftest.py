@@ -1,0 +1,91 @@
+"""Tiny real models, made from a configuration, saved and reopened. Nothing is downloaded here."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertModel,
+    BertTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+WORDS = "a the one two red blue old small big man cat dog tree house sees likes takes finds on in under near".split()
+
+
+def tiny_config(**changes: object) -> BertConfig:
+    """Two layers, hidden 48 = 4 heads x 12, ffn 96; random but not near zero, so that differences show."""
+    values: dict[str, object] = {
+        "vocab_size": 5 + len(WORDS),
+        "hidden_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 96,
+        "max_position_embeddings": 64,
+        "initializer_range": 0.2,
+    }
+    return BertConfig(**values | changes)
+
+
+def make(model_class: type[PreTrainedModel], **changes: object) -> PreTrainedModel:
+    """A random tiny model in evaluation mode; biases and norms are random too, so that cutting them wrongly shows."""
+    torch.manual_seed(0)
+    model = model_class(tiny_config(**changes)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 1:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+            assert parameter.isfinite().all(), name
+    return model
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
+    """A WordPiece tokenizer of 27 words."""
+    vocab = tmp_path_factory.mktemp("vocab") / "vocab.txt"
+    vocab.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
+    made: PreTrainedTokenizerBase = BertTokenizer(vocab=str(vocab), model_max_length=64)
+    return made
+
+
+@pytest.fixture(scope="session")
+def save_teacher(
+    tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerBase
+) -> Callable[..., Path]:
+    """Saves a tiny model of a class with its tokenizer, and returns the folder."""
+
+    def save(model_class: type[PreTrainedModel], **changes: object) -> Path:
+        folder = tmp_path_factory.mktemp(model_class.__name__)
+        make(model_class, **changes).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return folder
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def masked_lm(save_teacher: Callable[..., Path]) -> Path:
+    """The folder of a tiny masked language model."""
+    return save_teacher(BertForMaskedLM)
+
+
+@pytest.fixture(scope="session")
+def encoder(save_teacher: Callable[..., Path]) -> Path:
+    """The folder of a tiny bare encoder with a pooler."""
+    return save_teacher(BertModel)
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text file of 400 short sentences, one a line."""
+    draw = random.Random(0)
+    path = tmp_path_factory.mktemp("text") / "corpus.txt"
+    path.write_text("\n".join(" ".join(draw.choices(WORDS, k=draw.randint(4, 20))) for _ in range(400)) + "\n")
+    return path
