@@ -1,9 +1,9 @@
 """HomoDistil: make pre-trained transformers small.
 
-    import homodistil
+import homodistil
 
-    result = homodistil.distil(teacher="path-or-hub-id", data="corpus.txt", target="0.5", out="runs/half")
-    model = AutoModel.from_pretrained(result.students["0.5"])
+result = homodistil.distil(teacher="path-or-hub-id", data="corpus.txt", target="0.5", out="runs/half")
+model = AutoModel.from_pretrained(result.students["0.5"])
 """
 
 from __future__ import annotations

@@ -59,9 +59,7 @@ def distil(
     return loop.distil(build(values).resolved(), texts=texts, display=display)  # type: ignore[arg-type]
 
 
-def resume(
-    out: str | PathLike[str], *, data: Iterable[str] | None = None, display: Display | None = None
-) -> Result:
+def resume(out: str | PathLike[str], *, data: Iterable[str] | None = None, display: Display | None = None) -> Result:
     """Go on with a run that was stopped or killed, from its newest whole checkpoint; a finished run is returned.
 
     Args:

@@ -56,7 +56,9 @@ def fetch(name: str) -> Path:
     """
     if name not in ASSETS:
         raise UserError(
-            f"There is no asset {name!r}.", "An asset must be one of those that are pinned.", nearest(name, ASSETS)
+            f"There is no asset {name!r}.",
+            "An asset must be one of those that are pinned.",
+            nearest(name, ASSETS),
         )
     asset = ASSETS[name]
     cache = Path(os.environ.get("HOMODISTIL_CACHE") or user_cache_path("homodistil"))

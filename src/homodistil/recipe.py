@@ -164,20 +164,36 @@ class Recipe:
             UserError: a value out of its range.
         """
         self.token_budget()
-        one_up = {"batch": self.batch, "accumulate": self.accumulate, "log_every": self.log_every,
-                  "text.length": self.text.length, "cutting.grain": self.cutting.grain,
-                  "cutting.window": self.cutting.window, "steps": 1 if self.steps is None else self.steps}
+        one_up = {
+            "batch": self.batch,
+            "accumulate": self.accumulate,
+            "log_every": self.log_every,
+            "text.length": self.text.length,
+            "cutting.grain": self.cutting.grain,
+            "cutting.window": self.cutting.window,
+            "steps": 1 if self.steps is None else self.steps,
+        }
         for name, count in one_up.items():
             _check(name, count, count >= 1, "a whole number from 1 up", "1")
-        shares = {"text.heldout": self.text.heldout, "cutting.decay": self.cutting.decay,
-                  "optim.warmup": self.optim.warmup, "optim.floor": self.optim.floor,
-                  "optim.beta1": self.optim.beta1, "optim.beta2": self.optim.beta2}
+        shares = {
+            "text.heldout": self.text.heldout,
+            "cutting.decay": self.cutting.decay,
+            "optim.warmup": self.optim.warmup,
+            "optim.floor": self.optim.floor,
+            "optim.beta1": self.optim.beta1,
+            "optim.beta2": self.optim.beta2,
+        }
         for name, share in shares.items():
             _check(name, share, 0 <= share < 1, "a number from 0 to below 1", "0")
         terms = {n: getattr(self.losses, n) for n in ("lm", "prediction", "hidden", "attention", "embedding")}
-        others = {"optim.learning_rate": self.optim.learning_rate, "optim.weight_decay": self.optim.weight_decay,
-                  "optim.clip": self.optim.clip, "optim.eps": self.optim.eps,
-                  "checkpoint_minutes": self.checkpoint_minutes, "evaluations": self.evaluations}
+        others = {
+            "optim.learning_rate": self.optim.learning_rate,
+            "optim.weight_decay": self.optim.weight_decay,
+            "optim.clip": self.optim.clip,
+            "optim.eps": self.optim.eps,
+            "checkpoint_minutes": self.checkpoint_minutes,
+            "evaluations": self.evaluations,
+        }
         for name, value in {f"losses.{n}": v for n, v in terms.items()}.items() | others.items():
             _check(name, value, 0 <= value < float("inf"), "a number from 0 up", "0")
         for name in ("temperature", "similarity_temperature"):
@@ -199,7 +215,13 @@ class Recipe:
             count = float(written.rstrip("KMB")) * scale
         except ValueError:
             count = 0.0
-        _check("tokens", self.tokens, 1 <= count < float("inf"), "a number of tokens such as 500000, 500k or 2M", "2M")
+        _check(
+            "tokens",
+            self.tokens,
+            1 <= count < float("inf"),
+            "a number of tokens such as 500000, 500k or 2M",
+            "2M",
+        )
         return int(count)
 
     def digest(self) -> str:
@@ -210,11 +232,9 @@ class Recipe:
 
     def resolved(self) -> Recipe:
         """The same with absolute paths, so that the run can be resumed from anywhere."""
-        return replace(self, **{
-            name: str(Path(value).expanduser().resolve())
-            for name, value in (("teacher", self.teacher), ("data", self.data))
-            if Path(value).expanduser().exists()
-        })
+        places = {"teacher": Path(self.teacher).expanduser(), "data": Path(self.data).expanduser()}
+        absolute: dict[str, Any] = {name: str(path.resolve()) for name, path in places.items() if path.exists()}
+        return replace(self, **absolute)
 
     def to_yaml(self) -> str:
         """The whole recipe, defaults written out, as it can be read back with `--config`."""

@@ -18,11 +18,11 @@ from homodistil.errors import UserError
 class RunDir:
     """The paths of one run.
 
-        recipe.yaml          the resolved recipe
-        metrics.jsonl        one record a line, in the order of steps
-        checkpoints/         the last two states, to resume from; gone when the run is finished
-        students/<target>/   each a plain model folder
-        units/<target>.json  which of the teacher's units it has
+    recipe.yaml          the resolved recipe
+    metrics.jsonl        one record a line, in the order of steps
+    checkpoints/         the last two states, to resume from; gone when the run is finished
+    students/<target>/   each a plain model folder
+    units/<target>.json  which of the teacher's units it has
     """
 
     path: Path

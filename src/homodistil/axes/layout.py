@@ -79,9 +79,7 @@ class Layout:
             for part in dim
             if isinstance(part, str) and _kind(part) not in family.widths
         }
-        layout = cls(
-            family, dims, fixed, _parents(dims), tied, Counter(), Counter(), Counter(), Counter()
-        )
+        layout = cls(family, dims, fixed, _parents(dims), tied, Counter(), Counter(), Counter(), Counter())
         layout._count(model)
         return layout
 

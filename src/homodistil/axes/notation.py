@@ -38,9 +38,7 @@ class Row:
         if match is None:
             return None
         layer = ".".join(match.groups())
-        return tuple(
-            tuple(p.replace("*", f".{layer}") if isinstance(p, str) else p for p in d) for d in self.dims
-        )
+        return tuple(tuple(p.replace("*", f".{layer}") if isinstance(p, str) else p for p in d) for d in self.dims)
 
 
 def parse_dims(text: str) -> tuple[Dim, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -80,7 +81,7 @@ def plan(layout: Layout, teacher: Shape, targets: Sequence[str], *, weight_bytes
             "Leave one of them out.",
         )
     planned.sort(key=lambda p: -p.parameters)
-    for wide, narrow in zip(planned, planned[1:], strict=False):
+    for wide, narrow in itertools.pairwise(planned):
         if grown := [w for w in wide.shape if narrow.shape[w] > wide.shape[w]]:
             raise UserError(
                 f"Cannot reach {narrow.target} ({describe(narrow.shape)}) after {wide.target} "
@@ -96,9 +97,7 @@ def teacher_figures(layout: Layout, teacher: Shape, *, weight_bytes: int = 4) ->
     return _figures(layout, "teacher", teacher, weight_bytes)
 
 
-def _figures(
-    layout: Layout, target: str, shape: Shape, weight_bytes: int, missed: float | None = None
-) -> Planned:
+def _figures(layout: Layout, target: str, shape: Shape, weight_bytes: int, missed: float | None = None) -> Planned:
     parameters = layout.count(shape)
     return Planned(
         target=target,
@@ -172,9 +171,7 @@ def _from_budget(layout: Layout, teacher: Shape, text: str, budget: int) -> dict
     return min(met, key=lambda c: c[1])[2] if met else min(everything, key=lambda c: c[0])[2]
 
 
-def _near(
-    layout: Layout, teacher: Shape, budget: int, step: int
-) -> Iterator[tuple[float, float, dict[str, int]]]:
+def _near(layout: Layout, teacher: Shape, budget: int, step: int) -> Iterator[tuple[float, float, dict[str, int]]]:
     """For each head_dim, the ffn that comes nearest to the budget: (relative miss, distortion, shape)."""
     proportion = teacher["ffn"] / teacher["hidden"]
     for head_dim in range(step, teacher["head_dim"] + 1, step):
@@ -209,8 +206,8 @@ def _from_shape(layout: Layout, teacher: Shape, text: str) -> dict[str, int]:
     if "head_dim" in given:
         head_dim = given["head_dim"]
     else:
-        head_dim = given["hidden"] // heads if "hidden" in given else min(
-            teacher["head_dim"], teacher["hidden"] // heads
+        head_dim = (
+            given["hidden"] // heads if "hidden" in given else min(teacher["head_dim"], teacher["hidden"] // heads)
         )
     shape = _bound(layout, teacher, heads, head_dim, 1)
     scale = shape["hidden"] / teacher["hidden"]
@@ -224,8 +221,7 @@ def _from_shape(layout: Layout, teacher: Shape, text: str) -> dict[str, int]:
             + (f" and head_dim={head_dim}." if "head_dim" in given else "."),
             f"This family needs heads x head_dim == hidden, and {given['hidden']} is "
             + (f"not {heads} x {head_dim}." if "head_dim" in given else f"no multiple of {heads}."),
-            f"Use heads={other} (head_dim={given['hidden'] // other}), or hidden={below} "
-            f"(head_dim={below // heads}).",
+            f"Use heads={other} (head_dim={given['hidden'] // other}), or hidden={below} (head_dim={below // heads}).",
         )
     if wider := [w for w in shape if shape[w] > teacher[w]]:
         raise UserError(

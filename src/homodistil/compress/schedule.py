@@ -62,9 +62,7 @@ class Schedule:
             # a ramp ends at least a step before its stage, so that a student is never saved unsettled
             ramp_end = max(ramp_start, min(begin + round(ramp[1] * length), end - 1))
             stages.append(
-                Stage(
-                    target=name, before=before, after=after, ramp_start=ramp_start, ramp_end=ramp_end, end=end
-                )
+                Stage(target=name, before=before, after=after, ramp_start=ramp_start, ramp_end=ramp_end, end=end)
             )
             before, begin = after, end
         return cls(tuple(stages), grain)
@@ -82,15 +80,11 @@ class Schedule:
         """The widths after `step` finished steps. Never grow with the step; exact at each target."""
         stage = self.stage(step)
         ratio = cubic(step, stage.ramp_start, stage.ramp_end)
-        return {
-            name: self._fall(name, before, stage.after[name], ratio) for name, before in stage.before.items()
-        }
+        return {name: self._fall(name, before, stage.after[name], ratio) for name, before in stage.before.items()}
 
     def last_cut(self) -> int:
         """The step after which no width changes any more."""
-        return next(
-            (s.ramp_end for s in reversed(self.stages) if dict(s.before) != dict(s.after)), 0
-        )
+        return next((s.ramp_end for s in reversed(self.stages) if dict(s.before) != dict(s.after)), 0)
 
     def changes(self) -> Iterator[tuple[int, dict[str, int]]]:
         """Each step after which a width is another than before, with the widths then."""

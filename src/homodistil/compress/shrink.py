@@ -176,9 +176,7 @@ class InputMeans:
 
         handles: list[RemovableHandle] = []
         for name, module in self._readers():
-            handles.append(
-                module.register_forward_pre_hook(lambda _, inputs, name=name: observe(name, inputs[0]))
-            )
+            handles.append(module.register_forward_pre_hook(lambda _, inputs, name=name: observe(name, inputs[0])))
         try:
             yield
         finally:
@@ -209,9 +207,7 @@ class InputMeans:
                 yield name, module
 
 
-def flat_index(
-    dim: Dim, keep: Keep, parent: Mapping[str, str], sizes: Mapping[str, int]
-) -> Tensor | None:
+def flat_index(dim: Dim, keep: Keep, parent: Mapping[str, str], sizes: Mapping[str, int]) -> Tensor | None:
     """The positions along one, perhaps fused, dimension that stay; None if all do.
 
     `(heads qk)` with heads 0 and 2 kept of 3, and of 4 dims of each head the pairs (0, 1) and (2, 3):
@@ -252,7 +248,7 @@ def _sliced(tensor: Tensor, indices: list[Tensor | None]) -> Tensor:
 def _compensate(
     model: nn.Module, layout: Layout, keep: Keep, sizes: Mapping[str, int], means: Mapping[str, Tensor]
 ) -> None:
-    """b += W[:, cut] · E[x_cut], before anything is sliced."""
+    """B += W[:, cut] · E[x_cut], before anything is sliced."""
     for name, mean in means.items():
         module = model.get_submodule(name)
         index = flat_index(layout.dims[f"{name}.weight"][1], keep, layout.parent, sizes)
@@ -260,7 +256,7 @@ def _compensate(
             continue
         gone = mean.clone().to(module.weight)
         gone[index.to(gone.device)] = 0
-        module.bias += module.weight @ gone
+        module.bias.add_(module.weight @ gone)
 
 
 def _follow(module: nn.Module) -> None:

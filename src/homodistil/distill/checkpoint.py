@@ -75,9 +75,9 @@ class State:
 def every_unit(layout: Layout, sizes: Mapping[str, int]) -> dict[str, Tensor]:
     """The origin of an uncut student: all of the teacher's units."""
     return {
-        axis: torch.arange(sizes[axis]).expand(
-            *([sizes[layout.parent[axis]]] if axis in layout.parent else []), -1
-        ).clone()
+        axis: torch.arange(sizes[axis])
+        .expand(*([sizes[layout.parent[axis]]] if axis in layout.parent else []), -1)
+        .clone()
         for axis in layout.axes
     }
 
@@ -92,8 +92,16 @@ def save(folder: Path, state: State, digest: str) -> None:
     try:
         with writing_folder(target) as path:
             for name, tensors in _tensors(state).items():
-                save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, path / f"{name}.safetensors")
-            counters = {"step": state.step, "tokens": state.tokens, "sums": state.sums, "batches": state.batches}
+                save_file(
+                    {k: v.detach().contiguous().cpu() for k, v in tensors.items()},
+                    path / f"{name}.safetensors",
+                )
+            counters = {
+                "step": state.step,
+                "tokens": state.tokens,
+                "sums": state.sums,
+                "batches": state.batches,
+            }
             files = {f.name: _identity(f) for f in sorted(path.iterdir())}
             (path / MANIFEST).write_text(json.dumps({"digest": digest, **counters, "files": files}))
     except (OSError, SafetensorError) as error:

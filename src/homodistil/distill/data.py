@@ -50,7 +50,7 @@ class Corpus:
     """
 
     train: Source
-    heldout: list[Tokens]
+    heldout: Sequence[Tokens]
     mean_tokens: float
 
 
@@ -184,9 +184,9 @@ class Shuffled:
             order: list[int] = shuffled.tolist()
             return order
         batches: list[Tensor] = []
-        for window in shuffled.split(WINDOW * self.batch):
+        for window in torch.split(shuffled, WINDOW * self.batch):
             by_length = window[torch.from_numpy(self.lengths[window.numpy()]).sort(stable=True).indices]
-            parts = by_length.split(self.batch)
+            parts = torch.split(by_length, self.batch)
             batches += [parts[i] for i in torch.randperm(len(parts), generator=generator).tolist()]
         return [i for part in batches for i in part.tolist()]
 
@@ -268,7 +268,10 @@ class Collator:
             fate < 0.8, torch.tensor(self.tokenizer.mask_token_id), torch.where(fate < 0.9, random, labels)
         )
         return {
-            "input_ids": flat.view_as(ids), "attention_mask": mask, "positions": positions, "labels": labels
+            "input_ids": flat.view_as(ids),
+            "attention_mask": mask,
+            "positions": positions,
+            "labels": labels,
         }
 
 

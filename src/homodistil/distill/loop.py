@@ -54,7 +54,11 @@ class Result:
 
 
 def distil(
-    recipe: Recipe, *, resume: bool = False, texts: Iterable[str] | None = None, display: Display | None = None
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    texts: Iterable[str] | None = None,
+    display: Display | None = None,
 ) -> Result:
     """Run a recipe: distil while cutting, and save each target when it is reached and settled.
 

@@ -30,9 +30,7 @@ def prediction(
     return temperature**2 * F.kl_div(log_s, log_t, reduction="batchmean", log_target=True)
 
 
-def regression(
-    student: Float[Tensor, "rows 1"], teacher: Float[Tensor, "rows 1"]
-) -> Float[Tensor, ""]:
+def regression(student: Float[Tensor, "rows 1"], teacher: Float[Tensor, "rows 1"]) -> Float[Tensor, ""]:
     """Mean squared error of a head that predicts one number."""
     return F.mse_loss(student.float(), teacher.float())
 
@@ -69,9 +67,7 @@ def hidden(
     return (squares * mask).sum() / mask.sum()
 
 
-def attention_scores(
-    student: QueriesKeys, teacher: QueriesKeys, mask: Int[Tensor, "batch seq"]
-) -> Float[Tensor, ""]:
+def attention_scores(student: QueriesKeys, teacher: QueriesKeys, mask: Int[Tensor, "batch seq"]) -> Float[Tensor, ""]:
     """MSE(A_t, A_s) of the scaled scores before the softmax, over heads and pairs of tokens, without the scores.
 
     ‖Q_s K_sᵀ - Q_t K_tᵀ‖² = ‖X Yᵀ‖² with X = [Q_s, -Q_t], Y = [K_s, K_t], which is the sum over (XᵀX) ∘ (YᵀY): two

@@ -32,9 +32,7 @@ class Objective:
     weights: Losses
     projections: Projections
 
-    def terms(
-        self, student: Outputs, teacher: Outputs, batch: Batch, heads: Mapping[int, Tensor]
-    ) -> dict[str, Tensor]:
+    def terms(self, student: Outputs, teacher: Outputs, batch: Batch, heads: Mapping[int, Tensor]) -> dict[str, Tensor]:
         """Each term with a weight, unweighted.
 
         Args:
@@ -58,9 +56,7 @@ class Objective:
                 [loss(s, _with_heads(t, heads.get(k)), mask) for k, (s, t) in enumerate(pairs)]
             ).mean()
         if w.embedding:
-            terms["embedding"] = losses.hidden(
-                student.hidden[0], teacher.hidden[0], self.projections[0], mask
-            )
+            terms["embedding"] = losses.hidden(student.hidden[0], teacher.hidden[0], self.projections[0], mask)
         return terms
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
@@ -69,7 +65,7 @@ class Objective:
 
     def discrepancy(self, terms: Mapping[str, float]) -> float:
         """How far the student is from its teacher: the weighted sum without the student's own language model."""
-        return sum(getattr(self.weights, name) * term for name, term in terms.items() if name != "lm")
+        return float(sum(getattr(self.weights, name) * term for name, term in terms.items() if name != "lm"))
 
     def _prediction(self, student: Tensor, teacher: Tensor) -> Tensor:
         if self.kind == "similarity":
@@ -86,9 +82,7 @@ class Objective:
         if student.pooled is not None and teacher.pooled is not None:
             once = mask[:, :1]
             states.append(
-                losses.hidden(
-                    student.pooled[:, None], teacher.pooled[:, None], self.projections[len(states) + 1], once
-                )
+                losses.hidden(student.pooled[:, None], teacher.pooled[:, None], self.projections[len(states) + 1], once)
             )
         return torch.stack(states).mean()
 

@@ -63,7 +63,9 @@ class Runner:
         keep = captured() if self.attention else contextlib.nullcontext(())
         with keep as layers:
             raw = net(
-                input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], output_hidden_states=True
+                input_ids=batch["input_ids"],
+                attention_mask=batch["attention_mask"],
+                output_hidden_states=True,
             )
         hidden: tuple[Tensor, ...] = raw.hidden_states
         made = _PREDICT[self.kind](self, model, raw, hidden[-1], batch) if self.prediction else None

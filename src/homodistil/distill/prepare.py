@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
 
 from homodistil.compress.importance import Importance, Method
 from homodistil.compress.plan import Planned, plan, teacher_figures
@@ -208,5 +207,5 @@ def _precision(wanted: str, device: torch.device) -> AbstractContextManager[Any]
 def _computes_bf16(device: torch.device) -> bool:
     """Whether the machine has instructions for bf16; emulated, it is slower than fp32."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type == "cpu" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -18,9 +18,7 @@ class Projections(nn.Module):
     def __init__(self, states: int, width: int) -> None:
         super().__init__()
         self.weights = nn.ParameterList(nn.Parameter(torch.eye(width)) for _ in range(states))
-        self.layout = Layout.of_rows(
-            {f"weights.{k}": (("hidden",), ("wide",)) for k in range(states)}
-        )
+        self.layout = Layout.of_rows({f"weights.{k}": (("hidden",), ("wide",)) for k in range(states)})
 
     def __getitem__(self, state: int) -> Tensor:
         weight: Tensor = self.weights[state]

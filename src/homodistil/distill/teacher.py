@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 import torch
 import transformers
-from torch import nn
 from safetensors import SafetensorError
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -147,12 +147,16 @@ def _pooling(folder: Path) -> Pooling:
     entry = next((m for m in modules if m["type"].endswith("Pooling")), None)
     options = json.loads((folder / entry["path"] / "config.json").read_text()) if entry else {}
     names: dict[str, Pooling] = {
-        "pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls", "pooling_mode_max_tokens": "max",
+        "pooling_mode_mean_tokens": "mean",
+        "pooling_mode_cls_token": "cls",
+        "pooling_mode_max_tokens": "max",
     }
     # folders written before version 5 have one flag a mode, later ones name the mode
-    chosen = [options["pooling_mode"]] if "pooling_mode" in options else [
-        names.get(k, k) for k, on in options.items() if k.startswith("pooling_mode") and on
-    ]
+    chosen = (
+        [options["pooling_mode"]]
+        if "pooling_mode" in options
+        else [names.get(k, k) for k, on in options.items() if k.startswith("pooling_mode") and on]
+    )
     if len(chosen) != 1 or chosen[0] not in ("mean", "cls", "max"):
         raise UserError(
             f"Cannot distil the sentence encoder {folder}: it pools by {', '.join(map(str, chosen)) or 'nothing'}.",
@@ -200,9 +204,7 @@ def _kind(model_class: type[PreTrainedModel]) -> Kind:
     )
 
 
-def _load_model(
-    source: str, folder: str, model_class: type[PreTrainedModel], config: Any
-) -> PreTrainedModel:
+def _load_model(source: str, folder: str, model_class: type[PreTrainedModel], config: Any) -> PreTrainedModel:
     path = Path(folder)
     if path.is_dir() and not any(path.glob("*.safetensors")):
         raise UserError(
@@ -214,7 +216,12 @@ def _load_model(
     def load(**options: Any) -> tuple[PreTrainedModel, list[str]]:
         try:
             loaded, info = model_class.from_pretrained(
-                folder, config=config, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **options
+                folder,
+                config=config,
+                use_safetensors=True,
+                dtype=torch.float32,
+                output_loading_info=True,
+                **options,
             )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise UserError(

@@ -18,9 +18,7 @@ READERS = {
 """Which of the datasets library's readers opens a file, by its ending; an unknown ending is plain text."""
 
 
-def open_text(
-    data: str | Iterable[str], column: str, *, stream: bool
-) -> Dataset | IterableDataset:
+def open_text(data: str | Iterable[str], column: str, *, stream: bool) -> Dataset | IterableDataset:
     """A dataset whose column `column` holds text.
 
     Args:

@@ -43,7 +43,10 @@ def card(
         ("heads x head_dim", *(f"{m['shape']['heads']} x {m['shape']['head_dim']}" for m in (teacher, made))),
         ("ffn", *(str(m["shape"]["ffn"]) for m in (teacher, made))),
         ("parameters", *(f"{m['parameters']:,}" for m in (teacher, made))),
-        ("MFLOPs a token, 128 tokens a sequence", *(f"{m['flops_per_token'] / 1e6:.1f}" for m in (teacher, made))),
+        (
+            "MFLOPs a token, 128 tokens a sequence",
+            *(f"{m['flops_per_token'] / 1e6:.1f}" for m in (teacher, made)),
+        ),
     ]
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
@@ -68,7 +71,9 @@ def command(recipe: Recipe) -> str:
     """The command that makes the same student again, but for what the recipe below it says."""
     targets = " ".join(f"--target {t}" for t in recipe.target)
     length = f"--steps {recipe.steps}" if recipe.steps else f"--tokens {recipe.tokens}"
-    return f"homodistil distil {_name(recipe.teacher)} --data {_name(recipe.data)} {targets} {length} --out {recipe.out}"
+    return (
+        f"homodistil distil {_name(recipe.teacher)} --data {_name(recipe.data)} {targets} {length} --out {recipe.out}"
+    )
 
 
 def _name(source: str) -> str:

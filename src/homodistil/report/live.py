@@ -30,9 +30,7 @@ class Display:
         self.moving = self.console.is_terminal
         self.seconds = self.tokens = 0.0
         self.last: Mapping[str, Any] = {}
-        self.progress = Progress(
-            TextColumn("distilling"), BarColumn(None), MofNCompleteColumn(), console=self.console
-        )
+        self.progress = Progress(TextColumn("distilling"), BarColumn(None), MofNCompleteColumn(), console=self.console)
         self.task = self.progress.add_task("steps", total=None)
         self.live: Live | None = None
 

@@ -1,0 +1,100 @@
+"""The main job on a real teacher and real text: all-MiniLM-L6-v2 to half its width, and what came out."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from homodistil import api
+from homodistil.assets import fetch
+from homodistil.compress import importance
+from homodistil.compress.importance import Importance
+from homodistil.compress.shrink import InputMeans, shrink
+from homodistil.distill.data import Collator, batches, load_corpus
+from homodistil.distill.outputs import Runner
+from homodistil.distill.student import save_student
+from homodistil.distill.teacher import copy_of, load_teacher
+from homodistil.evaluate.similarity import embed, follows
+from homodistil.evaluate.speed import sentences_per_second
+from homodistil.report.live import Display
+from homodistil.rundir import RunDir
+
+TARGET = "0.5"
+HELDOUT = 400
+"""Texts on which the models are compared, from which nobody learns."""
+CALIBRATION = 8
+"""Batches on which one-shot cutting measures importance and means."""
+
+
+def demo(out: str, tokens: str) -> None:
+    """Distil, then print a table of teacher, student, and a student that was only cut.
+
+    Args:
+        out: the run's folder; a number is added if it is taken.
+        tokens: how long to train.
+    """
+    console = Console()
+    started = time.monotonic()
+    say = Display(console).say
+    say("Fetching all-MiniLM-L6-v2 and the lead sections of 10,033 articles of Wikipedia (once) ...")
+    teacher, text = fetch("minilm"), fetch("wiki-leads")
+    folder = _free(Path(out))
+    learn, held = _split(text, folder.with_name(f"{folder.name}-text"))
+    say(f"Distilling to {TARGET} of the width, with {tokens} tokens, into {folder}")
+    result = api.distil(teacher, learn, TARGET, folder, tokens=tokens, evaluations=4, display=Display(console))
+    student = result.students[TARGET]
+    say("Cutting the teacher in one step, without distillation, for comparison ...")
+    cut = folder / "one-shot"
+    _one_shot(teacher, learn, cut)
+    say("Measuring ...")
+    names = {"teacher": teacher, f"student {TARGET}": student, f"one-shot {TARGET}, not distilled": cut}
+    speeds = sentences_per_second(list(names.values()), held[:200], rounds=3)
+    reference = embed(teacher, held)
+    table = Table("", "parameters", "MB on disk", "sentences/s", "follows the teacher (Spearman)")
+    for (name, path), speed in zip(names.items(), speeds, strict=True):
+        planned = api.plan(path, "1.0")[0]
+        size = sum(f.stat().st_size for f in path.rglob("*.safetensors")) / 1e6
+        same = follows(embed(path, held), reference)
+        table.add_row(name, f"{planned.parameters:,}", f"{size:.1f}", f"{speed:,.0f}", f"{same:.3f}")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    console.print(table)
+    say(f"Measured on {len(held)} lead sections that were not learnt from, cut at 256 tokens; all their pairs.")
+    say(f"Took {(time.monotonic() - started) / 60:.1f} minutes. Open it with")
+    say(f'    SentenceTransformer("{student}")   or   AutoModel.from_pretrained("{student}")')
+
+
+def _free(wanted: Path) -> Path:
+    """The folder, or with the first number behind it that is free."""
+    numbered = (wanted.with_name(f"{wanted.name}-{k}") for k in range(2, 10_000))
+    return wanted if not RunDir(wanted).recipe.exists() else next(p for p in numbered if not p.exists())
+
+
+def _split(text: Path, folder: Path) -> tuple[Path, list[str]]:
+    """A file of the texts to learn from, and the texts that are held out."""
+    lines = text.read_text().splitlines()
+    random.Random(0).shuffle(lines)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "learn.txt").write_text("\n".join(lines[HELDOUT:]) + "\n")
+    return folder / "learn.txt", lines[:HELDOUT]
+
+
+def _one_shot(source: Path, text: Path, out: Path) -> None:
+    """The same importance and compensation as in the run, all cut at once, and nothing learnt afterwards."""
+    teacher = load_teacher(str(source))
+    student, layout = copy_of(teacher), teacher.layout
+    corpus = load_corpus(str(text), teacher.tokenizer, packed=False)
+    run = Runner(kind=teacher.kind, layout=layout, pooling=teacher.pooling, attention=False, prediction=False)
+    scores, means = Importance("output", window=CALIBRATION, decay=0.0), InputMeans(student, layout)
+    feed = batches(corpus.train, Collator(teacher.tokenizer, False, 0), 32, start=0)
+    for index, batch in zip(range(CALIBRATION), feed, strict=False):
+        with means.listening(batch["ordinary"]), torch.enable_grad():
+            made = run(student, batch)
+        scores.update(importance.output(layout, student, made.hidden[-1], batch["attention_mask"], index))
+    shrink(student, TARGET, scores=scores.ranking(), means=means.means)
+    save_student(out, student, teacher, f"all-MiniLM-L6-v2 cut to {TARGET} in one step, not distilled.\n")
