@@ -34,8 +34,10 @@ from homodistil.report.live import Display
 from homodistil.rundir import RunDir, disk_failure, write_text
 
 SCORE_EVERY = 8
-"""Steps between two measurements of importance while there is something to cut: often enough to fill windows, and
-a small part of the run even where a measurement is a backward pass of its own."""
+"""Steps between two measurements of importance while there is something to cut: a small part of the run even where a
+measurement is a backward pass of its own."""
+SCORES = 16
+"""Measurements until the last cut, at least: a short run measures at more of its steps."""
 
 
 @dataclass(frozen=True)
@@ -88,12 +90,13 @@ def _train(run: Run, display: Display, stop: list[int]) -> None:
     recipe, state, schedule, device = run.recipe, run.state, run.schedule, run.accelerator.device
     feed = batches(run.corpus.train, run.collate, recipe.batch, start=state.step * recipe.accumulate)
     evaluations = {round(schedule.steps * (k + 1) / recipe.evaluations) for k in range(recipe.evaluations)}
+    score_every = max(1, min(SCORE_EVERY, schedule.last_cut() // SCORES))
     saved_at = time.monotonic()
 
     while state.step < schedule.steps:
         started = time.perf_counter()
         step = state.step + 1
-        scored = step <= schedule.last_cut() and (step - 1) % SCORE_EVERY == 0
+        scored = step <= schedule.last_cut() and (step - 1) % score_every == 0
 
         # forward, losses, backward
         tokens = 0

