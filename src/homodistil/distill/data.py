@@ -267,12 +267,7 @@ class Collator:
         flat[positions] = torch.where(
             fate < 0.8, torch.tensor(self.tokenizer.mask_token_id), torch.where(fate < 0.9, random, labels)
         )
-        return {
-            "input_ids": flat.view_as(ids),
-            "attention_mask": mask,
-            "positions": positions,
-            "labels": labels,
-        }
+        return batch | {"input_ids": flat.view_as(ids), "positions": positions, "labels": labels}
 
 
 def batches(source: Source, collate: Collator, size: int, *, start: int) -> Iterator[dict[str, Tensor]]:
