@@ -193,8 +193,9 @@ class InputMeans:
 
     def state(self) -> dict[str, Tensor]:
         """Everything that is remembered, as named tensors."""
-        sums = {f"sum/{name}": v for name, v in self.sums.items()}
-        return sums | {f"count/{name}": v for name, v in self.counts.items()}
+        # layers that read one tensor share their sums, which a file of tensors must not
+        sums = {f"sum/{name}": v.clone() for name, v in self.sums.items()}
+        return sums | {f"count/{name}": v.clone() for name, v in self.counts.items()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take back what `state` gave."""

@@ -1,0 +1,145 @@
+"""The command line: what it prints, how it leaves, and that it never shows a traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from transformers import BertForMaskedLM
+
+from homodistil.cli import main
+from homodistil.recipe import Recipe, load
+
+QUICK = ["--steps", "4", "--batch", "4", "--text.length", "32", "--precision", "fp32"]
+
+
+def _run(*words: str | Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "homodistil.cli", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+def test_help_is_printed_without_torch(capsys: pytest.CaptureFixture[str]) -> None:
+    """Help must come at once, so nothing heavy may be imported for it."""
+    code = (
+        "import sys; from homodistil.cli import main\n"
+        "try: main(['distil', '--help'])\nexcept SystemExit as left: assert left.code == 0\n"
+        "assert main(['--help']) == 0\n"
+        "assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for name in Recipe.__dataclass_fields__:
+        assert f"--{name}" in done.stdout
+
+
+def test_plan_prints_the_json_that_programs_read(masked_lm: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`plan --json` has the teacher and, for each target, five keys."""
+    assert main(["plan", str(masked_lm), "--target", "0.5", "--target", "hidden=36", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert list(printed) == ["teacher", "targets"]
+    assert printed["teacher"]["shape"] == {"hidden": 48, "heads": 4, "head_dim": 12, "ffn": 96}
+    assert [t["target"] for t in printed["targets"]] == ["hidden=36", "0.5"]
+    for target in printed["targets"]:
+        assert list(target) == ["target", "shape", "parameters", "flops_per_token", "memory_bytes"]
+        assert target["memory_bytes"] == 4 * target["parameters"]
+
+
+def test_plan_says_how_far_a_budget_is_missed(masked_lm: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """For a person, the miss stands in the table."""
+    assert main(["plan", str(masked_lm), "--target", "30k"]) == 0
+    shown = capsys.readouterr().out
+    assert "off budget" in shown
+    assert "%" in shown
+
+
+def test_distil_writes_a_run_that_its_recipe_describes(masked_lm: Path, corpus: Path, tmp_path: Path) -> None:
+    """Options, repeated targets and a YAML file become one resolved recipe, and plain lines tell the progress."""
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump({"target": ["0.9"], "losses": {"attention": 0.5}, "log_every": 2}))
+    out = tmp_path / "run"
+    done = _run("distil", masked_lm, "--data", corpus, "--config", file, "--target", "0.75", "--target", "0.5",
+                "--losses.hidden", "2", "--out", out, *QUICK)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    recipe = load(out / "recipe.yaml")
+    assert recipe.target == ["0.75", "0.5"]
+    assert (recipe.losses.attention, recipe.losses.hidden, recipe.losses.lm) == (0.5, 2.0, 1.0)
+    assert recipe.teacher == str(masked_lm.resolve())
+    assert "step 4/4" in done.stdout
+    assert "tokens/s" in done.stdout
+    assert "discrepancy" in done.stdout
+    assert "Traceback" not in done.stderr
+    card = (out / "students" / "0.5" / "README.md").read_text()
+    assert "--target 0.75 --target 0.5 --steps 4" in card
+    assert "| parameters |" in card
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["distill"], "Did you mean 'distil'"),
+        (["distil", "x", "--dat", "y"], "Did you mean 'data'"),
+        (["distil", "x", "--losses.hiden", "1"], "Did you mean 'losses.hidden'"),
+        (["distil", "x", "--data", "y", "--out", "z", "--target", "0.5", "--batch", "many"], "batch"),
+        (["distil", "x", "--data", "y", "--target", "0.5"], "out"),
+        (["distil", "nowhere/at/all", "--data", "y", "--out", "z", "--target", "0.5"], "Cannot find the teacher"),
+        (["distil", "--config", "no.yaml"], "Cannot read the recipe"),
+        (["distil", "--resume", "nowhere"], "there is no run"),
+        (["distil", "--resume", "nowhere", "--steps", "7"], "recipe that it was started with"),
+        (["plan", "nowhere/at/all", "--target", "0.5"], "Cannot find the teacher"),
+    ],
+)
+def test_bad_input_is_answered_in_three_sentences(
+    words: list[str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Exit status 2, what is wrong, what must hold, what to do; no traceback, and nothing is written."""
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert expected in said
+    assert 3 <= len(said.strip().splitlines()) <= 6
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_yaml_file_with_an_unknown_key_is_refused_with_the_nearest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A misspelt key is never silently ignored."""
+    file = tmp_path / "recipe.yaml"
+    file.write_text("losses: {hiden: 3}")
+    assert main(["distil", "--config", str(file)]) == 2
+    assert "losses.hiden" in (said := capsys.readouterr().err)
+    assert "'hidden'" in said
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_last_line_says_how_to_go_on(
+    number: signal.Signals, save_teacher: Callable[..., Path], corpus: Path, tmp_path: Path
+) -> None:
+    """SIGTERM and Ctrl-C leave with 128 + signal, a whole checkpoint and one clear line; resuming finishes."""
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "homodistil.cli", "distil", str(save_teacher(BertForMaskedLM)), "--data",
+               str(corpus), "--target", "0.5", "--out", str(out), *QUICK, "--steps", "400", "--log_every", "1"]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
+    deadline = time.monotonic() + 60
+    while not (out / "metrics.jsonl").exists() or (out / "metrics.jsonl").stat().st_size == 0:
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, said
+    assert said.strip().splitlines()[-1].endswith(f"homodistil distil --resume {out}")
+    assert list((out / "checkpoints").glob("step-*"))
+    done = _run("distil", "--resume", out)
+    assert done.returncode == 0, done.stderr
+    assert "Going on from step" in done.stdout
+    assert (out / "students" / "0.5" / "model.safetensors").exists()
