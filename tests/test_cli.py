@@ -126,8 +126,9 @@ def test_a_signal_saves_and_the_last_line_says_how_to_go_on(
 ) -> None:
     """SIGTERM and Ctrl-C leave with 128 + signal, a whole checkpoint and one clear line; resuming finishes."""
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "homodistil.cli", "distil", str(save_teacher(BertForMaskedLM)), "--data",
-               str(corpus), "--target", "0.5", "--out", str(out), *QUICK, "--steps", "400", "--log_every", "1"]  # fmt: skip
+    command = [sys.executable, "-m", "homodistil.cli", "distil", str(save_teacher(BertForMaskedLM)),
+               "--data", str(corpus), "--target", "0.5", "--out", str(out), *QUICK,
+               "--steps", "400", "--log_every", "1"]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
     deadline = time.monotonic() + 60
     while not (out / "metrics.jsonl").exists() or (out / "metrics.jsonl").stat().st_size == 0:

@@ -1,0 +1,37 @@
+"""Following a teacher's similarities: the measure that the demo prints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from homodistil.evaluate.similarity import embed, follows
+
+
+def _embeddings(seed: int, width: int) -> np.ndarray:
+    drawn = np.random.default_rng(seed).normal(size=(40, width)).astype(np.float32)
+    normalised: np.ndarray = drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
+    return normalised
+
+
+def test_an_encoder_follows_itself_wholly() -> None:
+    """The correlation of a model with itself is 1, also after a rotation, which moves no similarity."""
+    own = _embeddings(0, 16)
+    rotation = np.linalg.qr(np.random.default_rng(1).normal(size=(16, 16)))[0].astype(np.float32)
+    assert follows(own, own) == pytest.approx(1)
+    assert follows(own @ rotation, own) == pytest.approx(1, abs=1e-4)
+
+
+def test_unrelated_encoders_do_not_follow_each_other() -> None:
+    """Independent embeddings, of other widths too, correlate near 0."""
+    assert abs(follows(_embeddings(2, 8), _embeddings(3, 16))) < 0.15
+
+
+def test_embeddings_are_normalised_and_in_order(encoder: Path) -> None:
+    """One row a text, of norm 1, the same whatever stands beside it."""
+    texts = ["the man sees a cat", "one dog", "the big red house near the tree"]
+    made = embed(encoder, texts)
+    np.testing.assert_allclose(np.linalg.norm(made, axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(embed(encoder, texts[1:2])[0], made[1], atol=1e-5)

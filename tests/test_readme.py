@@ -1,0 +1,43 @@
+"""What the README says is run."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from homodistil.cli import main
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def test_the_readme_is_short() -> None:
+    """A page that is read."""
+    assert len(README.splitlines()) <= 150
+
+
+def test_commands_of_the_readme_run(encoder: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                    capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    """Each `homodistil` line, with a tiny teacher and budgets that fit it."""
+    monkeypatch.chdir(tmp_path)
+    commands = re.findall(r"^    (?:\$ )?homodistil (.+)$", README, re.MULTILINE)
+    assert [c.split()[0] for c in commands] == ["plan", "distil", "distil"]
+    swaps = {"path/to/all-MiniLM-L6-v2": str(encoder), "corpus.txt": str(corpus), "8M": "hidden=24", "20M": "4k"}
+    for command in commands:
+        words = [swaps.get(word, word) for word in command.split()]
+        extra = ["--batch", "8", "--text.length", "32"] if "--data" in words else []
+        assert main([*words, *extra]) == 0, capsys.readouterr().err
+
+
+def test_python_of_the_readme_runs(
+    encoder: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each Python block, with a tiny teacher and few tokens."""
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.+?)```", README, re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        code = block.replace("path/to/teacher", str(encoder)).replace("corpus.txt", str(corpus))
+        code = code.replace('tokens="2M"', 'tokens="4k", text={"length": 32}')
+        exec(compile(code.replace("BertConfig()", "BertConfig(num_hidden_layers=1)"), "README.md", "exec"), {})
