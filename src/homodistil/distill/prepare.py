@@ -83,6 +83,13 @@ def prepare(recipe: Recipe, *, resume: bool, texts: Iterable[str] | None) -> Run
     teacher = load_teacher(recipe.teacher, trust_remote_code=recipe.trust_remote_code)
     whole = teacher.layout.shape(teacher.model)
     planned = plan(teacher.layout, whole, recipe.target)
+    longest = getattr(teacher.model.config, "max_position_embeddings", recipe.text.length)
+    if recipe.text.length > longest:
+        raise UserError(
+            f"Cannot make sequences of {recipe.text.length} tokens.",
+            f"The teacher has positions for {longest}.",
+            f"Use --text.length {longest} or less.",
+        )
     packed = recipe.text.packing == "blocks" or (recipe.text.packing == "auto" and teacher.kind == "masked-lm")
     corpus = load_corpus(
         texts if texts is not None else recipe.data,
