@@ -34,7 +34,7 @@ class Losses:
 
     lm: float = 1.0
     prediction: float = 1.0
-    hidden: float = 1.0
+    hidden: float = 20.0
     attention: float = 0.1
     embedding: float = 0.1
     attention_kind: Literal["scores", "probabilities"] = "scores"

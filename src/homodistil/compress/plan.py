@@ -193,11 +193,11 @@ def _from_shape(layout: Layout, teacher: Shape, text: str) -> dict[str, int]:
                 f"A shape names widths of the family: {', '.join(teacher)}.",
                 nearest(name, teacher),
             )
-        if not value.isdigit() or not 1 <= int(value) <= teacher[name]:
+        if not value.isdecimal() or not 1 <= int(value) <= teacher[name]:
             raise UserError(
                 f"Cannot make {name}={value or '?'}.",
                 f"A width is a whole number from 1 to the teacher's: {describe(teacher)}.",
-                f"Use {name}={min(teacher[name], max(1, int(value))) if value.isdigit() else teacher[name]}, "
+                f"Use {name}={min(teacher[name], max(1, int(value))) if value.isdecimal() else teacher[name]}, "
                 "or another number in between.",
             )
         given[name] = int(value)
@@ -213,23 +213,29 @@ def _from_shape(layout: Layout, teacher: Shape, text: str) -> dict[str, int]:
     scale = shape["hidden"] / teacher["hidden"]
     shape["ffn"] = given.get("ffn", _grained(scale * teacher["ffn"], teacher["ffn"]))
     if "hidden" in given and given["hidden"] != shape["hidden"]:
-        near = [h for h in range(1, teacher["heads"] + 1) if given["hidden"] % h == 0]
-        other = min(near, key=lambda h: (abs(h - heads), -h))
-        below = max(heads, given["hidden"] // heads * heads)
         raise UserError(
             f"Cannot make hidden={given['hidden']} with heads={heads}"
             + (f" and head_dim={head_dim}." if "head_dim" in given else "."),
             f"This family needs heads x head_dim == hidden, and {given['hidden']} is "
             + (f"not {heads} x {head_dim}." if "head_dim" in given else f"no multiple of {heads}."),
-            f"Use heads={other} (head_dim={given['hidden'] // other}), or hidden={below} (head_dim={below // heads}).",
+            _instead(teacher, given["hidden"], heads),
         )
     if wider := [w for w in shape if shape[w] > teacher[w]]:
         raise UserError(
             f"Cannot make {describe(shape)}.",
             f"No width may be above the teacher's ({describe(teacher)}), and {' and '.join(wider)} would be.",
-            f"Keep {heads} heads x head_dim at or below {teacher['hidden']}, or name more of the widths.",
+            _instead(teacher, shape["hidden"], heads),
         )
     return shape
+
+
+def _instead(teacher: Shape, hidden: int, heads: int) -> str:
+    """The nearest possible of the same hidden width, if there is one, and of the same heads."""
+    fit = [h for h in range(1, teacher["heads"] + 1) if hidden % h == 0 and hidden // h <= teacher["head_dim"]]
+    other = min(fit, key=lambda h: (abs(h - heads), -h), default=None)
+    below = heads * max(1, min(hidden // heads, teacher["head_dim"]))
+    ways = [f"heads={other} (head_dim={hidden // other})"] if other else []
+    return f"Use {', or '.join([*ways, f'hidden={below} (head_dim={below // heads})'])}."
 
 
 def _bound(layout: Layout, teacher: Shape, heads: int, head_dim: int, ffn: int) -> dict[str, int]:

@@ -189,7 +189,7 @@ def _cut_to(state: State, origin: Mapping[str, Tensor]) -> None:
         elif axis not in state.layout.parent:
             keep[axis] = left
     state.shrink(keep, compensate=False)
-    state.origin = dict(origin)
+    state.origin = {axis: origin[axis] for axis in state.origin}
 
 
 def _identity(file: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from homodistil.compress.importance import Importance, Method
 from homodistil.compress.plan import Planned, plan, teacher_figures
@@ -111,6 +112,9 @@ def prepare(recipe: Recipe, *, resume: bool, texts: Iterable[str] | None) -> Run
         _keep_freed_memory()
     teacher.model.to(accelerator.device)
     state = _start(recipe, teacher)
+    bf16 = recipe.precision == "bf16" or (recipe.precision == "auto" and _computes_bf16(accelerator.device))
+    if bf16:
+        _round_products(teacher.model)
     checkpoint.restore(run_dir.checkpoints, state, recipe.digest())
     run_dir.rewind_metrics(state.step)
     has_lm = recipe.losses.lm > 0 and teacher.kind == "masked-lm"
@@ -131,7 +135,7 @@ def prepare(recipe: Recipe, *, resume: bool, texts: Iterable[str] | None) -> Run
         ),
         objective=Objective(teacher.kind, recipe.losses, state.projections),
         collate=Collator(teacher.tokenizer, teacher.kind == "masked-lm", recipe.seed),
-        precision=_precision(recipe.precision, accelerator.device),
+        precision=torch.autocast(accelerator.device.type, dtype=torch.bfloat16, enabled=bf16),
         state=state,
         accelerator=accelerator,
     )
@@ -205,10 +209,12 @@ def _method(recipe: Recipe, teacher: Teacher) -> Method:
     return "sensitivity" if teacher.kind == "masked-lm" and recipe.losses.lm else "output"
 
 
-def _precision(wanted: str, device: torch.device) -> AbstractContextManager[Any]:
-    if wanted == "auto":
-        wanted = "bf16" if _computes_bf16(device) else "fp32"
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=wanted == "bf16")
+def _round_products(teacher: nn.Module) -> None:
+    """Round the matrices of a frozen teacher once, as autocast would do at every step, to the very same numbers."""
+    for module in teacher.modules():
+        if isinstance(module, nn.Linear):
+            # a new Parameter, because a matrix that is tied to the embeddings must not round those
+            module.weight = nn.Parameter(module.weight.detach().bfloat16(), requires_grad=False)
 
 
 def _computes_bf16(device: torch.device) -> bool:

@@ -1,0 +1,263 @@
+"""The plan: every way to write a target, what it comes out as, and every refusal."""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from typing import Any
+
+import pytest
+from transformers import BertConfig, BertForMaskedLM, BertModel
+
+from conftest import make, tiny_config
+from homodistil.axes.layout import Layout, on_meta
+from homodistil.compress.plan import GRAIN, PRESETS, Planned, plan, teacher_figures
+from homodistil.compress.shrink import shrink
+from homodistil.errors import UserError
+
+BASE = {"hidden": 768, "heads": 12, "head_dim": 64, "ffn": 3072}
+
+
+@pytest.fixture(scope="module")
+def base() -> Layout:
+    """The layout of BERT-base, which needs no weights."""
+    return Layout.of(on_meta(BertModel, BertConfig()))
+
+
+def _one(base: Layout, target: str) -> Planned:
+    return plan(base, BASE, [target])[0]
+
+
+@pytest.mark.parametrize(
+    ("target", "hidden", "heads", "head_dim", "ffn"),
+    [
+        ("1", 768, 12, 64, 3072),
+        ("1.0", 768, 12, 64, 3072),
+        ("0.5", 384, 12, 32, 1536),
+        (" .25 ", 192, 12, 16, 768),
+        ("0.3125", 240, 12, 20, 960),
+        # 6.4 dims a head are too far from 8 and near enough to 6
+        ("0.1", 72, 12, 6, 304),
+        # 19.2 dims a head are near enough to 20
+        ("0.3", 240, 12, 20, 920),
+        ("0.02", 12, 12, 1, 64),
+        ("hidden=240,heads=12,ffn=960", 240, 12, 20, 960),
+        ("hidden=240", 240, 12, 20, 960),
+        ("heads=6", 384, 6, 64, 1536),
+        ("head_dim=32", 384, 12, 32, 1536),
+        (" heads = 7 , head_dim = 32 ", 224, 7, 32, 896),
+        ("ffn=100", 768, 12, 64, 100),
+        ("hidden=12,ffn=1", 12, 12, 1, 1),
+        ("homobert-base", 576, 12, 48, 2304),
+        ("homobert-small", 256, 8, 32, 1024),
+        ("homobert-xsmall", 240, 12, 20, 960),
+        ("homobert-tiny", 224, 7, 32, 896),
+    ],
+)
+def test_a_target_is_a_ratio_a_shape_or_a_name(
+    base: Layout, target: str, hidden: int, heads: int, head_dim: int, ffn: int
+) -> None:
+    """Each way to write a target means one shape; widths that are not named follow those that are."""
+    planned = _one(base, target)
+    assert planned.shape == {"hidden": hidden, "heads": heads, "head_dim": head_dim, "ffn": ffn}
+    assert planned.target == target.strip()
+    assert planned.missed is None
+
+
+@pytest.mark.parametrize(
+    ("target", "budget"),
+    [
+        ("17.3M", 17_300_000),
+        ("17300K", 17_300_000),
+        ("0.05b", 50_000_000),
+        ("8600000", 8_600_000),
+        ("66 M", 66_000_000),
+    ],
+)
+def test_a_target_with_a_unit_is_a_budget(base: Layout, target: str, budget: int) -> None:
+    """A whole number, or one with k, m or b, is a number of parameters that is met within 2 percent."""
+    planned = _one(base, target)
+    assert planned.missed == planned.parameters / budget - 1
+    assert abs(planned.missed) < 0.02
+
+
+def test_a_budget_of_the_teachers_own_size_is_the_teacher(base: Layout) -> None:
+    """The teacher's own count as a budget, even if rounded, changes nothing."""
+    assert _one(base, str(base.count(BASE))).shape == BASE
+    assert _one(base, "109.5M").shape == BASE
+
+
+@pytest.mark.parametrize(("least", "most", "seed"), [(12_000_000, 109_000_000, 0), (12_000_000, 25_000_000, 1)])
+def test_budgets_are_met_with_shapes_that_load(base: Layout, least: int, most: int, seed: int) -> None:
+    """Any budget is missed by less than 2 percent, with heads x head_dim == hidden and nothing above the teacher."""
+    draw = random.Random(seed)
+    for _ in range(50):
+        planned = _one(base, str(draw.randint(least, most)))
+        assert planned.missed is not None
+        assert abs(planned.missed) < 0.02, planned
+        # a rounder head_dim may not bend ffn : hidden by more than a third
+        assert abs(math.log(planned.shape["ffn"] / planned.shape["hidden"] / 4)) <= math.log(4 / 3) + 1e-9
+        _check_proportions(planned.shape)
+
+
+def test_ratios_give_shapes_that_load(base: Layout) -> None:
+    """Any ratio gives heads x head_dim == hidden, near the ratio on each width and never above the teacher."""
+    draw = random.Random(2)
+    for _ in range(100):
+        ratio = draw.uniform(0.05, 1)
+        shape = _one(base, str(ratio)).shape
+        _check_proportions(shape)
+        # a head_dim is rounded to whole dims, by at most a tenth where it may choose and by half a dim where not
+        assert abs(shape["hidden"] / 768 - ratio) <= max(0.1 * ratio, 0.5 / 64) + 1e-9
+        assert abs(shape["ffn"] - ratio * 3072) <= GRAIN / 2
+
+
+def _check_proportions(shape: dict[str, int]) -> None:
+    assert shape["heads"] * shape["head_dim"] == shape["hidden"]
+    assert shape["heads"] == 12
+    assert shape["ffn"] % GRAIN == 0
+    assert all(1 <= shape[width] <= most for width, most in BASE.items())
+
+
+@pytest.mark.parametrize(
+    ("preset", "parameters"),
+    [
+        ("homobert-base", 66_075_840),
+        ("homobert-small", 17_488_640),
+        ("homobert-xsmall", 15_838_800),
+        ("homobert-tiny", 14_263_200),
+    ],
+)
+def test_published_sizes_have_names(base: Layout, preset: str, parameters: int) -> None:
+    """A preset is the published shape: its count is that of a real model of that configuration."""
+    planned = _one(base, preset)
+    shape = planned.shape
+    config = BertConfig(hidden_size=shape["hidden"], num_attention_heads=shape["heads"], intermediate_size=shape["ffn"])
+    real = sum(p.numel() for p in on_meta(BertModel, config).parameters())
+    assert planned.parameters == real == parameters
+    assert planned.shape == _one(base, PRESETS[preset]).shape
+
+
+@pytest.mark.parametrize("target", ["0.5", "0.3", "8000", "12k", "hidden=20,heads=2,ffn=33", "heads=3", "ffn=5"])
+def test_what_is_planned_is_what_is_made(target: str) -> None:
+    """The plan's shape and count are those of the model after the cut."""
+    model: Any = make(BertForMaskedLM)
+    layout = Layout.of(model)
+    planned = plan(layout, layout.shape(model), [target])[0]
+    assert shrink(model, target) == planned
+    assert sum(p.numel() for p in model.parameters()) == planned.parameters
+    assert Layout.of(model).shape(model) == planned.shape
+
+
+def test_figures_are_those_of_the_shape(base: Layout) -> None:
+    """Memory is the count times a weight's bytes, operations are at 128 tokens, and programs are told them."""
+    half = plan(base, BASE, ["0.5"], weight_bytes=2)[0]
+    assert half.memory_bytes == 2 * half.parameters
+    assert half.flops_per_token == base.flops_per_token(half.shape, 128)
+    assert half.as_json() == {
+        "target": "0.5",
+        "shape": half.shape,
+        "parameters": half.parameters,
+        "flops_per_token": half.flops_per_token,
+        "memory_bytes": half.memory_bytes,
+    }
+    whole = teacher_figures(base, BASE)
+    assert (whole.shape, whole.parameters, whole.memory_bytes) == (BASE, 109_482_240, 4 * 109_482_240)
+
+
+def test_several_targets_come_widest_first(base: Layout) -> None:
+    """Targets are reached in the order in which one run passes through them, however they were written."""
+    planned = plan(base, BASE, ["homobert-xsmall", "0.75", "10M"])
+    assert [p.target for p in planned] == ["0.75", "homobert-xsmall", "10M"]
+
+
+@pytest.mark.parametrize(
+    ("targets", "refused", "rule", "remedy"),
+    [
+        ([], "There is no target.", "at least one target", "--target 0.5"),
+        (["1.5"], "Cannot keep 1.5 of the teacher's width", "above 0 and at most at 1", "from 0.02 to 1"),
+        (
+            ["200M"],
+            "200,000,000 parameters (200M)",
+            "and 109,482,240 parameters",
+            "the teacher itself, with 109,482,240",
+        ),
+        (["hidden=800"], "Cannot make hidden=800.", "hidden=768, heads=12", "Use hidden=768"),
+        (["ffn=4000"], "Cannot make ffn=4000.", "ffn=3072", "Use ffn=3072"),
+        (["hidden=240,heads=3"], "head_dim=80", "head_dim would be", "Use heads=4 (head_dim=60), or hidden=192"),
+        (["0.001"], "Cannot keep 0.001", "every head at least one dimension", "from 0.02 to 1"),
+        (["0"], "Cannot keep 0 of", "above 0", "from 0.02 to 1"),
+        (["300K"], "300,000 parameters (300K)", "between 381,120 and", "hidden=12, heads=12, head_dim=1, ffn=1"),
+        (["hidden=0"], "Cannot make hidden=0.", "from 1", "Use hidden=1"),
+        (["ffn=x"], "Cannot make ffn=x.", "whole number", "Use ffn=3072"),
+        (["ffn="], "Cannot make ffn=?.", "whole number", "Use ffn=3072"),
+        (["ffn=²"], "Cannot make ffn=².", "whole number", "Use ffn=3072"),
+        (["half"], "Cannot read the target 'half'.", "keep ratio (0.5)", "homobert-base"),
+        (["homobert-smal"], "'homobert-smal'", "a preset (homobert-base", "Did you mean 'homobert-small'?"),
+        (["-0.5"], "Cannot read the target '-0.5'.", "keep ratio", "--target 0.5"),
+        (["1e6"], "Cannot read the target '1e6'.", "8600000", "--target 0.5"),
+        ([""], "Cannot read the target ''.", "keep ratio", "--target 0.5"),
+        (["hiden=240"], "Cannot read 'hiden'", "hidden, heads, head_dim, ffn", "Did you mean 'hidden'?"),
+        (["width=240"], "Cannot read 'width'", "hidden, heads, head_dim, ffn", "Known are: hidden, heads"),
+        (
+            ["hidden=100"],
+            "hidden=100 with heads=12.",
+            "100 is no multiple of 12",
+            "heads=10 (head_dim=10), or hidden=96 (head_dim=8)",
+        ),
+        (["hidden=100,head_dim=20"], "heads=12 and head_dim=20.", "100 is not 12 x 20", "heads=10 (head_dim=10)"),
+        (["hidden=761"], "hidden=761 with heads=12.", "no multiple of 12", "Use hidden=756 (head_dim=63)."),
+        (["0.5", "17M", "0.5"], "0.5 is given twice", "saved under its name", "Leave one of them out"),
+        (
+            ["homobert-xsmall", "homobert-small"],
+            "Cannot reach homobert-xsmall",
+            "heads would have to grow",
+            "a run of its own",
+        ),
+        (["0.5", "hidden=192,ffn=3072"], "Cannot reach hidden=192,ffn=3072", "ffn would have to grow", "proportions"),
+    ],
+)
+def test_a_refusal_says_what_and_why_and_what_instead(
+    base: Layout, targets: list[str], refused: str, rule: str, remedy: str
+) -> None:
+    """What cannot be made is refused in three sentences: what arrived, what must hold, what to do."""
+    with pytest.raises(UserError) as refusal:
+        plan(base, BASE, targets)
+    error = refusal.value
+    assert refused in error.refused
+    assert rule in error.rule
+    assert remedy in error.remedy
+    sentences = str(error).splitlines()
+    assert sentences == [error.refused, error.rule, error.remedy]
+    assert all(sentence.endswith((".", "?")) for sentence in sentences)
+
+
+def test_the_nearest_possible_is_possible(base: Layout) -> None:
+    """Each shape that a refusal proposes is accepted when it is asked for."""
+    draw = random.Random(3)
+    pairs = [(draw.randint(1, 768), draw.randint(1, 12)) for _ in range(200)]
+    impossible = [(hidden, heads) for hidden, heads in pairs if hidden % heads or hidden // heads > 64]
+    for hidden, heads in impossible:
+        with pytest.raises(UserError) as refusal:
+            _one(base, f"hidden={hidden},heads={heads}")
+        remedy = refusal.value.remedy
+        below, other = re.search(r"hidden=(\d+) ", remedy), re.search(r"heads=(\d+) ", remedy)
+        assert below is not None, remedy
+        assert _one(base, f"hidden={below[1]},heads={heads}").shape["hidden"] == int(below[1])
+        if other is not None:
+            assert _one(base, f"hidden={hidden},heads={other[1]}").shape["heads"] == int(other[1])
+
+
+@pytest.mark.parametrize("head_dim", [1, 3, 12])
+def test_the_least_ratio_that_is_proposed_is_possible(head_dim: int) -> None:
+    """Where a ratio is refused as too small, the one that is proposed is accepted."""
+    config = tiny_config(hidden_size=2 * head_dim, num_attention_heads=2)
+    model = on_meta(BertModel, config)
+    layout = Layout.of(model)
+    shape = layout.shape(model)
+    with pytest.raises(UserError) as refusal:
+        plan(layout, shape, ["0.0001"])
+    least = re.search(r"from (\S+) to 1", refusal.value.remedy)
+    assert least is not None
+    assert plan(layout, shape, [least[1]])[0].shape["head_dim"] == 1
