@@ -200,6 +200,10 @@ def _from_shape(layout: Layout, teacher: Shape, text: str) -> dict[str, int]:
                 f"Use {name}={min(teacher[name], max(1, int(value))) if value.isdecimal() else teacher[name]}, "
                 "or another number in between.",
             )
+        if name in given:
+            raise UserError(
+                f"The target {text!r} names {name} twice.", "A width is given once.", "Leave one of them out."
+            )
         given[name] = int(value)
     heads = given.get("heads", teacher["heads"])
     # the widths that are not named follow those that are, in the teacher's proportions
