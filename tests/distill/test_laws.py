@@ -1,0 +1,230 @@
+"""The laws of distillation: no loss before a cut, no loss from padding, gradients for every parameter after one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import (
+    BertForMaskedLM,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    BertModel,
+    PreTrainedModel,
+)
+
+from homodistil.compress.importance import magnitude
+from homodistil.compress.shrink import select
+from homodistil.distill import attention, losses
+from homodistil.distill.attention import IMPLEMENTATION, QueriesKeys, captured
+from homodistil.distill.data import batches
+from homodistil.distill.loop import lost_heads
+from homodistil.distill.prepare import Run, prepare
+from homodistil.recipe import build
+
+CLASSES = [
+    BertForMaskedLM,
+    BertModel,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    BertForQuestionAnswering,
+]
+NARROW = {"hidden": 24, "heads": 3, "head_dim": 8, "ffn": 40}
+
+
+@pytest.fixture
+def ready(save_teacher: Callable[..., Path], corpus: Path, tmp_path: Path) -> Callable[..., Run]:
+    """A run of a class, ready for its first step."""
+
+    def make_run(model_class: type[PreTrainedModel], **options: object) -> Run:
+        values = {"teacher": str(save_teacher(model_class)), "data": str(corpus), "target": "0.5", "steps": 10,
+                  "out": str(tmp_path / "run"), "batch": 4, "precision": "fp32", "text": {"length": 32}}  # fmt: skip
+        return prepare(build(values | options), resume=False, texts=None)
+
+    return make_run
+
+
+def _terms(run: Run, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    with run.precision:
+        with torch.no_grad():
+            theirs = run.runner(run.teacher.model, batch)
+        mine = run.runner(run.state.student, batch)
+        return run.objective.terms(mine, theirs, batch, lost_heads(run))
+
+
+def _batch(run: Run) -> dict[str, Tensor]:
+    return next(batches(run.corpus.train, run.collate, 4, start=0))
+
+
+def _cut(run: Run) -> None:
+    layout, student = run.state.layout, run.state.student
+    run.state.shrink(select(layout, layout.sizes(student), magnitude(layout, student), NARROW), compensate=True)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("kind", ["scores", "probabilities"])
+@pytest.mark.parametrize("model_class", CLASSES)
+def test_an_uncut_student_has_exactly_zero_distillation_loss(
+    model_class: type[PreTrainedModel], kind: str, precision: str, ready: Callable[..., Run]
+) -> None:
+    """Every term but the student's own language modelling is 0.0, in both precisions."""
+    run = ready(model_class, precision=precision, losses={"attention_kind": kind})
+    terms = {name: term.item() for name, term in _terms(run, _batch(run)).items()}
+    own = terms.pop("lm", None)
+    assert (own is not None) == (model_class is BertForMaskedLM)
+    assert terms == {"prediction": 0.0, "hidden": 0.0, "attention": 0.0, "embedding": 0.0}
+
+
+@pytest.mark.parametrize("model_class", CLASSES)
+def test_padding_changes_no_loss(model_class: type[PreTrainedModel], ready: Callable[..., Run]) -> None:
+    """The same texts in a longer batch have the same losses."""
+    run = ready(model_class, text={"length": 32, "packing": "texts"})
+    _cut(run)
+    short = _batch(run)
+    rows, width = short["input_ids"].shape
+    longer = {k: torch.nn.functional.pad(v, (0, 16)) for k, v in short.items() if v.shape == (rows, width)}
+    if "positions" in short:
+        at = short["positions"]
+        longer |= {"positions": at // width * (width + 16) + at % width, "labels": short["labels"]}
+    before, after = _terms(run, short), _terms(run, longer)
+    for name, term in before.items():
+        assert term.item() > 1e-4, name
+        torch.testing.assert_close(after[name], term, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("model_class", CLASSES)
+def test_after_a_cut_every_parameter_gets_a_gradient_and_is_stepped(
+    model_class: type[PreTrainedModel], ready: Callable[..., Run]
+) -> None:
+    """Cut after a first step, with moments to move: the next step reaches every parameter, and ties hold."""
+    run = ready(model_class)
+    state = run.state
+    for cutting in (False, True):
+        if cutting:
+            _cut(run)
+        before = {n: p.detach().clone() for n, p in state.student.named_parameters()}
+        run.objective.total(_terms(run, _batch(run))).backward()  # type: ignore[no-untyped-call]
+        for name, parameter in state.student.named_parameters():
+            assert parameter.grad is not None, name
+        state.optimizer.step()
+        state.optimizer.zero_grad()
+    assert {id(p) for p in state.student.parameters()} <= {
+        id(p) for group in state.optimizer.param_groups for p in group["params"]
+    }
+    # keys' biases move no softmax, so their gradients may be zero; everything else must have moved
+    still = [n for n, p in state.student.named_parameters() if torch.equal(p, before[n])]
+    assert all(name.endswith("key.bias") for name in still)
+    if model_class is BertForMaskedLM:
+        assert state.student.cls.predictions.decoder.weight is state.student.bert.embeddings.word_embeddings.weight
+
+
+def test_a_term_of_weight_zero_is_not_computed(ready: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without their weights no loss function is called, no attention is kept, and no logits are made."""
+    run = ready(BertForMaskedLM, losses={"lm": 0, "prediction": 0, "attention": 0, "embedding": 0, "hidden": 1})
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("computed")
+
+    for name in ("lm", "prediction", "attention_scores", "similarity"):
+        monkeypatch.setattr(losses, name, never)
+    run.state.student.cls.register_forward_hook(never)
+    run.teacher.model.cls.register_forward_hook(never)
+    outputs = run.runner(run.state.student, _batch(run))
+    assert outputs.attention == ()
+    assert outputs.prediction is None
+    assert list(_terms(run, _batch(run))) == ["hidden"]
+
+
+def test_logits_at_predicted_positions_are_the_models_own(ready: Callable[..., Run]) -> None:
+    """Making few logits changes none of them."""
+    run = ready(BertForMaskedLM)
+    batch = _batch(run)
+    whole = run.teacher.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    made = run.runner(run.teacher.model, batch).prediction
+    assert made is not None
+    torch.testing.assert_close(made, whole.flatten(0, 1)[batch["positions"]])
+
+
+def test_captured_attention_computes_what_sdpa_computes(
+    ready: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With padding, for short sequences and long ones; and nothing is kept outside the block."""
+    run = ready(BertModel)
+    model, batch = run.teacher.model, _batch(run)
+    assert (batch["attention_mask"] == 0).any()
+    inputs = {k: batch[k] for k in ("input_ids", "attention_mask")}
+    real = batch["attention_mask"].bool()
+    model.set_attn_implementation("sdpa")
+    expected = model(**inputs).last_hidden_state
+    model.set_attn_implementation(IMPLEMENTATION)
+    for short in (256, 0):
+        monkeypatch.setattr(attention, "SHORT", short)
+        with captured() as layers:
+            made = model(**inputs).last_hidden_state
+        torch.testing.assert_close(made[real], expected[real], rtol=1e-5, atol=1e-5)
+        assert [tuple(layer.queries.shape[:2]) for layer in layers] == [(4, 4), (4, 4)]
+        model(**inputs)
+        assert len(layers) == 2
+
+
+def _layers(width: int, seed: int) -> QueriesKeys:
+    draw = torch.Generator().manual_seed(seed)
+    queries, keys = (torch.randn(2, 3, 7, width, generator=draw, requires_grad=True) for _ in range(2))
+    return QueriesKeys(queries, keys, width**-0.5)
+
+
+def test_the_attention_loss_without_maps_equals_the_one_with_maps() -> None:
+    """Value and gradients, with padding, for students with narrower heads."""
+    student, teacher = _layers(4, 0), _layers(6, 1)
+    mask = torch.tensor([[1] * 7, [1] * 4 + [0] * 3])
+    scores = [x.queries @ x.keys.transpose(-1, -2) * x.scaling for x in (student, teacher)]
+    pairs = (mask[:, :, None] * mask[:, None, :])[:, None].expand(2, 3, 7, 7).bool()
+    plain = (scores[0] - scores[1])[pairs].square().mean()
+    made = losses.attention_scores(student, teacher, mask)
+    torch.testing.assert_close(made, plain)
+    for ours, theirs in zip(
+        torch.autograd.grad(made, [student.queries, student.keys]),
+        torch.autograd.grad(plain, [student.queries, student.keys]),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_the_similarity_loss_equals_a_plain_loop() -> None:
+    """Each text's softmax over the others, Kullback-Leibler, mean over texts."""
+    draw = torch.Generator().manual_seed(0)
+    student, teacher = (torch.nn.functional.normalize(torch.randn(5, w, generator=draw), dim=-1) for w in (3, 4))
+    expected = 0.0
+    for i in range(5):
+        others = [j for j in range(5) if j != i]
+        p, q = (torch.softmax(torch.stack([e[i] @ e[j] for j in others]) / 0.1, 0) for e in (teacher, student))
+        expected += float((p * (p.log() - q.log())).sum()) / 5
+    assert losses.similarity(student, teacher, 0.1).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_prediction_loss_is_scaled_by_the_temperature_squared() -> None:
+    """T² KL(softmax(z_t/T) || softmax(z_s/T)), mean over rows, by hand."""
+    draw = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(6, 9, generator=draw), torch.randn(6, 9, generator=draw)
+    p, q = (torch.softmax(z / 3, -1) for z in (teacher, student))
+    expected = 9 * (p * (p / q).log()).sum(-1).mean()
+    torch.testing.assert_close(losses.prediction(student, teacher, 3.0), expected)
+
+
+def test_lost_heads_are_left_out_of_the_comparison(ready: Callable[..., Run]) -> None:
+    """A student that lost a head and nothing else has the teacher's scores in the first layer's other heads."""
+    run = ready(BertModel, losses={"hidden": 0, "prediction": 0, "embedding": 0, "attention": 1})
+    layout, student = run.state.layout, run.state.student
+    shape = {"hidden": 48, "heads": 3, "head_dim": 12, "ffn": 96}
+    run.state.shrink(select(layout, layout.sizes(student), magnitude(layout, student), shape), compensate=False)
+    assert set(lost_heads(run)) == {0, 1}
+    batch = _batch(run)
+    mine, theirs = run.runner(student, batch), run.runner(run.teacher.model, batch)
+    kept = lost_heads(run)[0]
+    torch.testing.assert_close(mine.attention[0].queries, theirs.attention[0].queries[:, kept], rtol=1e-5, atol=1e-5)
+    assert replace(run.objective).terms(mine, theirs, batch, lost_heads(run))["attention"].isfinite()
