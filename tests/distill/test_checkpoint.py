@@ -1,0 +1,143 @@
+"""Checkpoints: whole or not at all, found again, and never of another run."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import BertForMaskedLM
+
+from homodistil.compress.importance import magnitude, sensitivity
+from homodistil.compress.shrink import select
+from homodistil.distill import checkpoint
+from homodistil.distill.checkpoint import State
+from homodistil.distill.data import batches
+from homodistil.distill.loop import _learn
+from homodistil.distill.prepare import Run, prepare
+from homodistil.errors import UserError
+from homodistil.recipe import build
+
+
+@pytest.fixture
+def fresh(save_teacher: Callable[..., Path], corpus: Path, tmp_path: Path) -> Callable[[], Run]:
+    """A run at step 0; each call gives another of the same recipe."""
+    teacher = save_teacher(BertForMaskedLM)
+    count = iter(range(100))
+
+    def make_run() -> Run:
+        values = {"teacher": str(teacher), "data": str(corpus), "target": "0.5", "steps": 10, "batch": 4,
+                  "out": str(tmp_path / f"run{next(count)}"), "precision": "fp32", "text": {"length": 32}}  # fmt: skip
+        return prepare(build(values), resume=False, texts=None)
+
+    return make_run
+
+
+def _advance(run: Run, shape: dict[str, int]) -> State:
+    """Learn once, score, step, and cut to a shape."""
+    state = run.state
+    _learn(run, next(batches(run.corpus.train, run.collate, 4, start=state.step)), state.step + 1, scored=True)
+    state.importance.update(sensitivity(state.layout, state.student))
+    state.optimizer.step()
+    state.optimizer.zero_grad()
+    layout = state.layout
+    keep = select(layout, layout.sizes(state.student), magnitude(layout, state.student), shape)
+    state.shrink(keep, compensate=True)
+    state.step += 1
+    state.tokens += 128
+    state.sums, state.batches = {"lm": 1 / 3}, 1
+    return state
+
+
+def _same(one: State, other: State) -> None:
+    ours, theirs = checkpoint._tensors(one), checkpoint._tensors(other)
+    for group, tensors in ours.items():
+        assert tensors.keys() == theirs[group].keys()
+        for name, tensor in tensors.items():
+            assert torch.equal(tensor, theirs[group][name]), f"{group}: {name}"
+    assert (one.step, one.tokens, one.sums, one.batches) == (other.step, other.tokens, other.sums, other.batches)
+    assert one.layout.shape(one.student) == other.layout.shape(other.student)
+
+
+def test_what_is_saved_comes_back_to_the_bit(fresh: Callable[[], Run], tmp_path: Path) -> None:
+    """Weights, moments, scores, means, origins and counters, after cuts of every axis; and it learns on."""
+    run, again = fresh(), fresh()
+    _advance(run, {"hidden": 40, "heads": 3, "head_dim": 10, "ffn": 80})
+    _advance(run, {"hidden": 32, "heads": 2, "head_dim": 9, "ffn": 72})
+    checkpoint.save(tmp_path, run.state, "digest")
+    checkpoint.restore(tmp_path, again.state, "digest")
+    _same(run.state, again.state)
+    for either in (run, again):
+        _advance(either, {"hidden": 24, "heads": 2, "head_dim": 8, "ffn": 64})
+    _same(run.state, again.state)
+
+
+def test_only_the_two_newest_are_kept(fresh: Callable[[], Run], tmp_path: Path) -> None:
+    """One to resume from and one in case it is torn."""
+    run = fresh()
+    for step in (1, 2, 30, 100):
+        run.state.step = step
+        checkpoint.save(tmp_path, run.state, "digest")
+    assert sorted(p.name for p in tmp_path.glob("step-*")) == ["step-00000030", "step-00000100"]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "missing", "no manifest", "half a manifest"])
+def test_a_torn_checkpoint_is_recognised_and_the_one_before_is_used(
+    damage: str, fresh: Callable[[], Run], tmp_path: Path
+) -> None:
+    """However it was torn; and with all of them torn, the run is not silently started anew."""
+    run = fresh()
+    for step in (1, 2):
+        run.state.step = step
+        checkpoint.save(tmp_path, run.state, "digest")
+
+    def tear(folder: Path) -> None:
+        file = folder / ("manifest.json" if "manifest" in damage else "optimizer.safetensors")
+        content = (folder / "student.safetensors").read_bytes() if damage == "flipped" else file.read_bytes()
+        if damage in ("missing", "no manifest"):
+            file.unlink()
+        elif damage == "flipped":
+            (folder / "student.safetensors").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        else:
+            file.write_bytes(content[: len(content) // 2])
+
+    tear(tmp_path / "step-00000002")
+    again = fresh()
+    checkpoint.restore(tmp_path, again.state, "digest")
+    assert again.state.step == 1
+    tear(tmp_path / "step-00000001")
+    with pytest.raises(UserError, match="none of its 2 checkpoints is whole"):
+        checkpoint.restore(tmp_path, fresh().state, "digest")
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(fresh: Callable[[], Run], tmp_path: Path) -> None:
+    """A run whose recipe.yaml was changed would end as neither recipe's."""
+    checkpoint.save(tmp_path, fresh().state, "one")
+    with pytest.raises(UserError, match="another recipe"):
+        checkpoint.restore(tmp_path, fresh().state, "other")
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_whole(
+    fresh: Callable[[], Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk fills in the middle of a save: a message, no half folder, and the old state can be resumed."""
+    run = fresh()
+    run.state.step = 1
+    checkpoint.save(tmp_path, run.state, "digest")
+    real = checkpoint.save_file
+
+    def full(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        if path.name.startswith("optimizer"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(tensors, path)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    run.state.step = 2
+    with pytest.raises(UserError, match=r"(?s)No space left.*still whole.*--resume"):
+        checkpoint.save(tmp_path, run.state, "digest")
+    assert [p.name for p in tmp_path.iterdir() if not p.name.startswith("run")] == ["step-00000001"]
+    again = fresh()
+    checkpoint.restore(tmp_path, again.state, "digest")
+    assert again.state.step == 1
