@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -70,7 +70,7 @@ def load_corpus(
     """Open, tokenise and split the text.
 
     Args:
-        data: see `text.open_text`.
+        data: a name for `text.open_text`, or the texts themselves, which are a stream.
         tokenizer: the teacher's.
         column: the text column.
         length: tokens in a sequence at most, special ones included.
@@ -84,13 +84,12 @@ def load_corpus(
     Raises:
         UserError: the text cannot be found or read, or does not fill two sequences.
     """
-    opened = open_text(data, column, stream=stream)
     cutter = Cutter(tokenizer, column, length, packed)
+    if not isinstance(data, str):
+        return _streamed(data, cutter, data)
+    opened = open_text(data, column, stream=stream)
     if isinstance(opened, IterableDataset):
-        ahead = list(itertools.islice(cutter.stream(opened), STREAM_HELDOUT + 1))
-        held = ahead[: min(STREAM_HELDOUT, len(ahead) - 1)]
-        _refuse_short(data, len(ahead), length, packed)
-        return Corpus(Stream(opened, cutter, skip=len(held)), held, _mean_length(held))
+        return _streamed(data, cutter, _Column(opened, column))
     tokenised = tokenise(opened, cutter, workers)
     _refuse_short(data, len(tokenised), length, packed)
     order = torch.randperm(len(tokenised), generator=torch.Generator().manual_seed(seed)).tolist()
@@ -145,11 +144,11 @@ class Cutter:
         blocks = [joined[i : i + room] for i in range(0, len(joined) - room + 1, room)]
         return {"input_ids": [self.prefix + block + self.suffix for block in blocks]}
 
-    def stream(self, rows: Iterable[dict[str, Any]]) -> Iterator[list[int]]:
-        """Cut rows as they come, some hundred at a time."""
-        iterator = iter(rows)
+    def stream(self, texts: Iterable[str]) -> Iterator[list[int]]:
+        """Cut texts as they come, some hundred at a time."""
+        iterator = iter(texts)
         while chunk := list(itertools.islice(iterator, 256)):
-            yield from self({self.column: [row[self.column] for row in chunk]})["input_ids"]
+            yield from self({self.column: chunk})["input_ids"]
 
     def fingerprint(self, data: Dataset) -> str:
         """A name for the result, so that the same text is tokenised once and found in the cache afterwards."""
@@ -192,19 +191,23 @@ class Shuffled:
 
 
 class Stream:
-    """Sequences in the order of a stream, over and over where it can be read again."""
+    """Sequences in the order of a stream, over and over where it can be read again.
 
-    def __init__(self, rows: Iterable[dict[str, Any]], cutter: Cutter, *, skip: int) -> None:
-        self.rows, self.cutter, self.skip = rows, cutter, skip
+    Args:
+        epoch: gives the sequences of the next pass, none if the stream cannot be read again.
+    """
+
+    def __init__(self, epoch: Callable[[], Iterator[Tokens]]) -> None:
+        self.epoch = epoch
 
     def sequences(self, start: int) -> Iterator[Tokens]:
         """The sequences from the `start`-th on; those before it are read and dropped."""
-        endless = itertools.chain.from_iterable(self._epoch() for _ in itertools.count())
+        endless = itertools.chain.from_iterable(self._pass() for _ in itertools.count())
         return itertools.islice(endless, start, None)
 
-    def _epoch(self) -> Iterator[Tokens]:
+    def _pass(self) -> Iterator[Tokens]:
         empty = True
-        for sequence in itertools.islice(self.cutter.stream(self.rows), self.skip, None):
+        for sequence in self.epoch():
             empty = False
             yield sequence
         if empty:
@@ -213,6 +216,28 @@ class Stream:
                 "A stream must last for the whole run, or be readable from its start.",
                 "Train on fewer --tokens, or write the text to a file.",
             )
+
+
+class _Column:
+    """The texts of a dataset that is read on the fly."""
+
+    def __init__(self, rows: IterableDataset, column: str) -> None:
+        self.rows, self.column = rows, column
+
+    def __iter__(self) -> Iterator[str]:
+        return (row[self.column] for row in self.rows)
+
+
+def _streamed(name: object, cutter: Cutter, texts: Iterable[str]) -> Corpus:
+    """A corpus whose first sequences are held out; an iterator can be read once, anything else again and again."""
+    first = cutter.stream(texts)
+    ahead: list[Tokens] = list(itertools.islice(first, STREAM_HELDOUT + 1))
+    _refuse_short(name, len(ahead), cutter.length, cutter.packed)
+    held = ahead[: min(STREAM_HELDOUT, len(ahead) - 1)]
+    if iter(texts) is texts:
+        passes = iter([itertools.chain(ahead[len(held) :], first)])
+        return Corpus(Stream(lambda: next(passes, iter(()))), held, _mean_length(held))
+    return Corpus(Stream(lambda: itertools.islice(cutter.stream(texts), len(held), None)), held, _mean_length(held))
 
 
 def tokenise(opened: Dataset, cutter: Cutter, workers: int) -> Dataset:

@@ -62,7 +62,10 @@ def agreement(kind: Kind, ours: Tensor, others: Tensor) -> float:
         pairs = torch.triu_indices(len(ours), len(ours), 1)
         ours, others = ((e @ e.T)[pairs[0], pairs[1]] for e in (ours, others))
     if ours.is_floating_point():
-        return float(spearmanr(ours.numpy(), others.numpy()).statistic) if len(ours) > 2 else 1.0
+        if any(bool((x == x[0]).all()) for x in (ours, others)):
+            # texts that are all alike, or too few: there is no order to agree about
+            return float(torch.allclose(ours, others))
+        return float(spearmanr(ours.numpy(), others.numpy()).statistic)
     return (ours == others).float().mean().item()
 
 

@@ -79,6 +79,7 @@ def load_teacher(source: str, *, trust_remote_code: bool = False) -> Teacher:
     pooling = _pooling(sentence_folder) if sentence_folder else "mean"
     model = _load_model(source, folder, model_class, config)
     tokenizer = _load_tokenizer(source, sentence_folder or folder, trust_remote_code)
+    _check_vocabulary(source, tokenizer, config.vocab_size)
     if kind == "masked-lm" and tokenizer.mask_token_id is None:
         raise UserError(
             f"Cannot mask text for {source}.",
@@ -257,6 +258,16 @@ def _load_tokenizer(source: str, folder: Path | str, trust: bool) -> PreTrainedT
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _check_vocabulary(source: str, tokenizer: PreTrainedTokenizerBase, size: int) -> None:
+    # a folder without tokenizer files loads as a tokenizer that knows its special tokens and nothing else
+    if not len(tokenizer.all_special_ids) < len(tokenizer) <= size:
+        raise UserError(
+            f"Cannot read text for {source}: its tokenizer has {len(tokenizer)} tokens, its embeddings {size}.",
+            "The tokenizer must be the teacher's own, with a vocabulary that its embeddings hold.",
+            "Save the tokenizer that the model was trained with into the teacher's folder.",
+        )
 
 
 def _first_line(error: Exception) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import datasets
@@ -18,20 +17,18 @@ READERS = {
 """Which of the datasets library's readers opens a file, by its ending; an unknown ending is plain text."""
 
 
-def open_text(data: str | Iterable[str], column: str, *, stream: bool) -> Dataset | IterableDataset:
+def open_text(data: str, column: str, *, stream: bool) -> Dataset | IterableDataset:
     """A dataset whose column `column` holds text.
 
     Args:
-        data: a file, a folder of files of one kind, a saved dataset, a hub dataset (`name` or `name:config`, its
-            split `train`), or texts themselves, which are a stream.
+        data: a file, a folder of files of one kind, a saved dataset, or a hub dataset (`name` or `name:config`, its
+            split `train`).
         column: the text column; plain text files have no columns.
         stream: read on the fly.
 
     Raises:
         UserError: nothing is there, it is empty or binary, or it has no such column.
     """
-    if not isinstance(data, str):
-        return IterableDataset.from_generator(_texts, gen_kwargs={"data": data, "column": column})
     path = Path(data).expanduser()
     if not path.exists():
         return _checked(_from_hub(data, stream), data, column)
@@ -60,10 +57,6 @@ def open_text(data: str | Iterable[str], column: str, *, stream: bool) -> Datase
             f"A file ending in {_ending(files[0])} must be whole, valid {reader}.",
             "Correct the file, or give its text as .txt.",
         ) from error
-
-
-def _texts(data: Iterable[str], column: str) -> Iterator[dict[str, str]]:
-    return ({column: text} for text in data)
 
 
 def _ending(file: Path) -> str:

@@ -1,0 +1,146 @@
+"""From text to batches: every kind of input, and batches that are a function of seed and index."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+
+from homodistil.distill.data import Collator, Corpus, Cutter, batches, load_corpus
+from homodistil.errors import UserError
+
+TEXTS = [f"the {n} man sees a {m} cat on the house" for n in ("one", "two", "old") for m in ("red", "blue", "big")] * 6
+
+
+def _write(kind: str, folder: Path) -> Any:
+    rows = [{"text": text} for text in TEXTS]
+    path = folder / f"data.{kind}"
+    if kind == "txt":
+        path.write_text("\n".join(TEXTS))
+    elif kind == "jsonl":
+        path.write_text("\n".join(map(json.dumps, rows)))
+    elif kind == "csv":
+        Dataset.from_list(rows).to_csv(str(path))
+    elif kind == "parquet":
+        Dataset.from_list(rows).to_parquet(str(path))
+    elif kind == "saved":
+        Dataset.from_list(rows).save_to_disk(str(path))
+    elif kind == "folder":
+        path.mkdir()
+        for part in range(2):
+            (path / f"{part}.txt").write_text("\n".join(TEXTS[part::2]))
+    elif kind == "texts":
+        return TEXTS
+    return str(path)
+
+
+def _sequences(corpus: Corpus, count: int, start: int = 0) -> list[list[int]]:
+    return [list(s) for s in itertools.islice(corpus.train.sequences(start), count)]
+
+
+# the datasets library leaves a csv file open that it streams
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("kind", ["txt", "jsonl", "csv", "parquet", "saved", "folder", "texts"])
+def test_every_kind_of_data_holds_the_same_texts(kind: str, tokenizer: Any, tmp_path: Path) -> None:
+    """Read as a whole or as a stream, each text comes once an epoch, held out or learnt from."""
+    data = _write(kind, tmp_path)
+    expected = sorted(tuple(ids) for ids in tokenizer(TEXTS)["input_ids"])
+    for stream in (False, True):
+        corpus = load_corpus(data, tokenizer, length=32, packed=False, stream=stream, batch=4)
+        seen = _sequences(corpus, len(TEXTS) - len(corpus.heldout)) + [list(s) for s in corpus.heldout]
+        assert sorted(map(tuple, seen)) == expected
+
+
+def test_blocks_are_full_and_lose_only_the_rest(tokenizer: Any, tmp_path: Path) -> None:
+    """Special tokens at both ends, texts joined by what ends one, in order."""
+    cutter = Cutter(tokenizer, "text", 16, packed=True)
+    blocks = cutter({"text": TEXTS})["input_ids"]
+    assert {len(block) for block in blocks} == {16}
+    assert all(b[0] == tokenizer.cls_token_id and b[-1] == tokenizer.sep_token_id for b in blocks)
+    inside = [token for block in blocks for token in block[1:-1]]
+    joined = [
+        t for ids in tokenizer(TEXTS, add_special_tokens=False)["input_ids"] for t in [*ids, tokenizer.sep_token_id]
+    ]
+    assert inside == joined[: len(inside)]
+    assert len(joined) - len(inside) < 14
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
+def test_batches_can_be_entered_anywhere(stream: bool, packed: bool, tokenizer: Any, tmp_path: Path) -> None:
+    """Starting at the k-th batch gives what reaching it gives, over the ends of epochs, masks included."""
+    data = _write("txt", tmp_path)
+    corpus = load_corpus(data, tokenizer, length=24, packed=packed, stream=stream, batch=4, heldout=0.1)
+    collate = Collator(tokenizer, True, 7)
+    first = list(itertools.islice(batches(corpus.train, collate, 4, start=0), 30))
+    for start in (1, 13, 29):
+        later = next(batches(corpus.train, collate, 4, start=start))
+        assert later.keys() == first[start].keys()
+        assert all(torch.equal(later[k], first[start][k]) for k in later)
+
+
+def test_each_epoch_has_each_sequence_once_and_none_that_is_held_out(tokenizer: Any, tmp_path: Path) -> None:
+    """In another order each time."""
+    numbered = tmp_path / "numbered.txt"
+    words = ["cat", "dog", "tree", "house", "man", "red", "blue"]
+    texts = [" ".join(choice) for choice in itertools.permutations(words, 3)]
+    numbered.write_text("\n".join(texts))
+    corpus = load_corpus(str(numbered), tokenizer, length=16, packed=False, heldout=0.1, batch=8)
+    size = len(texts) - len(corpus.heldout)
+    epochs = [[tuple(s) for s in _sequences(corpus, size, start=k * size)] for k in range(2)]
+    assert len(set(epochs[0])) == size
+    assert sorted(epochs[0]) == sorted(epochs[1])
+    assert epochs[0] != epochs[1]
+    assert not set(epochs[0]) & {tuple(s) for s in corpus.heldout}
+
+
+def test_masks_fall_on_ordinary_tokens_and_labels_are_what_was_there(tokenizer: Any) -> None:
+    """15 % of them, of which about 80 % are masked, 10 % replaced and 10 % kept; another index, other masks."""
+    draw = torch.Generator().manual_seed(0)
+    sequences = [[2, *torch.randint(5, 27, (30,), generator=draw).tolist(), 3] for _ in range(200)]
+    collate = Collator(tokenizer, True, 0)
+    batch = collate(sequences, 0)
+    original = torch.tensor(sequences)
+    assert torch.equal(batch["labels"], original.flatten()[batch["positions"]])
+    assert (original.flatten()[batch["positions"]] >= 5).all()
+    assert len(batch["positions"]) == int(0.15 * 200 * 30)
+    now = batch["input_ids"].flatten()[batch["positions"]]
+    assert 0.75 < (now == tokenizer.mask_token_id).float().mean() < 0.85
+    assert 0.07 < (now == batch["labels"]).float().mean() < 0.15
+    untouched = torch.ones(original.numel(), dtype=torch.bool)
+    untouched[batch["positions"]] = False
+    assert torch.equal(batch["input_ids"].flatten()[untouched], original.flatten()[untouched])
+    assert not torch.equal(batch["positions"], collate(sequences, 1)["positions"])
+
+
+def test_text_is_tokenised_once(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second run over the same file reads the cache; another length or packing does not."""
+    data = _write("txt", tmp_path)
+    calls: list[int] = []
+    real: Callable[..., Any] = Cutter.__call__
+
+    def counted(self: Cutter, rows: dict[str, list[Any]]) -> Any:
+        calls.append(1)
+        return real(self, rows)
+
+    monkeypatch.setattr(Cutter, "__call__", counted)
+    load_corpus(data, tokenizer, length=24, packed=True)
+    made = len(calls)
+    assert made > 0
+    load_corpus(data, tokenizer, length=24, packed=True)
+    assert len(calls) == made
+    load_corpus(data, tokenizer, length=32, packed=True)
+    assert len(calls) > made
+
+
+def test_a_stream_that_ends_and_cannot_be_read_again_says_so(tokenizer: Any) -> None:
+    """In place of a run that learns from nothing."""
+    corpus = load_corpus((t for t in TEXTS * 3), tokenizer, length=32, packed=False)
+    with pytest.raises(UserError, match="has ended"):
+        _sequences(corpus, 10_000)

@@ -1,0 +1,176 @@
+"""The whole job on tiny models: what comes out is what its users open, and stopping changes nothing."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    BertForMaskedLM,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    BertModel,
+    PreTrainedModel,
+)
+
+import homodistil
+from homodistil.axes.layout import Layout
+from homodistil.distill import loop
+from homodistil.distill.student import save_student
+from homodistil.errors import RunStopped
+from homodistil.recipe import Optim
+
+QUICK: dict[str, Any] = {"steps": 12, "batch": 4, "text": {"length": 32}, "precision": "fp32", "log_every": 3}
+
+OPEN = """
+import sys, torch, transformers
+from safetensors.torch import load_file, save_file
+model, info = getattr(transformers, sys.argv[1]).from_pretrained(sys.argv[2], output_loading_info=True)
+assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"], info
+made = model(**load_file(sys.argv[3]))
+save_file({k: v.contiguous() for k, v in made.items() if isinstance(v, torch.Tensor)}, sys.argv[4])
+assert "homodistil" not in sys.modules
+"""
+
+
+@pytest.mark.parametrize(
+    ("model_class", "target"),
+    [
+        (BertForMaskedLM, "0.5"),
+        (BertForMaskedLM, "hidden=20,heads=2,ffn=48"),
+        (BertModel, "hidden=36,heads=3,ffn=64"),
+        (BertForSequenceClassification, "0.75"),
+        (BertForTokenClassification, "0.5"),
+        (BertForQuestionAnswering, "15k"),
+    ],
+)
+def test_a_fresh_process_opens_the_student_and_computes_the_same(
+    model_class: type[PreTrainedModel], target: str, save_teacher: Callable[..., Path], corpus: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Plain transformers, no import of ours, outputs as in memory to 1e-5; also with other head dims and heads."""
+    kept: dict[str, PreTrainedModel] = {}
+
+    def save(path: Path, student: PreTrainedModel, *rest: Any) -> None:
+        kept["s"] = student
+        save_student(path, student, *rest)
+
+    monkeypatch.setattr(loop, "save_student", save)
+    result = homodistil.distil(save_teacher(model_class), corpus, target, tmp_path / "run", **QUICK)
+    inputs = {"input_ids": torch.randint(5, 20, (3, 11)), "attention_mask": torch.ones(3, 11, dtype=torch.long)}
+    inputs["attention_mask"][1, 7:] = 0
+    save_file(inputs, tmp_path / "in.safetensors")
+    done = subprocess.run(
+        [sys.executable, "-c", OPEN, model_class.__name__, str(result.students[target]),
+         str(tmp_path / "in.safetensors"), str(tmp_path / "out.safetensors")], capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    with torch.no_grad():
+        expected = kept["s"].eval()(**inputs)
+    for name, value in load_file(tmp_path / "out.safetensors").items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-5)
+
+
+def test_one_run_passes_through_all_its_targets(masked_lm: Path, corpus: Path, tmp_path: Path) -> None:
+    """Each is saved with exactly its shape, its units are the teacher's, and each is contained in the one before."""
+    targets = ["0.75", "hidden=16,heads=2,ffn=48"]
+    result = homodistil.distil(masked_lm, corpus, targets, tmp_path / "run", **QUICK)
+    planned = {p.target: p for p in homodistil.plan(masked_lm, targets)[1]}
+    units = {}
+    for target, folder in result.students.items():
+        model = BertForMaskedLM.from_pretrained(folder)
+        assert Layout.of(model).shape(model) == planned[target].shape
+        assert sum(p.numel() for p in model.parameters()) == planned[target].parameters
+        assert model.cls.predictions.decoder.weight is model.bert.embeddings.word_embeddings.weight
+        units[target] = json.loads((tmp_path / "run" / "units" / f"{target}.json").read_text())
+        assert len(units[target]["ffn.1"]) == planned[target].shape["ffn"]
+    assert set(units[targets[1]]["hidden"]) < set(units[targets[0]]["hidden"])
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in records] == sorted({r["step"] for r in records})
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("importance", ["sensitivity", "platon", "output", "magnitude"])
+def test_distillation_brings_the_student_back_to_its_teacher(
+    importance: str, encoder: Path, corpus: Path, tmp_path: Path
+) -> None:
+    """By any importance, the discrepancy is nothing before the first cut, rises with the cuts, and falls after them."""
+    result = homodistil.distil(
+        encoder, corpus, "0.5", tmp_path / "run", **QUICK | {"steps": 60, "log_every": 1, "batch": 8},
+        cutting={"importance": importance, "ramp_end": 0.2}, optim={"learning_rate": 3e-3},
+    )  # fmt: skip
+    assert result.heldout["0.5"]["hidden"] > 0
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    path = [r["discrepancy"] for r in records]
+    assert path[0] == 0
+    after_cuts = path[15:20]
+    assert sum(path[-5:]) < 0.9 * sum(after_cuts)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_run_goes_on_to_the_same_student(
+    number: signal.Signals, masked_lm: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal in the middle of a step is obeyed at its end; the handlers of before are back afterwards."""
+    whole = homodistil.distil(masked_lm, corpus, "0.5", tmp_path / "whole", **QUICK)
+    handlers = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
+    real, calls = loop._learn, iter(range(1000))
+
+    def learn(*arguments: Any, **options: Any) -> dict[str, float]:
+        if next(calls) == 4:
+            os.kill(os.getpid(), number)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(loop, "_learn", learn)
+    with pytest.raises(RunStopped, match="Stopped at step 5 of 12") as stop:
+        homodistil.distil(masked_lm, corpus, "0.5", tmp_path / "stopped", **QUICK)
+    assert stop.value.signal_number == number
+    assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == handlers
+    resumed = homodistil.resume(tmp_path / "stopped")
+    for name in ("model.safetensors", "config.json"):
+        assert (resumed.students["0.5"] / name).read_bytes() == (whole.students["0.5"] / name).read_bytes()
+    assert resumed.heldout == whole.heldout
+    again = homodistil.resume(tmp_path / "stopped")
+    assert again == resumed
+
+
+def test_accumulated_batches_make_the_step_of_one_large_batch(encoder: Path, corpus: Path, tmp_path: Path) -> None:
+    """Without a similarity loss, which compares within a batch, two halves learn what the whole learns."""
+    options = QUICK | {"text": {"length": 16, "packing": "blocks"}, "losses": {"prediction": 0}, "steps": 6,
+                       "cutting": {"importance": "magnitude", "compensate": False}}  # fmt: skip
+    one = homodistil.distil(encoder, corpus, "0.5", tmp_path / "one", **options | {"batch": 8})
+    two = homodistil.distil(encoder, corpus, "0.5", tmp_path / "two", **options | {"batch": 4, "accumulate": 2})
+    ours, theirs = (load_file(r.students["0.5"] / "model.safetensors") for r in (one, two))
+    for name, value in ours.items():
+        torch.testing.assert_close(value, theirs[name], rtol=1e-3, atol=1e-4)
+
+
+def test_tokens_and_streams_set_the_length_of_a_run(encoder: Path, tmp_path: Path) -> None:
+    """A budget in tokens becomes steps; texts may come from anywhere and be of unknown number."""
+    texts = ["the man sees a cat and the dog near a big house" for _ in range(300)]
+    result = homodistil.distil(encoder, iter(texts), "0.5", tmp_path / "run", tokens="1k", batch=8, precision="fp32",
+                               text={"length": 32})  # fmt: skip
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert abs(records[-1]["tokens"] - 1000) < 200
+    assert result.students["0.5"].exists()
+
+
+def test_the_learning_rate_rises_and_falls_as_a_function_of_the_step() -> None:
+    """Linear up over the warm-up, at its highest at the end of it, linear down to the floor."""
+    optim = Optim(warmup=0.1, floor=0.2)
+    rates = [loop.rate(optim, step, 100) for step in range(1, 101)]
+    assert rates[:10] == pytest.approx([0.1 * k for k in range(1, 11)])
+    assert max(rates) == rates[9] == 1
+    assert all(a > b for a, b in itertools.pairwise(rates[9:]))
+    assert 0.2 < rates[-1] < 0.22

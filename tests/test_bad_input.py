@@ -1,0 +1,247 @@
+"""Bad input gets three sentences, and nothing is written or overwritten."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import BertForMaskedLM, BertForNextSentencePrediction, BertModel, GPT2Config, GPT2LMHeadModel
+
+import homodistil
+from conftest import make
+from homodistil.distill import loop, losses
+from homodistil.errors import UserError
+
+QUICK: dict[str, Any] = {"steps": 4, "batch": 4, "text": {"length": 32}, "precision": "fp32"}
+
+
+def _refused(out: Path, pattern: str, **values: Any) -> str:
+    with pytest.raises(UserError, match=pattern) as caught:
+        homodistil.distil(**{**QUICK, **values, "out": out})
+    sentences = str(caught.value).splitlines()
+    assert len(sentences) == 3
+    assert all(sentence.strip() for sentence in sentences)
+    assert max(map(len, sentences)) < 500
+    return str(caught.value)
+
+
+def _broken_teacher(kind: str, folder: Path, tokenizer: Any) -> None:
+    folder.mkdir()
+    if kind == "unknown family":
+        GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=50)).save_pretrained(folder)
+    elif kind == "no loss":
+        make(BertForNextSentencePrediction).save_pretrained(folder)
+    else:
+        model = make(BertForMaskedLM)
+        model.save_pretrained(folder)
+        if kind == "pickled":
+            torch.save(model.state_dict(), folder / "pytorch_model.bin")
+            (folder / "model.safetensors").unlink()
+        elif kind == "truncated":
+            whole = (folder / "model.safetensors").read_bytes()
+            (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+        elif kind == "other weights":
+            make(BertModel).save_pretrained(folder)
+            config = json.loads((folder / "config.json").read_text())
+            (folder / "config.json").write_text(json.dumps(config | {"architectures": ["BertForMaskedLM"]}))
+        elif kind == "broken configuration":
+            (folder / "config.json").write_text("{")
+        elif kind == "tokenizer of another":
+            make(BertForMaskedLM, vocab_size=20).save_pretrained(folder)
+    if kind != "no tokenizer":
+        tokenizer.save_pretrained(folder)
+    if kind == "dense module":
+        parts = {"Transformer": "", "Dense": "1_Dense"}
+        modules = [{"path": path, "type": f"sentence_transformers.models.{name}"} for name, path in parts.items()]
+        (folder / "modules.json").write_text(json.dumps(modules))
+
+
+@pytest.mark.parametrize(
+    ("kind", "pattern"),
+    [
+        ("unknown family", r"'gpt2'(?s:.*)BERT \(bert\)"),
+        ("no loss", "Cannot distil a BertForNextSentencePrediction"),
+        ("pickled", r"holds no safetensors(?s:.*)pickled"),
+        ("truncated", "whole safetensors"),
+        ("other weights", r"has no weights for cls"),
+        ("broken configuration", "config.json"),
+        ("no tokenizer", "tokenizer"),
+        ("tokenizer of another", "vocabulary"),
+        ("dense module", "Dense"),
+    ],
+)
+def test_a_teacher_that_cannot_be_used_is_refused(
+    kind: str, pattern: str, corpus: Path, tmp_path: Path, tokenizer: Any
+) -> None:
+    """Whatever is wrong with it is said before anything is written."""
+    _broken_teacher(kind, tmp_path / "teacher", tokenizer)
+    _refused(tmp_path / "run", pattern, teacher=tmp_path / "teacher", data=corpus, target="0.5")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("teacher", ["/nowhere/at/all", "./nowhere", "nobody/nothing"])
+def test_a_teacher_that_does_not_exist_is_refused(
+    teacher: str, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a path, and as a name on a hub that cannot be reached."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    _refused(tmp_path / "run", "the teacher", teacher=teacher, data=corpus, target="0.5")
+    assert not (tmp_path / "run").exists()
+
+
+def _bad_data(kind: str, folder: Path) -> Path:
+    folder.mkdir()
+    path = folder / {"no column": "a.jsonl", "numbers": "a.jsonl", "broken": "a.jsonl"}.get(kind, "a.txt")
+    content: dict[str, bytes] = {
+        "empty": b"",
+        "blank": b"\n \n\n",
+        "binary": b"abc\0def\xff" * 100,
+        "latin": "caf\xe9 au lait\n".encode("latin-1") * 100,
+        "short": b"a cat\n",
+        "no column": b'{"sentence": "a cat"}\n' * 10,
+        "numbers": b'{"text": 7}\n' * 10,
+        "broken": b'{"text": "a cat"\n{{{',
+    }
+    if kind == "folder without text":
+        (folder / "picture.png").write_bytes(b"x")
+        return folder
+    if kind == "folder of two kinds":
+        (folder / "a.txt").write_text("a cat")
+        (folder / "b.jsonl").write_text('{"text": "a cat"}')
+        return folder
+    if kind != "missing":
+        path.write_bytes(content[kind])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "pattern"),
+    [
+        ("missing", "Cannot find the data"),
+        ("empty", "it is empty"),
+        ("blank", "fills 0 blocks of 32 tokens"),
+        ("binary", "binary"),
+        ("latin", "not in UTF-8"),
+        ("short", "fills 0 blocks of 32 tokens"),
+        ("no column", r"'text'(?s:.*)--text.column sentence"),
+        ("numbers", "it holds int"),
+        ("broken", "Cannot read"),
+        ("folder without text", "no text file"),
+        ("folder of two kinds", "2 kinds"),
+    ],
+)
+def test_data_that_cannot_be_used_is_refused(kind: str, pattern: str, masked_lm: Path, tmp_path: Path) -> None:
+    """Whatever is wrong with it is said before anything is written."""
+    _refused(tmp_path / "run", pattern, teacher=masked_lm, data=_bad_data(kind, tmp_path / "data"), target="0.5")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "pattern"),
+    [
+        ({"target": "2.0"}, "Use a ratio"),
+        ({"target": "900M"}, "nearest possible"),
+        ({"target": "10"}, "nearest possible"),
+        ({"target": "small"}, "Cannot read the target"),
+        ({"target": "hidden=42,heads=4"}, "no multiple of 4"),
+        ({"target": []}, "There is no target"),
+        ({"target": "0.5", "steps": 1}, "at least two steps"),
+        ({"target": "0.5", "text": {"length": 65}}, "at most 64|positions for 64"),
+        ({"target": "0.5", "text": {"length": 2}}, "special tokens"),
+        ({"target": "0.5", "losess": {}}, "Did you mean 'losses'"),
+        ({"target": "0.5", "losses": {"hiden": 1}}, "Did you mean 'hidden'"),
+        ({"target": "0.5", "batch": "many"}, "batch"),
+        ({"target": "0.5", "batch": 0}, "batch = 0"),
+        ({"target": "0.5", "tokens": "lots"}, "tokens = lots"),
+        ({"target": "0.5", "losses": {"lm": -1}}, "losses.lm = -1"),
+        ({"target": "0.5", "cutting": {"ramp_start": 0.5, "ramp_end": 0.2}}, "ramp_end"),
+    ],
+)
+def test_options_that_cannot_be_used_are_refused(
+    options: dict[str, Any], pattern: str, masked_lm: Path, corpus: Path, tmp_path: Path
+) -> None:
+    """Targets, budgets, unknown keys, wrong types and values out of range."""
+    _refused(tmp_path / "run", pattern, teacher=masked_lm, data=corpus, **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_never_overwrites_another(masked_lm: Path, corpus: Path, tmp_path: Path) -> None:
+    """A folder with a run, with something else, or a file in its place: all stay as they are."""
+    homodistil.distil(masked_lm, corpus, "0.5", tmp_path / "run", **QUICK)
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    assert "--resume" in _refused(tmp_path / "run", "holds one already", teacher=masked_lm, data=corpus, target="0.5")
+    assert before == {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    (tmp_path / "file").write_text("mine")
+    _refused(tmp_path / "file", "something else", teacher=masked_lm, data=corpus, target="0.5")
+    _refused(tmp_path, "something else", teacher=masked_lm, data=corpus, target="0.5")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_loss_that_is_no_number_stops_before_it_does_harm(
+    masked_lm: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The term and the step are named, and the checkpoint before is whole and can be resumed."""
+    real, calls = losses.hidden, iter(range(10**6))
+
+    def breaks(*arguments: Any) -> torch.Tensor:
+        # three hidden states, embeddings included, a batch: the seventh call is in the third step
+        return real(*arguments) * (torch.nan if next(calls) == 6 else 1)
+
+    monkeypatch.setattr(losses, "hidden", breaks)
+    often = {"checkpoint_minutes": 0, "evaluations": 0}
+    said = _refused(tmp_path / "run", "step 3", teacher=masked_lm, data=corpus, target="0.5", **often)
+    assert "hidden loss became nan" in said
+    assert (tmp_path / "run" / "checkpoints" / "step-00000002" / "manifest.json").exists()
+    monkeypatch.setattr(losses, "hidden", real)
+    assert homodistil.resume(tmp_path / "run").students["0.5"].exists()
+
+
+def test_a_changed_recipe_cannot_be_resumed(
+    masked_lm: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run goes on as it began, or not at all."""
+
+    def stop(*_: object) -> None:
+        raise RuntimeError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_save_target", stop)
+        with pytest.raises(RuntimeError):
+            homodistil.distil(masked_lm, corpus, "0.5", tmp_path / "run", **QUICK, checkpoint_minutes=0)
+    recipe = tmp_path / "run" / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("seed: 0", "seed: 1"))
+    with pytest.raises(UserError, match="another recipe"):
+        homodistil.resume(tmp_path / "run")
+    recipe.write_text(recipe.read_text().replace("seed: 1", "seed: 0"))
+    assert homodistil.resume(tmp_path / "run").students["0.5"].exists()
+
+
+def test_nothing_to_resume_is_said(tmp_path: Path) -> None:
+    """A folder without a run."""
+    with pytest.raises(UserError, match="there is no run"):
+        homodistil.resume(tmp_path)
+
+
+def test_remote_code_is_off_by_default() -> None:
+    """Nobody's code is run unasked."""
+    recipe = homodistil.Recipe(teacher="t", data="d", out="o", target=["0.5"])
+    assert recipe.trust_remote_code is False
+
+
+def test_a_saved_dataset_without_the_column_is_refused(masked_lm: Path, tmp_path: Path) -> None:
+    """Saved datasets are checked like files."""
+    Dataset.from_dict({"body": ["a cat"] * 50}).save_to_disk(str(tmp_path / "data"))
+    _refused(tmp_path / "run", "--text.column body", teacher=masked_lm, data=tmp_path / "data", target="0.5")
+
+
+def test_a_plan_needs_no_weights(save_teacher: Callable[..., Path]) -> None:
+    """Planning reads the configuration alone."""
+    folder = save_teacher(BertForMaskedLM)
+    (folder / "model.safetensors").unlink()
+    teacher, targets = homodistil.plan(folder, "0.5")
+    assert targets[0].parameters < teacher.parameters
