@@ -98,7 +98,8 @@ def _show_plan(teacher: Planned, targets: Sequence[Planned]) -> None:
         "MB",
         *(["off budget"] if budgets else []),
     ]
-    table = Table("", box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("", no_wrap=True)
     for name in header:
         table.add_column(name, justify="right", no_wrap=True)
     for row in (teacher, *targets):
@@ -106,7 +107,8 @@ def _show_plan(teacher: Planned, targets: Sequence[Planned]) -> None:
         cells = [str(shape["hidden"]), f"{shape['heads']} x {shape['head_dim']}", str(shape["ffn"])]
         cells += [f"{row.parameters:,}", f"{row.flops_per_token / 1e6:.1f}", f"{row.memory_bytes / 1e6:.1f}"]
         table.add_row(row.target, *cells, *(["" if row.missed is None else f"{row.missed:+.2%}"] if budgets else []))
-    Console().print(table)
+    # a pipe counts as 80 columns, which would cut figures off
+    Console(width=max(100, Console().width)).print(table)
     print("FLOPs of a forward pass at 128 tokens a sequence; MB of the weights in float32.")
 
 

@@ -71,10 +71,9 @@ def test_a_fresh_process_opens_the_student_and_computes_the_same(
     inputs = {"input_ids": torch.randint(5, 20, (3, 11)), "attention_mask": torch.ones(3, 11, dtype=torch.long)}
     inputs["attention_mask"][1, 7:] = 0
     save_file(inputs, tmp_path / "in.safetensors")
-    done = subprocess.run(
-        [sys.executable, "-c", OPEN, model_class.__name__, str(result.students[target]),
-         str(tmp_path / "in.safetensors"), str(tmp_path / "out.safetensors")], capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    files = (result.students[target], tmp_path / "in.safetensors", tmp_path / "out.safetensors")
+    command = [sys.executable, "-c", OPEN, model_class.__name__, *map(str, files)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     with torch.no_grad():
         expected = kept["s"].eval()(**inputs)
