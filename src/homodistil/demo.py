@@ -67,10 +67,8 @@ def demo(out: str, tokens: str) -> None:
         table.add_row(name, f"{planned.parameters:,}", f"{size:.1f}", f"{speed:,.0f}", f"{same:.3f}")
     # a pipe counts as 80 columns, which would cut figures off
     Console(width=max(100, console.width)).print(table)
-    say(
-        f"Spearman: how closely a model's similarities follow the teacher's, over all pairs of {len(held)} lead sections"
-    )
-    say("that nobody learnt from; 1 is the same order.")
+    say(f"Spearman: how closely similarities follow the teacher's, over all pairs of {len(held)} lead sections that")
+    say("nobody learnt from; 1 is the same order.")
     say(f"Took {(time.monotonic() - started) / 60:.1f} minutes. Open it with")
     say(f'    SentenceTransformer("{student}")   or   AutoModel.from_pretrained("{student}")')
 
