@@ -107,6 +107,14 @@ def test_a_row_without_a_parameter_is_refused_by_name(path: str) -> None:
         Layout.of(model)
 
 
+def test_a_row_that_misses_one_layer_is_refused_by_name() -> None:
+    """A parameter that is there in all layers but one would be cut in those alone."""
+    model = _meta(BertModel)
+    model.encoder.layer[1].output.dense.register_parameter("bias", None)
+    with pytest.raises(UserError, match=r"nothing for the row encoder\.layer\.\*\.output\.dense\.bias"):
+        Layout.of(model)
+
+
 def test_cross_attention_is_refused_by_name() -> None:
     """A decoder with cross-attention has parameters that no row describes, and the message names one."""
     model = _meta(BertLMHeadModel, is_decoder=True, add_cross_attention=True)

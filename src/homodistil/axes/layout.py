@@ -220,13 +220,16 @@ def _bind(family: Family, names: Iterable[str], prefix: str, model_class: str) -
     unmatched: dict[str, list[str]] = defaultdict(list)
     matched: set[str] = set()
     relative = {name: name.removeprefix(f"{prefix}.") for name in names}
+    layers = 0
     for table, text in tables.items():
         for row in parse_table(text):
             bound = {n: d for n, short in relative.items() if (d := row.bind(short)) is not None}
             dims |= bound
+            # a row for each layer must match in as many layers as the first one does
+            layers = layers or ("*" in row.pattern and len(bound))
             if bound:
                 matched.add(table)
-            else:
+            if len(bound) < (layers if "*" in row.pattern else 1):
                 unmatched[table].append(row.pattern)
     strangers = [n for n in relative if n not in dims]
     broken = [row for table in tables if table in matched or table == "base model" for row in unmatched[table]]
