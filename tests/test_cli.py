@@ -128,7 +128,7 @@ def test_a_signal_saves_and_the_last_line_says_how_to_go_on(
     out = tmp_path / "run"
     command = [sys.executable, "-m", "homodistil.cli", "distil", str(save_teacher(BertForMaskedLM)),
                "--data", str(corpus), "--target", "0.5", "--out", str(out), *QUICK,
-               "--steps", "400", "--log_every", "1"]  # fmt: skip
+               "--steps", "200", "--log_every", "1"]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
     deadline = time.monotonic() + 60
     while not (out / "metrics.jsonl").exists() or (out / "metrics.jsonl").stat().st_size == 0:
