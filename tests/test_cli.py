@@ -9,13 +9,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 from transformers import BertForMaskedLM
 
-from homodistil.cli import main
+from homodistil.cli import _read_recipe, main
 from homodistil.recipe import Recipe, load
 
 QUICK = ["--steps", "4", "--batch", "4", "--text.length", "32", "--precision", "fp32"]
@@ -29,7 +30,7 @@ def _run(*words: str | Path, timeout: float = 120) -> subprocess.CompletedProces
 def test_help_is_printed_without_torch(capsys: pytest.CaptureFixture[str]) -> None:
     """Help must come at once, so nothing heavy may be imported for it."""
     code = (
-        "import sys; from homodistil.cli import main\n"
+        "import sys; from homodistil.cli import _read_recipe, main\n"
         "try: main(['distil', '--help'])\nexcept SystemExit as left: assert left.code == 0\n"
         "assert main(['--help']) == 0\n"
         "assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)"
@@ -79,6 +80,16 @@ def test_distil_writes_a_run_that_its_recipe_describes(masked_lm: Path, corpus: 
     card = (out / "students" / "0.5" / "README.md").read_text()
     assert "--target 0.75 --target 0.5 --steps 4" in card
     assert "| parameters |" in card
+
+
+def test_a_runs_own_recipe_starts_another_run(tmp_path: Path) -> None:
+    """What recipe.yaml says, --config reads back; options win over it, and targets replace its targets."""
+    recipe = Recipe(teacher="t", data="d", out="one", target=["0.5", "hidden=24,heads=2"], steps=7)
+    file = tmp_path / "recipe.yaml"
+    file.write_text(recipe.to_yaml())
+    again = _read_recipe(["--config", str(file), "--out", "two"])
+    assert again == replace(recipe, out="two")
+    assert _read_recipe(["--config", str(file), "--out", "two", "--target", "0.3"]).target == ["0.3"]
 
 
 @pytest.mark.parametrize(

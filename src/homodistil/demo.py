@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from homodistil import api
-from homodistil.assets import fetch
+from homodistil.assets import ASSETS, fetch
 from homodistil.compress import importance
 from homodistil.compress.importance import Importance
 from homodistil.compress.shrink import InputMeans, shrink
@@ -42,7 +42,9 @@ def demo(out: str, tokens: str) -> None:
     console = Console()
     started = time.monotonic()
     say = Display(console).say
-    say("Fetching all-MiniLM-L6-v2 and the lead sections of 10,033 articles of Wikipedia (once) ...")
+    licences = [ASSETS[name].licence for name in ("minilm", "wiki-leads")]
+    say(f"Fetching, once: all-MiniLM-L6-v2 ({licences[0]}), and the lead sections of 10,033 articles of Wikipedia")
+    say(f"({licences[1]}) ...")
     teacher, text = fetch("minilm"), fetch("wiki-leads")
     folder = _free(Path(out))
     learn, held = _split(text, folder.with_name(f"{folder.name}-text"))
