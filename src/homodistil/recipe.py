@@ -51,6 +51,8 @@ class Text:
         length: tokens in a sequence at most.
         packing: `blocks` joins texts and cuts them into full sequences, `texts` keeps one text a sequence, `auto`
             is blocks for masked language models and texts for everything else.
+        crops: of the texts that a sentence encoder learns from, the share that is cut down to a random piece, so that
+            it learns short texts as well as long ones.
         heldout: the share of the sequences that is not trained on and measures the student.
         stream: read on the fly, never as a whole; implied by data that cannot be counted.
         workers: processes that tokenise; 0 is one for every 20,000 texts, up to the number of cores.
@@ -59,6 +61,7 @@ class Text:
     column: str = "text"
     length: int = 128
     packing: Literal["auto", "blocks", "texts"] = "auto"
+    crops: float = 0.5
     heldout: float = 0.02
     stream: bool = False
     workers: int = 0
@@ -72,6 +75,7 @@ class Cutting:
         importance: how units are scored; `auto` is sensitivity where there is a language-model loss, otherwise output.
         window: measurements in a smoothing window.
         decay: what the average of windows keeps of itself.
+        calibration: batches on which importance is measured before the first step.
         ramp_start: t_i, the fraction of a target's steps at which cutting starts.
         ramp_end: t_f, the fraction at which the target's width is reached.
         grain: hidden and ffn fall to multiples of it on the way.
@@ -81,6 +85,7 @@ class Cutting:
     importance: Literal["auto", "sensitivity", "platon", "output", "magnitude"] = "auto"
     window: int = 4
     decay: float = 0.8
+    calibration: int = 0
     ramp_start: float = 0.05
     ramp_end: float = 0.4
     grain: int = 8
@@ -176,6 +181,7 @@ class Recipe:
         for name, count in one_up.items():
             _check(name, count, count >= 1, "a whole number from 1 up", "1")
         shares = {
+            "text.crops": self.text.crops,
             "text.heldout": self.text.heldout,
             "cutting.decay": self.cutting.decay,
             "optim.warmup": self.optim.warmup,

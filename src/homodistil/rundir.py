@@ -22,7 +22,7 @@ class RunDir:
     metrics.jsonl        one record a line, in the order of steps
     checkpoints/         the last two states, to resume from; gone when the run is finished
     students/<target>/   each a plain model folder
-    units/<target>.json  which of the teacher's units it has
+    units/<target>.json  how many units the teacher has on each axis, and which of them the student kept
     """
 
     path: Path
@@ -47,7 +47,7 @@ class RunDir:
         return self.path / "students" / target.strip().replace("/", "_")
 
     def units(self, target: str) -> Path:
-        """For each axis, which of the teacher's units the student of a target has."""
+        """How many units the teacher has on each axis, and which of them the student of a target kept."""
         return self.path / "units" / f"{self.student(target).name}.json"
 
     def refuse_taken(self) -> None:

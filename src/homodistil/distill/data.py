@@ -16,7 +16,7 @@ from datasets import Dataset, IterableDataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from homodistil.distill.text import open_text
+from homodistil.text import open_text
 from homodistil.errors import UserError
 
 Tokens = Sequence[int]
@@ -27,6 +27,8 @@ STREAM_HELDOUT = 64
 """Sequences that are held out of a stream, from its start, because its length is not known."""
 WINDOW = 32
 """Batches among which texts are sorted by length, so that little is padded and the order stays random."""
+SHORTEST = 8
+"""Ordinary tokens of a cropped piece at least."""
 MASKED = 0.15
 """The share of tokens that is predicted; of them 80 % are masked, 10 % replaced, 10 % kept (BERT, section 3.1)."""
 
@@ -64,6 +66,7 @@ def load_corpus(
     heldout: float = 0.02,
     stream: bool = False,
     workers: int = 0,
+    crops: float = 0.0,
     batch: int = 32,
     seed: int = 0,
 ) -> Corpus:
@@ -78,6 +81,7 @@ def load_corpus(
         heldout: the share that is held out.
         stream: never hold the text as a whole.
         workers: processes that tokenise; 0 chooses.
+        crops: of texts that are kept apart, the share that is cut down to a random piece, anew each epoch.
         batch: sequences that will be drawn together.
         seed: of the split and the order.
 
@@ -85,11 +89,12 @@ def load_corpus(
         UserError: the text cannot be found or read, or does not fill two sequences.
     """
     cutter = Cutter(tokenizer, column, length, packed)
+    cropper = Cropper(0.0 if packed else crops, cutter.prefix, cutter.suffix, seed)
     if not isinstance(data, str):
-        return _streamed(data, cutter, data)
+        return _streamed(data, cutter, cropper, data)
     opened = open_text(data, column, stream=stream)
     if isinstance(opened, IterableDataset):
-        return _streamed(data, cutter, _Column(opened, column))
+        return _streamed(data, cutter, cropper, _Column(opened, column))
     tokenised = tokenise(opened, cutter, workers)
     _refuse_short(data, len(tokenised), length, packed)
     order = torch.randperm(len(tokenised), generator=torch.Generator().manual_seed(seed)).tolist()
@@ -97,8 +102,45 @@ def load_corpus(
     held = [tokenised[i]["input_ids"] for i in sorted(order[:count])]
     lengths = pc.list_value_length(tokenised.data.column("input_ids")).to_numpy()
     train = np.sort(np.asarray(order[count:]))
-    source = Shuffled(tokenised.select(train), batch, seed, None if packed else lengths[train])
-    return Corpus(source, held, float(lengths[train].mean()))
+    if packed:
+        return Corpus(Shuffled(tokenised.select(train), batch, seed), held, float(length))
+    source = Shuffled(tokenised.select(train), batch, seed, lengths[train], cropper)
+    return Corpus(source, held, float(cropper.pieces(lengths[train], 0)[1].mean()))
+
+
+@dataclass(frozen=True)
+class Cropper:
+    """Cuts texts down to random pieces, so that a sentence encoder learns what short texts mean as well as long ones.
+
+    Attributes:
+        share: of the texts that are cut down; the length of a piece is drawn evenly on a logarithmic scale.
+        prefix: the special tokens before a text, which a piece has as well.
+        suffix: those after it.
+        seed: of the choice.
+    """
+
+    share: float
+    prefix: Tokens
+    suffix: Tokens
+    seed: int
+
+    def pieces(self, lengths: np.ndarray, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """For sequences of these lengths, with special tokens: the first token that stays, and the new lengths."""
+        drawn = np.random.default_rng((self.seed, epoch))
+        edges = len(self.prefix) + len(self.suffix)
+        body = np.maximum(lengths - edges, 1)
+        shortest = np.minimum(body, SHORTEST)
+        part = np.rint(shortest * (body / shortest) ** drawn.random(len(lengths))).astype(int)
+        part = np.where(drawn.random(len(lengths)) < self.share, part, body)
+        return np.floor(drawn.random(len(lengths)) * (body - part + 1)).astype(int), part + edges
+
+    def cut(self, sequence: Tokens, first: int, length: int) -> Tokens:
+        """The piece of a sequence that begins at its `first` ordinary token, `length` tokens with the special ones."""
+        if length == len(sequence):
+            return sequence
+        at = len(self.prefix) + first
+        body = sequence[at : at + length - len(self.prefix) - len(self.suffix)]
+        return [*self.prefix, *body, *self.suffix]
 
 
 class Cutter:
@@ -161,19 +203,29 @@ class Cutter:
 class Shuffled:
     """Sequences in an order that is drawn anew each epoch, from the seed alone.
 
-    With `lengths`, texts of similar length come together in windows of `WINDOW` batches.
+    With `lengths`, texts are cropped, and those of similar length come together in windows of `WINDOW` batches.
     """
 
-    def __init__(self, data: Dataset, batch: int, seed: int, lengths: np.ndarray | None) -> None:
-        self.data, self.batch, self.seed, self.lengths = data, batch, seed, lengths
+    def __init__(
+        self,
+        data: Dataset,
+        batch: int,
+        seed: int,
+        lengths: np.ndarray | None = None,
+        cropper: Cropper | None = None,
+    ) -> None:
+        self.data, self.batch, self.seed, self.lengths, self.cropper = data, batch, seed, lengths, cropper
 
     def sequences(self, start: int) -> Iterator[Tokens]:
         """The sequences from the `start`-th on, epoch after epoch."""
-        first, within = divmod(start, len(self.data))
-        for epoch in itertools.count(first):
-            order = self.order(epoch)[within if epoch == first else 0 :]
+        skip, within = divmod(start, len(self.data))
+        for epoch in itertools.count(skip):
+            firsts, lengths = self._pieces(epoch)
+            order = self.order(epoch)[within if epoch == skip else 0 :]
             for at in range(0, len(order), 256):
-                yield from self.data[order[at : at + 256]]["input_ids"]
+                indices = order[at : at + 256]
+                for i, sequence in zip(indices, self.data[indices]["input_ids"], strict=True):
+                    yield self.cropper.cut(sequence, firsts[i], lengths[i]) if self.cropper else sequence
 
     def order(self, epoch: int) -> list[int]:
         """The indices of an epoch; each sequence comes once."""
@@ -182,12 +234,18 @@ class Shuffled:
         if self.lengths is None:
             order: list[int] = shuffled.tolist()
             return order
+        _, lengths = self._pieces(epoch)
         batches: list[Tensor] = []
         for window in torch.split(shuffled, WINDOW * self.batch):
-            by_length = window[torch.from_numpy(self.lengths[window.numpy()]).sort(stable=True).indices]
+            by_length = window[torch.from_numpy(lengths[window.numpy()]).sort(stable=True).indices]
             parts = torch.split(by_length, self.batch)
             batches += [parts[i] for i in torch.randperm(len(parts), generator=generator).tolist()]
         return [i for part in batches for i in part.tolist()]
+
+    def _pieces(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        if self.lengths is None or self.cropper is None:
+            return np.zeros(0, int), self.lengths if self.lengths is not None else np.zeros(0, int)
+        return self.cropper.pieces(self.lengths, epoch)
 
 
 class Stream:
@@ -195,15 +253,21 @@ class Stream:
 
     Args:
         epoch: gives the sequences of the next pass, none if the stream cannot be read again.
+        cropper: cuts some of them down; not at all by default.
     """
 
-    def __init__(self, epoch: Callable[[], Iterator[Tokens]]) -> None:
-        self.epoch = epoch
+    def __init__(self, epoch: Callable[[], Iterator[Tokens]], cropper: Cropper | None = None) -> None:
+        self.epoch, self.cropper = epoch, cropper
 
     def sequences(self, start: int) -> Iterator[Tokens]:
         """The sequences from the `start`-th on; those before it are read and dropped."""
         endless = itertools.chain.from_iterable(self._pass() for _ in itertools.count())
-        return itertools.islice(endless, start, None)
+        for position, sequence in itertools.islice(enumerate(endless), start, None):
+            if self.cropper is None:
+                yield sequence
+                continue
+            firsts, lengths = self.cropper.pieces(np.array([len(sequence)]), position)
+            yield self.cropper.cut(sequence, firsts[0], lengths[0])
 
     def _pass(self) -> Iterator[Tokens]:
         empty = True
@@ -228,7 +292,7 @@ class _Column:
         return (row[self.column] for row in self.rows)
 
 
-def _streamed(name: object, cutter: Cutter, texts: Iterable[str]) -> Corpus:
+def _streamed(name: object, cutter: Cutter, cropper: Cropper, texts: Iterable[str]) -> Corpus:
     """A corpus whose first sequences are held out; an iterator can be read once, anything else again and again."""
     first = cutter.stream(texts)
     ahead: list[Tokens] = list(itertools.islice(first, STREAM_HELDOUT + 1))
@@ -236,8 +300,10 @@ def _streamed(name: object, cutter: Cutter, texts: Iterable[str]) -> Corpus:
     held = ahead[: min(STREAM_HELDOUT, len(ahead) - 1)]
     if iter(texts) is texts:
         passes = iter([itertools.chain(ahead[len(held) :], first)])
-        return Corpus(Stream(lambda: next(passes, iter(()))), held, _mean_length(held))
-    return Corpus(Stream(lambda: itertools.islice(cutter.stream(texts), len(held), None)), held, _mean_length(held))
+        source = Stream(lambda: next(passes, iter(())), cropper)
+    else:
+        source = Stream(lambda: itertools.islice(cutter.stream(texts), len(held), None), cropper)
+    return Corpus(source, held, _mean_length(held))
 
 
 def tokenise(opened: Dataset, cutter: Cutter, workers: int) -> Dataset:

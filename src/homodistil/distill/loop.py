@@ -11,7 +11,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from homodistil.compress import importance
 from homodistil.compress.shrink import select
 from homodistil.distill import checkpoint
+from homodistil.distill.checkpoint import State
 from homodistil.distill.data import batches, heldout_batches
 from homodistil.distill.heldout import measure
 from homodistil.distill.prepare import Run, prepare
@@ -92,6 +93,9 @@ def _train(run: Run, display: Display, stop: list[int]) -> None:
     evaluations = {round(schedule.steps * (k + 1) / recipe.evaluations) for k in range(recipe.evaluations)}
     score_every = max(1, min(SCORE_EVERY, schedule.last_cut() // SCORES))
     saved_at = time.monotonic()
+    if state.step == 0:
+        _calibrate(run)
+        _cut(run, schedule.widths(0))
 
     while state.step < schedule.steps:
         started = time.perf_counter()
@@ -108,8 +112,8 @@ def _train(run: Run, display: Display, stop: list[int]) -> None:
         state.tokens += tokens
 
         # importance, from the gradients as they are: clipping would weigh a step by its norm
-        if scored and state.importance.method in _FROM_MODEL:
-            state.importance.update(_FROM_MODEL[state.importance.method](state.layout, state.student))
+        if scored:
+            _score(state)
 
         # step
         learning_rate = recipe.optim.learning_rate * rate(recipe.optim, step, schedule.steps)
@@ -123,10 +127,7 @@ def _train(run: Run, display: Display, stop: list[int]) -> None:
 
         # cut
         widths = schedule.widths(step)
-        if widths != schedule.widths(step - 1):
-            sizes = state.layout.sizes(state.student)
-            keep = select(state.layout, sizes, state.importance.ranking(), widths)
-            state.shrink(keep, compensate=recipe.cutting.compensate)
+        _cut(run, widths)
 
         # evaluate
         stage = schedule.stage(step)
@@ -163,6 +164,28 @@ def _train(run: Run, display: Display, stop: list[int]) -> None:
             )
 
 
+def _calibrate(run: Run) -> None:
+    """Measure importance and means on the uncut student, which learns nothing from it."""
+    state, device = run.state, run.accelerator.device
+    feed = batches(run.corpus.train, run.collate, run.recipe.batch, start=0)
+    for index, batch in enumerate(itertools.islice(feed, run.recipe.cutting.calibration)):
+        _learn(run, {k: v.to(device) for k, v in batch.items()}, -index, scored=True)
+        _score(state)
+        state.optimizer.zero_grad(set_to_none=True)
+
+
+def _score(state: State) -> None:
+    if state.importance.method in _FROM_MODEL:
+        state.importance.update(_FROM_MODEL[state.importance.method](state.layout, state.student))
+
+
+def _cut(run: Run, widths: Mapping[str, int]) -> None:
+    """Cut the student to `widths`; nothing happens if it has them."""
+    state = run.state
+    keep = select(state.layout, state.layout.sizes(state.student), state.importance.ranking(), widths)
+    state.shrink(keep, compensate=run.recipe.cutting.compensate)
+
+
 def _learn(run: Run, batch: dict[str, Tensor], step: int, *, scored: bool) -> dict[str, float]:
     """Both models on one batch, and the gradients of the student. Returns the loss terms."""
     state = run.state
@@ -197,8 +220,9 @@ def _heldout(run: Run) -> dict[str, float]:
 def _save_target(run: Run, target: str) -> None:
     made = next(p for p in run.planned if p.target == target)
     text = card(run.recipe, asdict(run.figures), asdict(made), run.dir.read_metrics())
-    units = {axis: ids.tolist() for axis, ids in run.state.origin.items()}
-    write_text(run.dir.units(target), json.dumps(units))
+    kept = {axis: ids.tolist() for axis, ids in run.state.origin.items()}
+    whole = run.teacher.layout.sizes(run.teacher.model)
+    write_text(run.dir.units(target), json.dumps({"teacher": whole, "kept": kept}))
     save_student(run.dir.student(target), run.state.student, run.teacher, text)
 
 

@@ -101,6 +101,7 @@ def prepare(recipe: Recipe, *, resume: bool, texts: Iterable[str] | None) -> Run
         heldout=recipe.text.heldout,
         stream=recipe.text.stream,
         workers=recipe.text.workers,
+        crops=recipe.text.crops if teacher.kind == "similarity" else 0.0,
         batch=recipe.batch,
         seed=recipe.seed,
     )

@@ -1,4 +1,4 @@
-"""How a sentence encoder's similarities compare with another one's, on the same texts."""
+"""Embeddings' similarities: against people's judgements, and against another encoder's."""
 
 from __future__ import annotations
 
@@ -6,14 +6,25 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from datasets import Dataset
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
 
+from homodistil.evaluate.tasks import Task
 
-def embed(model: Path, texts: Sequence[str], *, batch: int = 32) -> NDArray[np.float32]:
-    """Embeddings of texts by a sentence-transformers folder, (texts, hidden), normalised."""
+
+def embed(model: Path | str, texts: Sequence[str], *, batch: int = 32) -> NDArray[np.float32]:
+    """Embeddings of texts, (texts, hidden), normalised.
+
+    Args:
+        model: a sentence-transformers folder, or any other encoder, whose token states are averaged.
+        texts: what is embedded.
+        batch: texts in a forward pass.
+    """
     encoder = SentenceTransformer(str(model))
+    if encoder.tokenizer.pad_token is None:
+        encoder.tokenizer.pad_token = encoder.tokenizer.eos_token
     made: NDArray[np.float32] = encoder.encode(
         list(texts), batch_size=batch, normalize_embeddings=True, show_progress_bar=False
     )
@@ -30,3 +41,15 @@ def follows(student: NDArray[np.float32], teacher: NDArray[np.float32]) -> float
     first, second = np.triu_indices(len(student), k=1)
     pairs = [(e @ e.T)[first, second] for e in (student, teacher)]
     return float(spearmanr(*pairs).statistic)
+
+
+def judged_pairs(model: Path | str, task: Task, rows: Dataset) -> float:
+    """Spearman's correlation between cosine similarities of pairs and people's judgements, without fine-tuning.
+
+    Args:
+        model: as in `embed`.
+        task: one with two text columns and a number as label, such as `stsb`.
+        rows: the pairs.
+    """
+    first, second = (embed(model, rows[column]) for column in task.columns)
+    return float(spearmanr((first * second).sum(-1), rows[task.label]).statistic)

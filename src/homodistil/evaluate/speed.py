@@ -1,31 +1,103 @@
-"""How many sentences a second models embed, measured in turns, because machines change their speed."""
+"""Size and speed. Models are timed in turns, because machines change their speed; what counts is the ratio."""
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import torch
 from sentence_transformers import SentenceTransformer
+from torch.utils.flop_counter import FlopCounterMode
+
+from homodistil.evaluate.models import Opened, transformer_folder
+
+SECONDS = 0.2
+"""A measurement repeats a forward pass for about so long, because one alone is too short for the clock's noise."""
+
+
+def size(opened: Opened, *, length: int = 128) -> dict[str, float]:
+    """Parameters, bytes of the weight files (0 for a model from the hub), FLOPs a token of a forward pass."""
+    folder = Path(transformer_folder(opened.source))
+    files = [f for ending in ("safetensors", "bin") for f in folder.glob(f"*.{ending}")]
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        opened.model(input_ids=_tokens(opened, 1, length))
+    return {
+        "parameters": sum(p.numel() for p in opened.model.parameters()),
+        "file_bytes": sum(f.stat().st_size for f in files),
+        "flops_per_token": counter.get_total_flops() / length,
+    }
+
+
+def forward_seconds(
+    models: Sequence[Opened], *, batch: int, length: int, rounds: int = 7, threads: int | None = None
+) -> list[float]:
+    """Seconds of a forward pass, the median over rounds for each model, measured in turns.
+
+    Args:
+        models: all on one device.
+        batch: sequences.
+        length: tokens in each.
+        rounds: how often each model is measured; one more comes first and is not counted.
+        threads: of torch; as it is by default.
+    """
+
+    def action(opened: Opened) -> Callable[[], None]:
+        tokens = _tokens(opened, batch, length)
+
+        def run() -> None:
+            opened.model(input_ids=tokens)
+            if tokens.is_cuda:
+                torch.cuda.synchronize()
+
+        return run
+
+    with torch.inference_mode(), _threads(threads):
+        return [statistics.median(spent) for spent in in_turns([action(m) for m in models], rounds)]
 
 
 def sentences_per_second(
     models: Sequence[Path], texts: Sequence[str], *, batch: int = 32, rounds: int = 5
 ) -> list[float]:
-    """The median over rounds for each model; a round lets each model embed all texts once.
-
-    Args:
-        models: sentence-transformers folders.
-        texts: what is embedded.
-        batch: sentences in a batch.
-        rounds: how often; one more comes first and is not counted.
-    """
+    """How many texts a second sentence-transformers folders embed, tokenising included; medians, in turns."""
     encoders = [SentenceTransformer(str(model)) for model in models]
-    seconds: list[list[float]] = [[] for _ in encoders]
-    for _ in range(rounds + 1):
-        for encoder, spent in zip(encoders, seconds, strict=True):
+
+    def action(encoder: SentenceTransformer) -> Callable[[], object]:
+        return lambda: encoder.encode(list(texts), batch_size=batch, show_progress_bar=False)
+
+    spent = in_turns([action(e) for e in encoders], rounds)
+    return [len(texts) / statistics.median(s) for s in spent]
+
+
+def in_turns(actions: Sequence[Callable[[], object]], rounds: int) -> list[list[float]]:
+    """Seconds of each action in each round; a round does each action once, or as often as fills `SECONDS`."""
+    repeats, seconds = [1] * len(actions), [[] for _ in actions]  # type: list[int], list[list[float]]
+    for turn in range(rounds + 1):
+        for k, action in enumerate(actions):
             started = time.perf_counter()
-            encoder.encode(list(texts), batch_size=batch, show_progress_bar=False)
-            spent.append(time.perf_counter() - started)
-    return [len(texts) / statistics.median(spent[1:]) for spent in seconds]
+            for _ in range(repeats[k]):
+                action()
+            spent = (time.perf_counter() - started) / repeats[k]
+            if turn:
+                seconds[k].append(spent)
+            else:
+                repeats[k] = max(1, round(SECONDS / max(spent, 1e-6)))
+    return seconds
+
+
+def _tokens(opened: Opened, batch: int, length: int) -> torch.Tensor:
+    ids = torch.randint(opened.model.config.vocab_size, (batch, length), generator=torch.Generator().manual_seed(0))
+    return ids.to(opened.model.device)
+
+
+@contextlib.contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

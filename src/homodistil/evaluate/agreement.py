@@ -1,0 +1,97 @@
+"""How closely a model follows another one on the same text, whatever their widths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from homodistil.errors import UserError
+from homodistil.evaluate.language import causal_predictions, masked_predictions
+from homodistil.evaluate.models import Opened
+
+
+def agreement(student: Opened, teacher: Opened, ids: Tensor, texts: Sequence[str]) -> dict[str, float]:
+    """Compare two models with one vocabulary.
+
+    Args:
+        student: the model that is judged.
+        teacher: the model that it is judged by.
+        ids: blocks of text that neither was distilled on, (blocks, length).
+        texts: the same text as separate sequences.
+
+    Returns:
+        `top1`, the share of predicted tokens on which both choose alike, and `kl`, the mean divergence
+        KL(teacher ‖ student) in nats, where both have a language model; `hidden_cka`, the linear centred kernel
+        alignment of the last hidden states (Kornblith et al. 2019), 1 for equal up to rotation and scale;
+        `similarity`, Spearman's correlation of the cosine similarities of all pairs of texts.
+
+    Raises:
+        UserError: the vocabularies differ.
+    """
+    sizes = [m.model.config.vocab_size for m in (student, teacher)]
+    if sizes[0] != sizes[1]:
+        raise UserError(
+            f"Cannot compare {student.source} with {teacher.source}: they have {sizes[0]} and {sizes[1]} tokens.",
+            "Agreement is measured token by token, so both must have one vocabulary.",
+            "Leave --against out, or name the teacher that the model was made of.",
+        )
+    result = _predictions(student, teacher, ids) if student.head == teacher.head != "none" else {}
+    states = [_last_hidden(m, ids) for m in (student, teacher)]
+    embeddings = [_embeddings(m, texts) for m in (student, teacher)]
+    result["hidden_cka"] = linear_cka(*states)
+    result["similarity"] = pairs_correlation(*embeddings)
+    return result
+
+
+def linear_cka(a: Tensor, b: Tensor) -> float:
+    """Linear centred kernel alignment of (rows, width a) and (rows, width b): ‖AᵀB‖² / (‖AᵀA‖ ‖BᵀB‖), 0 to 1."""
+    a, b = (x.double() - x.double().mean(0) for x in (a, b))
+    return float((a.T @ b).square().sum() / ((a.T @ a).norm() * (b.T @ b).norm()))
+
+
+def pairs_correlation(a: Tensor, b: Tensor) -> float:
+    """Spearman's correlation between the cosine similarities of all pairs of rows."""
+    first, second = torch.triu_indices(len(a), len(a), 1)
+    sims = [(e @ e.T)[first, second].numpy() for e in (torch.nn.functional.normalize(x, dim=-1) for x in (a, b))]
+    return float(spearmanr(*sims).statistic)
+
+
+@torch.no_grad()
+def _predictions(student: Opened, teacher: Opened, ids: Tensor) -> dict[str, float]:
+    same, divergence, count = 0, 0.0, 0
+    if student.head == "masked":
+        pairs = [(masked_predictions(student, ids)[0], masked_predictions(teacher, ids)[0])]
+    else:
+        both = zip(causal_predictions(student, ids), causal_predictions(teacher, ids), strict=True)
+        pairs = ((mine[0], theirs[0]) for mine, theirs in both)  # type: ignore[assignment]
+    for mine, theirs in pairs:
+        same += int((mine.argmax(-1) == theirs.argmax(-1)).sum())
+        divergence += float((theirs.exp() * (theirs - mine)).sum())
+        count += len(mine)
+    return {"top1": same / count, "kl": divergence / count}
+
+
+@torch.no_grad()
+def _last_hidden(opened: Opened, ids: Tensor) -> Tensor:
+    base = opened.model.base_model
+    return torch.cat([base(input_ids=part).last_hidden_state.flatten(0, 1).cpu() for part in ids.split(32)])
+
+
+@torch.no_grad()
+def _embeddings(opened: Opened, texts: Sequence[str], batch: int = 32) -> Tensor:
+    """Mean-pooled last hidden states, (texts, width)."""
+    pooled = []
+    length = min(getattr(opened.model.config, "max_position_embeddings", 512), opened.tokenizer.model_max_length, 512)
+    for at in range(0, len(texts), batch):
+        made = opened.tokenizer(
+            list(texts[at : at + batch]), padding=True, truncation=True, max_length=length, return_tensors="pt"
+        ).to(opened.model.device)
+        states = opened.model.base_model(
+            input_ids=made["input_ids"], attention_mask=made["attention_mask"]
+        ).last_hidden_state
+        weights = made["attention_mask"][..., None].to(states.dtype)
+        pooled.append(((states * weights).sum(1) / weights.sum(1)).cpu())
+    return torch.cat(pooled)

@@ -1,0 +1,175 @@
+"""A model folder in, numbers out: labelled tasks, plain text, similarities, size and speed, beside a teacher's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from homodistil.errors import UserError
+from homodistil.evaluate import finetune, speed
+from homodistil.evaluate.agreement import agreement
+from homodistil.evaluate.language import blocks, language
+from homodistil.evaluate.models import Opened, open_model, transformer_folder
+from homodistil.evaluate.records import Record, Records
+from homodistil.evaluate.similarity import judged_pairs
+from homodistil.evaluate.tasks import open_task
+from homodistil.text import open_text
+
+BLOCKS = 128
+"""Blocks of plain text that are measured at most."""
+BLOCK = 128
+"""Tokens in one."""
+TEXTS = 400
+"""Texts whose similarities are compared at most."""
+
+
+def evaluate(
+    model: str,
+    *,
+    tasks: Sequence[str] = (),
+    pairs: Sequence[str] = (),
+    text: str | None = None,
+    data_dir: str | None = None,
+    against: str | None = None,
+    seeds: int = 3,
+    grid: bool = False,
+    limit: int | None = None,
+    columns: Sequence[str] = (),
+    label: str = "label",
+    text_column: str = "text",
+    lengths: Sequence[int] = (32, 128),
+    threads: int | None = None,
+    time: bool = True,
+    trust_remote_code: bool = False,
+    json: Path | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> list[Record]:
+    """Measure a model, and its teacher beside it.
+
+    Args:
+        model: a folder or hub name that `from_pretrained` opens.
+        tasks: to fine-tune on: names of `tasks.TASKS`, or files or folders of one's own.
+        pairs: tasks whose pairs are compared by cosine similarity, without fine-tuning, such as `stsb`.
+        text: plain text that the model was not distilled on: language modelling, and agreement with the teacher.
+        data_dir: where the tasks lie; the hub by default.
+        against: the teacher, which is measured alike.
+        seeds: how often each task is learnt.
+        grid: choose the learning rate of each task and model on training rows that are held out.
+        limit: learn each task from that many rows at most.
+        columns: the text columns of one's own tasks.
+        label: the label's column of one's own tasks.
+        text_column: the text's column.
+        lengths: tokens at which the models are timed.
+        threads: of torch while timing.
+        time: whether models are timed.
+        trust_remote_code: run code that comes with a model.
+        json: a file that keeps the records; what it holds is not measured again.
+        say: told what is being measured.
+
+    Returns:
+        The records of all measurements, of the model first; each as soon as it is there also in `json`.
+
+    Raises:
+        UserError: a model, task, column or file that cannot be used; before anything is measured where that can
+            be known.
+    """
+    records = Records(json, against, say)
+    names = [model, *([against] if against else [])]
+    folder = Path(data_dir).expanduser() if data_dir else None
+    opened = [open_model(name, trust_remote_code=trust_remote_code) for name in names]
+    own = {"columns": columns, "label": label}
+    labelled = {name: open_task(name, folder, limit=limit, **own) for name in tasks}  # type: ignore[arg-type]
+    paired = {name: open_task(name, folder, **own) for name in pairs}  # type: ignore[arg-type]
+    for name, splits in paired.items():
+        if splits.task.labels != "number" or len(splits.task.columns) != 2:
+            raise UserError(
+                f"Cannot compare the pairs of {name}.",
+                "Pairs need two text columns and a number that says how alike they are.",
+                "Use --pairs stsb, or a file of one's own with two text columns and scores.",
+            )
+    texts = _texts(text, text_column) if text else []
+
+    for one in opened:
+        records.measure(one.source, "size", {}, lambda one=one: speed.size(one))  # type: ignore[misc]
+    if texts:
+        _measure_text(records, opened, texts)
+    for name, splits in paired.items():
+        for source in names:
+            for split, rows in splits.evaluated.items():
+                records.measure(
+                    source,
+                    f"{splits.task.name} pairs",
+                    {"split": split, "rows": len(rows), "data": name},
+                    lambda source=source, rows=rows, task=splits.task: {  # type: ignore[misc]
+                        "spearman": judged_pairs(str(Path(source).expanduser()), task, rows)
+                    },
+                )
+    for name, splits in labelled.items():
+        for source in names:
+            path = Path(transformer_folder(source))
+            settings = finetune.defaults(splits.task, len(splits.train), finetune.hidden_size(path))
+            if grid:
+                settings = finetune.best_of_grid(path, splits, settings)
+            for seed in range(seeds):
+                records.measure(
+                    source,
+                    splits.task.name,
+                    {**asdict(settings), "rows": len(splits.train), "grid": grid, "data": name},
+                    lambda path=path, splits=splits, settings=settings, seed=seed: finetune.finetune(  # type: ignore[misc]
+                        path, splits, settings, seed=seed, trust_remote_code=trust_remote_code
+                    ),
+                    seed=seed,
+                )
+    if time:
+        _measure_speed(records, opened, lengths, threads)
+    return records.used
+
+
+def _measure_text(records: Records, opened: Sequence[Opened], texts: list[str]) -> None:
+    settings = {"texts": len(texts), "blocks": BLOCKS, "block": BLOCK}
+    ids = [blocks(one, texts, BLOCK, BLOCKS) for one in opened]
+    for one, tokens in zip(opened, ids, strict=True):
+        if one.head != "none":
+            records.measure(one.source, "language", settings, lambda one=one, t=tokens: language(one, t))  # type: ignore[misc]
+    if len(opened) == 2:
+        student, teacher = opened
+        records.measure(
+            student.source,
+            "agreement with the teacher",
+            {**settings, "teacher": teacher.source},
+            lambda: agreement(student, teacher, ids[0], texts[:TEXTS]),
+        )
+
+
+def _measure_speed(
+    records: Records, opened: Sequence[Opened], lengths: Sequence[int], threads: int | None
+) -> None:
+    """Latency and throughput, of all models in one go: figures of two runs must not be compared."""
+    for length in lengths:
+        settings = {"length": length, "threads": threads, "beside": [one.source for one in opened]}
+        measured: dict[str, dict[str, float]] = {}
+
+        def timed(source: str, length: int = length, measured: dict[str, dict[str, float]] = measured) -> dict[str, float]:
+            if not measured:
+                one = speed.forward_seconds(opened, batch=1, length=length, threads=threads)
+                many = speed.forward_seconds(opened, batch=32, length=length, threads=threads)
+                for model, latency, batch in zip(opened, one, many, strict=True):
+                    measured[model.source] = {"latency_ms": 1e3 * latency, "sequences_per_second": 32 / batch}
+            return measured[source]
+
+        for model in opened:
+            records.measure(model.source, f"speed at {length} tokens", settings, lambda s=model.source: timed(s))  # type: ignore[misc]
+
+
+def _texts(data: str, column: str) -> list[str]:
+    most = 20 * BLOCKS
+    rows = open_text(data, column, stream=True)
+    found = [t for row in rows.take(most) if (t := row[column]) and t.strip()]
+    if len(found) < 3:
+        raise UserError(
+            f"Cannot measure on {data}: it holds {len(found)} texts.",
+            "There must be at least three, so that there are similarities to compare.",
+            "Give more text, one a line.",
+        )
+    return found

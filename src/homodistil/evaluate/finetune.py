@@ -1,0 +1,230 @@
+"""Fine-tuning on a labelled task through the transformers Trainer, and the task's metrics afterwards."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import (
+    AutoConfig,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+)
+
+from homodistil.errors import UserError
+from homodistil.evaluate import squad
+from homodistil.evaluate.metrics import glue_score, score
+from homodistil.evaluate.tasks import Splits, Task
+
+GRID = (3e-5, 1e-4, 3e-4)
+"""Learning rates tried on request: those that were recommended for the small BERTs (Turc et al. 2019) and above."""
+GRID_HELDOUT = 0.1
+"""The share of the training rows on which the best learning rate is chosen; nothing is chosen on scored rows."""
+EXAMPLES = 30_000
+"""Training examples seen at least, within `EPOCHS`: small tasks need more epochs."""
+EPOCHS = (3, 10)
+BATCH = 32
+LENGTH = {"classes": 128, "number": 128, "span": 384}
+"""Tokens of an example at most, as BERT was fine-tuned."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a model is fine-tuned.
+
+    Attributes:
+        learning_rate: at its highest; linear warm-up over a tenth of the steps, then linear decay.
+        epochs: passes over the training rows.
+        batch: examples in a step.
+        length: tokens of an example at most.
+    """
+
+    learning_rate: float
+    epochs: int
+    batch: int = BATCH
+    length: int = 128
+
+
+def defaults(task: Task, rows: int, hidden: int) -> Settings:
+    """Settings by size: more epochs for small tasks, higher learning rates for narrow models.
+
+    The learning rate is 3e-5 at BERT-base's width of 768 and grows as the width falls, to 1e-4 at most.
+    """
+    epochs = int(np.clip(round(EXAMPLES / rows), *EPOCHS))
+    rate = min(1e-4, 3e-5 * 768 / hidden)
+    return Settings(learning_rate=rate, epochs=epochs, length=LENGTH[task.labels])
+
+
+def best_of_grid(model: Path, splits: Splits, settings: Settings) -> Settings:
+    """The settings with the learning rate of `GRID` that scores best on training rows held out for this."""
+    parts = splits.train.train_test_split(test_size=GRID_HELDOUT, seed=0)
+    inner = Splits(splits.task, parts["train"], {"held": parts["test"]})
+    scored = {}
+    for rate in GRID:
+        tried = Settings(
+            learning_rate=rate, epochs=settings.epochs, batch=settings.batch, length=settings.length
+        )
+        scored[tried] = finetune(model, inner, tried, seed=0)["score"]
+    return max(scored, key=lambda s: scored[s])
+
+
+def finetune(
+    model: Path, splits: Splits, settings: Settings, *, seed: int, trust_remote_code: bool = False
+) -> dict[str, float]:
+    """Fine-tune a model and score it.
+
+    Args:
+        model: a folder or hub name that `from_pretrained` opens.
+        splits: the task's data.
+        settings: how to learn.
+        seed: of the new head, the order and dropout.
+        trust_remote_code: run code that comes with the model.
+
+    Returns:
+        Each metric of each scored split (`accuracy`, or `validation_matched/accuracy` where there are several),
+        and `score`, their mean as GLUE defines it, 0 to 100.
+
+    Raises:
+        UserError: the labels of scored rows are unknown, or the model has no such head.
+    """
+    task = splits.task
+    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    torch.manual_seed(seed)
+    if task.labels == "span":
+        net = _open(AutoModelForQuestionAnswering, model, {}, trust_remote_code)
+        per_split = squad.learn_and_answer(
+            lambda train, evaluated: _train(net, tokenizer, train, evaluated, settings, seed),
+            tokenizer,
+            splits,
+            min(settings.length, _longest(net, tokenizer)),
+        )
+    else:
+        classes = _classes(splits)
+        options = {"num_labels": max(1, len(classes)), "problem_type": _PROBLEM[task.labels]}
+        net = _open(AutoModelForSequenceClassification, model, options, trust_remote_code)
+        net.config.pad_token_id = tokenizer.pad_token_id
+        length = min(settings.length, _longest(net, tokenizer))
+        train = _encoded(splits.train, task, tokenizer, length, classes)
+        evaluated = {s: _encoded(rows, task, tokenizer, length, classes) for s, rows in splits.evaluated.items()}
+        answers = _train(net, tokenizer, train, evaluated, settings, seed)
+        per_split = {}
+        for split, logits in answers.items():
+            predicted = logits[:, 0] if task.labels == "number" else logits.argmax(-1)
+            per_split[split] = score(task, predicted, np.asarray(evaluated[split]["labels"]))
+    flat = {
+        (name if len(per_split) == 1 else f"{split}/{name}"): value
+        for split, values in per_split.items()
+        for name, value in values.items()
+    }
+    return {**flat, "score": glue_score(task, per_split)}
+
+
+_PROBLEM = {"classes": "single_label_classification", "number": "regression"}
+
+
+def hidden_size(model: Path) -> int:
+    """The hidden width that a model's configuration names."""
+    return int(AutoConfig.from_pretrained(model).hidden_size)
+
+
+def _open(auto: Any, model: Path, options: dict[str, Any], trust: bool) -> PreTrainedModel:
+    try:
+        opened: PreTrainedModel = auto.from_pretrained(
+            model, trust_remote_code=trust, dtype=torch.float32, ignore_mismatched_sizes=True, **options
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"Cannot fine-tune {model}: {str(error).splitlines()[0][:300]}",
+            f"The model must open with {auto.__name__}.from_pretrained.",
+            "Check the path, or leave the task out of --tasks.",
+        ) from error
+    return opened
+
+
+def _longest(net: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Tokens that both the positions and the tokenizer allow."""
+    return min(getattr(net.config, "max_position_embeddings", 512), tokenizer.model_max_length)
+
+
+def _classes(splits: Splits) -> list[Any]:
+    """The classes of the training rows, in order; of rows to score none may be new."""
+    if splits.task.labels == "number":
+        return []
+    known = sorted(set(splits.train[splits.task.label]))
+    for split, rows in splits.evaluated.items():
+        if new := set(rows[splits.task.label]) - set(known):
+            raise UserError(
+                f"The {split} rows of {splits.task.name} have a class that no training row has: {sorted(new)[0]!r}.",
+                "A class must be learnt to be scored.",
+                "Add training rows of it, or leave these rows out.",
+            )
+    return known
+
+
+def _encoded(
+    rows: Dataset, task: Task, tokenizer: PreTrainedTokenizerBase, length: int, classes: Sequence[Any]
+) -> Dataset:
+    number = {c: i for i, c in enumerate(classes)}
+
+    def encode(batch: dict[str, list[Any]]) -> dict[str, Any]:
+        made = tokenizer(*(batch[c] for c in task.columns), truncation=True, max_length=length)
+        labels = [number[v] if classes else float(v) for v in batch[task.label]]
+        return {**made, "labels": labels}
+
+    return rows.map(encode, batched=True, remove_columns=rows.column_names, load_from_cache_file=False)
+
+
+def _train(
+    net: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    train: Dataset,
+    evaluated: Mapping[str, Dataset],
+    settings: Settings,
+    seed: int,
+) -> dict[str, Any]:
+    """Train in place, and what the model then says of each split."""
+    steps = -(-len(train) // settings.batch) * settings.epochs
+    with tempfile.TemporaryDirectory() as out:
+        arguments = TrainingArguments(
+            output_dir=out,
+            learning_rate=settings.learning_rate,
+            num_train_epochs=settings.epochs,
+            per_device_train_batch_size=settings.batch,
+            per_device_eval_batch_size=settings.batch,
+            warmup_steps=steps // 10,
+            weight_decay=0.01,
+            train_sampling_strategy="group_by_length",
+            seed=seed,
+            use_cpu=not torch.cuda.is_available(),
+            bf16=_bf16(),
+            save_strategy="no",
+            logging_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            dataloader_pin_memory=torch.cuda.is_available(),
+        )
+        collate = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8)
+        trainer = Trainer(model=net, args=arguments, train_dataset=train, data_collator=collate)
+        trainer.train()
+        return {split: trainer.predict(rows).predictions for split, rows in evaluated.items()}
+
+
+def _bf16() -> bool:
+    """Whether the machine computes in bf16 rather than emulating it."""
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

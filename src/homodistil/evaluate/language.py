@@ -1,0 +1,101 @@
+"""How well a language model predicts plain text: masked accuracy, pseudo-perplexity, perplexity. No labels needed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from homodistil.evaluate.models import Opened
+
+MASKED = 0.15
+"""The share of tokens that is masked (BERT, section 3.1); all by the mask token, which is what is scored here."""
+PSEUDO_BLOCKS = 16
+"""Blocks for pseudo-perplexity, which needs a forward pass of a row for each token."""
+
+
+def blocks(opened: Opened, texts: Sequence[str], length: int, most: int) -> Tensor:
+    """Full blocks of joined text, special tokens at both ends where the tokenizer puts them: (blocks, length)."""
+    bare = [ids for text in texts if (ids := opened.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)]
+    wrapped = opened.tokenizer("a").input_ids
+    plain = opened.tokenizer("a", add_special_tokens=False).input_ids
+    at = next((i for i in range(len(wrapped)) if wrapped[i : i + len(plain)] == plain), 0)
+    before, after = wrapped[:at], wrapped[at + len(plain) :]
+    joined = [token for ids in bare for token in (*ids, *after)]
+    room = length - len(before) - len(after)
+    cut = [before + joined[i : i + room] + after for i in range(0, len(joined) - room + 1, room)][:most]
+    return torch.tensor(cut, device=opened.model.device)
+
+
+@torch.no_grad()
+def masked_predictions(opened: Opened, ids: Tensor, *, seed: int = 0, batch: int = 32) -> tuple[Tensor, Tensor]:
+    """Mask a fixed share of each block and predict it.
+
+    Args:
+        opened: a masked language model.
+        ids: blocks (blocks, length).
+        seed: of the choice of positions; two models with one tokenizer are asked for the same.
+        batch: blocks in a forward pass.
+
+    Returns:
+        Log-probabilities (masked, vocabulary) on the CPU, and what stood there, (masked,).
+    """
+    special = torch.isin(ids, torch.tensor(opened.tokenizer.all_special_ids, device=ids.device)).cpu()
+    lot = torch.rand(ids.shape, generator=torch.Generator().manual_seed(seed)).masked_fill(special, 2.0)
+    chosen = lot < torch.quantile(lot[~special], MASKED)
+    hidden = ids.masked_fill(chosen.to(ids.device), opened.tokenizer.mask_token_id)
+    made = [
+        opened.model(input_ids=part).logits[where.to(ids.device)].float().log_softmax(-1).cpu()
+        for part, where in zip(hidden.split(batch), chosen.split(batch), strict=True)
+    ]
+    return torch.cat(made), ids.cpu()[chosen]
+
+
+@torch.no_grad()
+def pseudo_perplexity(opened: Opened, ids: Tensor, *, batch: int = 64) -> float:
+    """exp of the mean negative log-probability of each token with it alone masked (Salazar et al. 2020)."""
+    mask = opened.tokenizer.mask_token_id
+    special = torch.isin(ids, torch.tensor(opened.tokenizer.all_special_ids, device=ids.device))
+    losses = []
+    for block, skip in zip(ids, special, strict=True):
+        positions = torch.arange(len(block), device=ids.device)[~skip]
+        for part in positions.split(batch):
+            rows = block.repeat(len(part), 1)
+            at = torch.arange(len(part), device=ids.device)
+            rows[at, part] = mask
+            logits = opened.model(input_ids=rows).logits[at, part]
+            losses.append(F.cross_entropy(logits.float(), block[part], reduction="none"))
+    return math.exp(torch.cat(losses).mean().item())
+
+
+@torch.no_grad()
+def causal_predictions(opened: Opened, ids: Tensor, *, batch: int = 8) -> Iterator[tuple[Tensor, Tensor]]:
+    """Log-probabilities (tokens, vocabulary) of each next token and the token itself, a batch of blocks at a time."""
+    for part in ids.split(batch):
+        logits = opened.model(input_ids=part).logits[:, :-1].float().log_softmax(-1)
+        yield logits.flatten(0, 1), part[:, 1:].flatten()
+
+
+def language(opened: Opened, ids: Tensor) -> dict[str, float]:
+    """The measures that the model's head allows; none for a model without a language model.
+
+    Returns:
+        `masked_accuracy` and `pseudo_perplexity`, or `perplexity` and `next_accuracy`.
+    """
+    if opened.head == "masked":
+        said, right = masked_predictions(opened, ids)
+        return {
+            "masked_accuracy": (said.argmax(-1) == right).float().mean().item(),
+            "pseudo_perplexity": pseudo_perplexity(opened, ids[:PSEUDO_BLOCKS]),
+        }
+    if opened.head == "causal":
+        total, hits, count = 0.0, 0, 0
+        for said, right in causal_predictions(opened, ids):
+            total -= said.gather(1, right[:, None]).sum().item()
+            hits += int((said.argmax(-1) == right).sum())
+            count += len(right)
+        return {"perplexity": math.exp(total / count), "next_accuracy": hits / count}
+    return {}

@@ -1,0 +1,95 @@
+"""What was measured: one record a measurement, kept in a JSON file so that nothing finished is measured twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from homodistil.errors import UserError
+from homodistil.evaluate.models import transformer_folder
+from homodistil.rundir import write_text
+
+Record = dict[str, Any]
+"""`model`, `identity`, `role` (model or teacher), `measure`, `seed` (None where nothing is drawn), `settings`, `values`
+and `seconds`."""
+
+
+class Records:
+    """Records in memory and, if a file is given, on the disk after each of them.
+
+    Args:
+        file: where they are kept; what it holds already is not measured again.
+        teacher: the model whose records are marked as the teacher's.
+        say: told what is being measured.
+    """
+
+    def __init__(self, file: Path | None, teacher: str | None, say: Callable[[str], None]) -> None:
+        self.file, self.teacher, self.say = file, teacher, say
+        self.known: list[Record] = _read(file) if file and file.exists() else []
+        self.used: list[Record] = []
+
+    def measure(
+        self,
+        model: str,
+        measure: str,
+        settings: Mapping[str, Any],
+        compute: Callable[[], Mapping[str, float]],
+        *,
+        seed: int | None = None,
+    ) -> None:
+        """Measure once: take the values from the file if the same model was measured with the same settings."""
+        key = {"model": model, "identity": identity(model), "measure": measure, "seed": seed}
+        key["settings"] = json.loads(json.dumps(settings))
+        found = next((r for r in self.known if all(r.get(k) == v for k, v in key.items())), None)
+        if found is None:
+            self.say(f"{Path(model).name}: {measure}" + ("" if seed is None else f", seed {seed}"))
+            started = time.perf_counter()
+            values = {k: float(v) for k, v in compute().items()}
+            role = "teacher" if model == self.teacher else "model"
+            found = {**key, "role": role, "values": values, "seconds": round(time.perf_counter() - started, 2)}
+            self.known.append(found)
+            if self.file:
+                write_text(self.file, json.dumps({"machine": machine(), "records": self.known}, indent=1) + "\n")
+        self.used.append(found)
+
+
+def machine() -> dict[str, Any]:
+    """Where numbers were measured."""
+    return {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "processor": platform.machine(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def identity(model: str) -> str:
+    """What tells two models with one name apart: a digest of configuration and weights; the name, from the hub."""
+    folder = Path(transformer_folder(model))
+    files = sorted(f for f in folder.glob("*") if f.suffix in (".safetensors", ".bin") or f.name == "config.json")
+    digest = hashlib.sha256(b"" if files else model.encode())
+    for file in files:
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def _read(file: Path) -> list[Record]:
+    try:
+        records: list[Record] = json.loads(file.read_text())["records"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"Cannot go on with {file}: it holds no evaluation.",
+            "A file given with --json is new, or was written by `homodistil evaluate`, whose numbers are kept.",
+            "Give it another name.",
+        ) from error
+    return records

@@ -1,0 +1,131 @@
+"""Pictures out of a run's folder and out of evaluations: where it went, what stayed, what it is worth. No torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from homodistil.report.tables import Record, rows
+
+Metrics = Sequence[Mapping[str, Any]]
+
+INK = "#1b2a41"
+SERIES = ("#1f6feb", "#d1495b", "#2a9d8f", "#8d6a9f", "#e09f3e", "#5c677d")
+_COUNTED = ("parameters", "file_bytes", "flops_per_token", "latency_ms", "sequences_per_second")
+
+
+def path(metrics: Metrics) -> Figure:
+    """Losses, discrepancy and held-out losses over the steps, and the widths beneath them."""
+    figure = Figure(figsize=(9, 6.5), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    steps = [r["step"] for r in metrics]
+    above.plot(steps, [r["discrepancy"] for r in metrics], color=INK, linewidth=2, label="discrepancy")
+    for name, color in zip(dict.fromkeys(t for r in metrics for t in r["terms"]), SERIES, strict=False):
+        above.plot(steps, [r["terms"].get(name, math.nan) for r in metrics], color=color, linewidth=1, label=name)
+        held = [(r["step"], r["heldout"][name]) for r in metrics if name in r.get("heldout", {})]
+        if held:
+            above.plot(*zip(*held, strict=True), "o", color=color, markersize=4, label=f"{name}, held out")
+    above.set_yscale("log")
+    above.set_ylabel("loss, not weighted")
+    above.legend(fontsize=8, ncols=2, frameon=False)
+    for name, color in zip(metrics[0]["widths"], SERIES, strict=False):
+        widths = [r["widths"][name] for r in metrics]
+        below.step(steps, [w / max(widths) for w in widths], where="post", color=color, label=f"{name} ({max(widths)})")
+    below.set_ylim(0, 1.05)
+    below.set_ylabel("width, share of the widest")
+    below.legend(fontsize=8, ncols=4, frameon=False)
+    below.set_xlabel("step")
+    for record in metrics:
+        if "target" in record:
+            for axes in (above, below):
+                axes.axvline(record["step"], color=INK, linewidth=0.7, linestyle=":")
+            below.annotate(f" {record['target']}", (record["step"], 0.02), fontsize=8, ha="right", color=INK)
+    return _plain(figure)
+
+
+def units(kept: Mapping[str, Sequence[Any]], teacher: Mapping[str, int]) -> Figure:
+    """Which of the teacher's units are left: a panel for each kind of axis, a row for each layer.
+
+    Args:
+        kept: for each axis the teacher's indices, (units,) or (parent units, units).
+        teacher: for each axis how many units the teacher has.
+    """
+    kinds: dict[str, list[str]] = {}
+    for axis in kept:
+        kinds.setdefault(axis.partition(".")[0], []).append(axis)
+    heights = [max(1.0, 0.28 * len(axes)) for axes in kinds.values()]
+    figure = Figure(figsize=(9, 0.9 * len(kinds) + sum(heights)), layout="constrained")
+    panels = figure.subplots(len(kinds), 1, height_ratios=heights, squeeze=False)[:, 0]
+    for panel, (kind, axes) in zip(panels, kinds.items(), strict=True):
+        ordered = sorted(axes, key=lambda a: int(a.partition(".")[2] or 0))
+        picture = np.array([_row(kept[a], teacher[a]) for a in ordered])
+        panel.imshow(picture, aspect="auto", interpolation="nearest", cmap="Blues", vmin=0, vmax=1)
+        stay = picture.mean()
+        nested = np.ndim(kept[ordered[0]]) == 2
+        panel.set_title(f"{kind}: {stay:.0%} left" + (", head after head" if nested else ""), fontsize=9, loc="left")
+        panel.set_yticks(range(len(ordered)), [a.partition(".")[2] or "all" for a in ordered], fontsize=7)
+        panel.set_ylabel("layer", fontsize=8)
+        panel.tick_params(axis="x", labelsize=7)
+    panels[-1].set_xlabel("the teacher's units; dark ones are left")
+    return _plain(figure)
+
+
+def quality(records: Sequence[Record]) -> Figure | None:
+    """Each measure against the number of parameters, the teacher as a line; None if nothing can be drawn."""
+    gathered = rows(records)
+    sizes = next((r.cells for r in gathered if r.value == "parameters"), {})
+    teachers = {r["model"] for r in records if r.get("role") == "teacher"}
+    measures = [r for r in gathered if r.value in _drawn(r.measure, gathered)]
+    drawn = [r for r in measures if any(m in sizes for m in r.cells)]
+    if not drawn:
+        return None
+    columns = min(3, len(drawn))
+    lines = -(-len(drawn) // columns)
+    figure = Figure(figsize=(3.2 * columns, 2.7 * lines), layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False).flat
+    for panel, row in zip(panels, drawn, strict=False):
+        for model, cell in row.cells.items():
+            if model in teachers:
+                panel.axhline(cell.mean, color=INK, linewidth=1, linestyle="--", label="teacher")
+        points = sorted((sizes[m].mean / 1e6, c) for m, c in row.cells.items() if m in sizes and m not in teachers)
+        if points:
+            x, cells = zip(*points, strict=True)
+            panel.errorbar(
+                x,
+                [c.mean for c in cells],
+                yerr=[c.deviation for c in cells],
+                fmt="o-",
+                color=SERIES[0],
+                capsize=3,
+                markersize=5,
+            )
+        panel.set_title(f"{row.measure}: {row.value.replace('_', ' ')}", fontsize=9)
+        panel.set_xlabel("million parameters", fontsize=8)
+        panel.tick_params(labelsize=7)
+    for panel in list(figure.axes)[len(drawn) :]:
+        panel.remove()
+    return _plain(figure)
+
+
+def _drawn(measure: str, gathered: Sequence[Any]) -> list[str]:
+    """The values of a measure that are worth a picture: its score where it has one, otherwise all but sizes."""
+    values = [r.value for r in gathered if r.measure == measure and r.value not in _COUNTED]
+    return ["score"] if "score" in values else values
+
+
+def _row(kept: Sequence[Any], size: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """1 where a unit is left; nested axes one parent unit after the other."""
+    ids = np.asarray(kept)
+    picture = np.zeros((*ids.shape[:-1], size))
+    np.put_along_axis(picture, ids, 1.0, axis=-1)
+    return picture.reshape(-1)
+
+
+def _plain(figure: Figure) -> Figure:
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure

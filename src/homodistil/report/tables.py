@@ -1,0 +1,130 @@
+"""Evaluation records as tables: a row a measure, a column a model, the mean and deviation over seeds. No torch."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+Record = Mapping[str, Any]
+
+_WORDS = {
+    "parameters": ("parameters", "{:,.0f}", "ratio"),
+    "file_bytes": ("MB on disk", "{:,.1f}", "ratio"),
+    "flops_per_token": ("MFLOPs a token", "{:,.2f}", "ratio"),
+    "latency_ms": ("ms, batch 1", "{:,.2f}", "ratio"),
+    "sequences_per_second": ("sequences/s, batch 32", "{:,.1f}", "ratio"),
+    "perplexity": ("perplexity", "{:,.2f}", "ratio"),
+    "pseudo_perplexity": ("pseudo-perplexity", "{:,.2f}", "ratio"),
+    "score": ("score", "{:.1f}", "difference"),
+}
+"""How a value is called and written, and what it is beside the teacher's; others have four digits."""
+_SCALE = {"file_bytes": 1e-6, "flops_per_token": 1e-6}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A value over the seeds that it was measured with: mean, standard deviation (0 for one seed), how many."""
+
+    mean: float
+    deviation: float
+    count: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One quantity of one measure, for each model that has it.
+
+    Attributes:
+        measure: such as `sst2` or `speed at 128 tokens`.
+        value: such as `accuracy`.
+        cells: by model.
+    """
+
+    measure: str
+    value: str
+    cells: dict[str, Cell]
+
+
+def rows(records: Iterable[Record]) -> list[Row]:
+    """Gather records by measure and value, in the order in which they come."""
+    gathered: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for record in records:
+        for value, number in record["values"].items():
+            gathered.setdefault((record["measure"], value), {}).setdefault(record["model"], []).append(number)
+    return [
+        Row(measure, value, {m: _cell(numbers) for m, numbers in models.items()})
+        for (measure, value), models in gathered.items()
+    ]
+
+
+def written(records: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
+    """Header and cells as text: the model's values, its teacher's if there is one, and the one beside the other."""
+    models = list(dict.fromkeys(r["model"] for r in records))
+    names = _short(models)
+    two = len(models) == 2
+    header = ["", "", *(names[m] for m in models), *(["against"] if two else [])]
+    lines = []
+    before = ""
+    for row in rows(records):
+        word, form, beside = _WORDS.get(row.value, (row.value.replace("_", " "), "{:.4f}", "difference"))
+        scale = _SCALE.get(row.value, 1.0)
+        line = ["" if row.measure == before else row.measure, word]
+        line += [_text(row.cells.get(m), form, scale) for m in models]
+        if two:
+            line.append(_beside([row.cells.get(m) for m in models], form, beside))
+        lines.append(line)
+        before = row.measure
+    return header, lines
+
+
+def terminal(records: Sequence[Record]) -> Table:
+    """A table for the terminal."""
+    header, lines = written(records)
+    table = Table(box=box.SIMPLE_HEAD)
+    for k, name in enumerate(header):
+        table.add_column(name, justify="left" if k < 2 else "right", no_wrap=True)
+    for line in lines:
+        table.add_row(*line)
+    return table
+
+
+def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """The same for a Markdown file."""
+    every = [header, ["---"] * len(header), *lines]
+    return "\n".join("| " + " | ".join(line) + " |" for line in every)
+
+
+def _cell(numbers: Sequence[float]) -> Cell:
+    return Cell(statistics.mean(numbers), statistics.stdev(numbers) if len(numbers) > 1 else 0.0, len(numbers))
+
+
+def _text(cell: Cell | None, form: str, scale: float) -> str:
+    if cell is None:
+        return ""
+    text = form.format(scale * cell.mean)
+    return text if cell.count == 1 else f"{text} ± {form.format(scale * cell.deviation)}"
+
+
+def _beside(cells: Sequence[Cell | None], form: str, beside: str) -> str:
+    ours, teachers = cells
+    if ours is None or teachers is None:
+        return ""
+    if beside == "ratio":
+        return f"x {ours.mean / teachers.mean:.2f}" if teachers.mean else ""
+    difference = form.format(ours.mean - teachers.mean)
+    return difference if difference.startswith("-") else f"+{difference}"
+
+
+def _short(models: Sequence[str]) -> dict[str, str]:
+    """A model's last name, with as much before it as tells it apart from the others."""
+    for parts in range(1, 5):
+        names = {m: "/".join(Path(m).parts[-parts:]) for m in models}
+        if len(set(names.values())) == len(models):
+            return names
+    return {m: m for m in models}
