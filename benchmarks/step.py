@@ -74,7 +74,7 @@ def our_step(run: Run, batch: dict[str, Tensor], *, scored: bool) -> None:
     with run.precision:
         with torch.no_grad():
             theirs = run.runner(run.teacher.model, batch)
-        with state.means.listening(batch["ordinary"]) if scored else contextlib.nullcontext():
+        with state.moments.listening(batch["ordinary"]) if scored else contextlib.nullcontext():
             mine = run.runner(state.student, batch)
         terms = run.objective.terms(mine, theirs, batch, {})
     run.accelerator.backward(run.objective.total(terms))

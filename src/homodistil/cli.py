@@ -209,8 +209,13 @@ def _evaluate(words: list[str]) -> None:
     add = parser.add_argument
     add("model", metavar="MODEL", help="a folder or hub name that from_pretrained opens")
     add("--against", metavar="TEACHER", help="the teacher, which is measured alike, beside it")
-    add("--tasks", type=_names, default=[], help="fine-tune on them: names of GLUE, squad, squad_v2, or one's own files")
-    add("--pairs", type=_names, default=[], help="compare their pairs by similarity, without fine-tuning: stsb, or a file")
+    add("--tasks", type=_names, default=[], help="fine-tune on them: names of GLUE, squad, squad_v2, or own files")
+    add(
+        "--pairs",
+        type=_names,
+        default=[],
+        help="compare pairs by similarity, without fine-tuning: stsb, or a file",
+    )
     add("--text", help="plain text that it did not learn from: language modelling, agreement with the teacher")
     add("--data-dir", help="where the tasks lie, as NAME/train.jsonl or glue/NAME/train.jsonl (default: the hub)")
     add("--seeds", type=int, default=3, help="how often each task is learnt (default: 3)")

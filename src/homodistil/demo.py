@@ -14,8 +14,9 @@ from rich.table import Table
 from homodistil import api
 from homodistil.assets import ASSETS, fetch
 from homodistil.compress import importance
+from homodistil.compress.compensate import InputMoments
 from homodistil.compress.importance import Importance
-from homodistil.compress.shrink import InputMeans, shrink
+from homodistil.compress.shrink import shrink
 from homodistil.distill.data import Collator, batches, load_corpus
 from homodistil.distill.outputs import Runner
 from homodistil.distill.student import save_student
@@ -96,11 +97,11 @@ def _one_shot(source: Path, text: Path, out: Path) -> None:
     student, layout = copy_of(teacher), teacher.layout
     corpus = load_corpus(str(text), teacher.tokenizer, packed=False)
     run = Runner(kind=teacher.kind, layout=layout, pooling=teacher.pooling, attention=False, prediction=False)
-    scores, means = Importance("output", window=CALIBRATION, decay=0.0), InputMeans(student, layout)
+    scores, moments = Importance("output", window=CALIBRATION, decay=0.0), InputMoments(student, layout)
     feed = batches(corpus.train, Collator(teacher.tokenizer, False, 0), 32, start=0)
     for index, batch in zip(range(CALIBRATION), feed, strict=False):
-        with means.listening(batch["ordinary"]), torch.enable_grad():
+        with moments.listening(batch["ordinary"]), torch.enable_grad():
             made = run(student, batch)
         scores.update(importance.output(layout, student, made.hidden[-1], batch["attention_mask"], index))
-    shrink(student, TARGET, scores=scores.ranking(), means=means.means)
+    shrink(student, TARGET, scores=scores.ranking(), inputs=moments.inputs)
     save_student(out, student, teacher, f"all-MiniLM-L6-v2 cut to {TARGET} in one step, not distilled.\n")

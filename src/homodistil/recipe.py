@@ -79,7 +79,8 @@ class Cutting:
         ramp_start: t_i, the fraction of a target's steps at which cutting starts.
         ramp_end: t_f, the fraction at which the target's width is reached.
         grain: hidden and ffn fall to multiples of it on the way.
-        compensate: fold the mean of what cut units said into biases.
+        compensate: what layers take over from units that are cut: their best guess from the units that stay, the
+            mean alone, or nothing.
     """
 
     importance: Literal["auto", "sensitivity", "platon", "output", "magnitude"] = "auto"
@@ -89,7 +90,7 @@ class Cutting:
     ramp_start: float = 0.05
     ramp_end: float = 0.4
     grain: int = 8
-    compensate: bool = True
+    compensate: Literal["least-squares", "mean", "none"] = "least-squares"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +128,8 @@ class Recipe:
         out: the run's folder.
         target: keep ratio (0.5), parameter budget (17.3M), shape (hidden=240,heads=12,ffn=960) or preset
             (homobert-small); give it several times to reach several in one run.
+        student: where the student starts, if not as a copy of the teacher: a model of the same family and vocabulary,
+            no larger. Targets are then shares of its widths.
         tokens: how long to train, in tokens, such as 2M.
         steps: how long to train, in optimizer steps; wins over tokens.
         batch: sequences in a step, on one process, before accumulation.
@@ -147,6 +150,7 @@ class Recipe:
     data: str
     out: str
     target: list[str]
+    student: str | None = None
     tokens: str = "10M"
     steps: int | None = None
     batch: int = 32
@@ -239,6 +243,8 @@ class Recipe:
     def resolved(self) -> Recipe:
         """The same with absolute paths, so that the run can be resumed from anywhere."""
         places = {"teacher": Path(self.teacher).expanduser(), "data": Path(self.data).expanduser()}
+        if self.student is not None:
+            places["student"] = Path(self.student).expanduser()
         absolute: dict[str, Any] = {name: str(path.resolve()) for name, path in places.items() if path.exists()}
         return replace(self, **absolute)
 

@@ -25,7 +25,8 @@ from transformers import (
 from conftest import make
 from homodistil.axes.layout import Layout
 from homodistil.compress import importance
-from homodistil.compress.shrink import InputMeans, Keep, cut, flat_index, narrowed, select, shrink
+from homodistil.compress.compensate import InputMoments, Inputs
+from homodistil.compress.shrink import Keep, cut, flat_index, narrowed, select, shrink
 from homodistil.errors import UserError
 
 HEADS, HEAD_DIM, HIDDEN, FFN, LAYERS = 4, 12, 48, 96, 2
@@ -337,12 +338,12 @@ def test_scaled_queries_move_as_if_they_had_not_been() -> None:
     torch.testing.assert_close(query * math.sqrt(5 / 12), reference[rows], rtol=1e-4, atol=1e-6)
 
 
-def _inputs(model: Any) -> dict[str, Tensor]:
-    """The exact mean of each linear layer's input over ordinary tokens, and what makes its output known."""
-    means = InputMeans(model, Layout.of(model))
-    with means.listening(MASK), torch.no_grad():
+def _inputs(model: Any) -> dict[str, Inputs]:
+    """What each linear layer reads, exactly, over the tokens that count."""
+    moments = InputMoments(model, Layout.of(model))
+    with moments.listening(MASK), torch.no_grad():
         model(IDS, attention_mask=MASK)
-    return means.means
+    return moments.inputs
 
 
 def _mean_output(model: Any, path: str) -> Tensor:
@@ -358,76 +359,14 @@ def test_compensation_keeps_the_mean_of_what_a_layer_says() -> None:
     """With the means of its inputs, a layer's mean output over tokens is what it was before its inputs were cut."""
     model = make(BertForMaskedLM)
     path = "bert.encoder.layer.0.output.dense"
-    means = _inputs(model)
+    inputs = _inputs(model)
     before = _mean_output(model, path)
     bare = copy.deepcopy(model)
     keep = _draw({"ffn"}, 0)
-    cut(model, Layout.of(model), keep, means=means)
+    cut(model, Layout.of(model), keep, inputs=inputs)
     cut(bare, Layout.of(bare), keep)
     torch.testing.assert_close(_mean_output(model, path), before, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(_mean_output(bare, path), before, rtol=1e-2, atol=1e-2)
-
-
-def test_means_are_of_the_tokens_that_count() -> None:
-    """The mean of a layer's input is over the mask's tokens, and later batches weigh more than earlier ones."""
-    model = make(BertModel)
-    means = InputMeans(model, Layout.of(model), decay=0.5)
-    first, second = IDS, IDS.flip(0)
-    tables = []
-    for ids in (first, second):
-        with means.listening(MASK), torch.no_grad():
-            model(ids, attention_mask=MASK)
-            tables.append(model(ids, attention_mask=MASK, output_hidden_states=True).hidden_states[0][MASK == 1])
-    # each batch passed twice inside its block
-    sums = [t.sum(0) for t in tables]
-    total, count = torch.zeros(HIDDEN), 0.0
-    for one in (sums[0], sums[0], sums[1], sums[1]):
-        total, count = 0.5 * total + one, 0.5 * count + float(MASK.sum())
-    for reader in ("query", "key", "value"):
-        seen = means.means[f"encoder.layer.0.attention.self.{reader}"]
-        torch.testing.assert_close(seen, total / count, rtol=1e-5, atol=1e-5)
-
-
-def test_a_batch_without_tokens_leaves_the_means() -> None:
-    """A batch in which no token counts says nothing: before any other there is no mean, and later it stays."""
-    model = make(BertModel)
-    means = InputMeans(model, Layout.of(model))
-    nothing = torch.zeros_like(MASK)
-
-    def listen(ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        with means.listening(mask), torch.no_grad():
-            model(ids, attention_mask=MASK)
-        return means.means
-
-    # the pooler reads one vector a sequence, which is no token of the mask
-    assert set(listen(IDS, nothing)) == {"pooler.dense"}
-    before = listen(IDS, MASK)
-    after = listen(IDS.flip(0), nothing)
-    tokens = set(before) - {"pooler.dense"}
-    assert len(tokens) == 6 * LAYERS
-    for name in tokens:
-        torch.testing.assert_close(after[name], before[name])
-
-
-def test_means_follow_a_cut_and_go_round() -> None:
-    """After a cut the means are those of the units that stay; what is read back is what was written."""
-    model = make(BertForMaskedLM)
-    layout = Layout.of(model)
-    means = InputMeans(model, layout)
-    with means.listening(MASK), torch.no_grad():
-        model(IDS, attention_mask=MASK)
-    before = means.means
-    keep = _draw({"hidden", "heads", "qk", "vo", "ffn"}, 1)
-    means.apply_cut(keep, layout.sizes(model))
-    path = "bert.encoder.layer.1.output.dense"
-    assert torch.equal(means.means[path], before[path][keep["ffn.1"]])
-    path = "bert.encoder.layer.1.attention.output.dense"
-    rows = [int(h) * HEAD_DIM + int(d) for h in keep["heads.1"] for d in keep["vo.1"][h]]
-    assert torch.equal(means.means[path], before[path][rows])
-    read = InputMeans(model, layout)
-    read.load_state(means.state())
-    assert set(read.means) == set(means.means)
-    assert all(torch.equal(read.means[name], mean) for name, mean in means.means.items())
 
 
 @pytest.mark.parametrize("way", ["nothing named", "every unit named", "target 1"])
@@ -438,16 +377,16 @@ def test_keeping_everything_changes_nothing(way: str) -> None:
     before = {name: t.clone() for name, t in model.state_dict().items()}
     config = model.config.to_dict()
     if way == "target 1":
-        shrink(model, "1", means=_inputs(model))
+        shrink(model, "1", inputs=_inputs(model))
     elif way == "nothing named":
-        cut(model, layout, {}, means=_inputs(model))
+        cut(model, layout, {}, inputs=_inputs(model))
     else:
         sizes = layout.sizes(model)
         every: Keep = {}
         for axis in layout.axes:
             units = torch.arange(sizes[axis])
             every[axis] = units.expand(sizes[layout.parent[axis]], -1) if axis in layout.parent else units
-        cut(model, layout, every, means=_inputs(model))
+        cut(model, layout, every, inputs=_inputs(model))
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
     assert model.config.to_dict() == config
 

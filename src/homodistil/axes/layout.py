@@ -128,6 +128,10 @@ class Layout:
         parts = [p for dims in self.dims.values() for dim in dims for p in dim if isinstance(p, str)]
         return tuple(a for a in dict.fromkeys(parts) if a not in self.fixed)
 
+    def of_one_layer(self, axis: str) -> bool:
+        """Whether an axis belongs to one layer, as `ffn.3` does, and the residual stream does not."""
+        return "." in axis
+
     def width_of(self, axis: str) -> str:
         """The width that an axis has: `head_dim` for `qk.3`."""
         return self.family.widths[_kind(axis)] if self.family else _kind(axis)

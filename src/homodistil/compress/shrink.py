@@ -1,24 +1,23 @@
 """The cut: units leave every tensor that has them, and the model stays an ordinary, trainable model.
 
-What a cut keeps: the attention's temperature (queries are scaled by what the library's own scaling changes), the
-mean of what the cut units said (folded into the biases of the layers that read them), ties, optimizer moments,
+What a cut keeps: the attention's temperature (queries are scaled by what the library's own scaling changes), what the
+other units tell of the cut ones (folded into the layers that read them), ties, optimizer moments,
 and gradients to every parameter. What it changes: the widths, in tensors, modules and configuration alike.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from homodistil.axes.layout import Layout, Shape
 from homodistil.axes.notation import Dim
+from homodistil.compress.compensate import Inputs, compensate
 from homodistil.compress.importance import Scores, magnitude
 from homodistil.compress.plan import Planned, plan
 
@@ -32,7 +31,7 @@ def shrink(
     target: str,
     *,
     scores: Scores | None = None,
-    means: Mapping[str, Tensor] | None = None,
+    inputs: Mapping[str, Inputs] | None = None,
     optimizer: Optimizer | None = None,
 ) -> Planned:
     """Cut a model in memory, in place, to a target in one step.
@@ -41,7 +40,7 @@ def shrink(
         model: any model of a known family.
         target: a keep ratio, a parameter budget, a shape or a preset; see `plan`.
         scores: importance of each unit; by default the sum of its weights' magnitudes.
-        means: running means of the inputs of linear layers, to compensate with; see `InputMeans`.
+        inputs: what linear layers read, to compensate with; see `InputMoments`.
         optimizer: its moments follow the parameters.
 
     Returns:
@@ -53,7 +52,7 @@ def shrink(
     layout = Layout.of(model)
     planned = plan(layout, layout.shape(model), [target])[0]
     keep = select(layout, layout.sizes(model), scores or magnitude(layout, model), planned.shape)
-    cut(model, layout, keep, optimizer=optimizer, means=means)
+    cut(model, layout, keep, optimizer=optimizer, inputs=inputs)
     return planned
 
 
@@ -86,7 +85,7 @@ def cut(
     keep: Keep,
     *,
     optimizer: Optimizer | None = None,
-    means: Mapping[str, Tensor] | None = None,
+    inputs: Mapping[str, Inputs] | None = None,
 ) -> None:
     """Take every unit that `keep` does not name out of a model, in place.
 
@@ -95,15 +94,18 @@ def cut(
         layout: the axes of its parameters.
         keep: the units that stay; with none named, nothing happens.
         optimizer: its parameters are replaced and its moments sliced alike.
-        means: for linear layers, by module name, the mean of the input over tokens, (in_features,). The bias of
-            a layer takes over what the cut units said on average. Layers that are not named are not compensated.
+        inputs: for linear layers, by module name, what they read; they take over what the cut units said as far as
+            the others tell it (see `compensate`). Layers that are not named are not compensated.
     """
     if not keep:
         return
     family = layout.family
     sizes = layout.sizes(model) if isinstance(model, PreTrainedModel) else _sizes(model, layout)
-    if means:
-        _compensate(model, layout, keep, sizes, means)
+    for name, index in stays(layout, keep, sizes, inputs or ()).items():
+        layer = model.get_submodule(name)
+        assert inputs is not None
+        assert isinstance(layer, nn.Linear)
+        compensate(layer, inputs[name], index)
     scale: dict[str, float] = {}
     if family is not None and isinstance(model, PreTrainedModel):
         for name in (n for row in family.queries for n in layout.matches(row, model)):
@@ -128,84 +130,6 @@ def cut(
     if family is not None and isinstance(model, PreTrainedModel):
         left = {axis: keep[axis].shape[-1] if axis in keep else size for axis, size in sizes.items()}
         _write_widths(model, layout, layout.shape_of(left))
-
-
-class InputMeans:
-    """Running means of what each linear layer with a bias reads, for compensating cut units.
-
-    Args:
-        model: the model to listen to.
-        layout: its axes.
-        decay: what earlier observations keep of their weight at a later one.
-    """
-
-    def __init__(self, model: PreTrainedModel, layout: Layout, *, decay: float = 0.9) -> None:
-        self.model, self.layout, self.decay = model, layout, decay
-        self.sums: dict[str, Tensor] = {}
-        self.counts: dict[str, Tensor] = {}
-
-    @property
-    def means(self) -> dict[str, Tensor]:
-        """For each layer, by module name, the mean input, (in_features,)."""
-        return {name: total / self.counts[name] for name, total in self.sums.items()}
-
-    @contextlib.contextmanager
-    def listening(self, mask: Tensor) -> Iterator[None]:
-        """Observe the forward passes inside the block.
-
-        Args:
-            mask: (batch, sequence), 1 for the tokens that count. Leave special tokens out as well as padding: some
-                units speak at them alone, so loudly that the mean is wrong everywhere else.
-        """
-        seen: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
-
-        def observe(name: str, x: Tensor) -> None:
-            # queries, keys and values read one tensor; `seen` holds it, so that its id stays its own
-            if id(x) not in seen:
-                # float32, because a product of bf16 vectors may be summed in bf16, which loses small terms
-                rows = x.detach().reshape(-1, x.shape[-1]).float()
-                weight = mask.reshape(-1).float() if x.shape[:-1] == mask.shape else rows.new_ones(len(rows))
-                with torch.autocast(x.device.type, enabled=False):
-                    seen[id(x)] = (x, weight @ rows, weight.sum())
-            _, total, count = seen[id(x)]
-            if name in self.sums:
-                total = total + self.decay * self.sums[name]
-                count = count + self.decay * self.counts[name]
-            if bool(count > 0):
-                self.sums[name], self.counts[name] = total, count
-
-        handles: list[RemovableHandle] = []
-        for name, module in self._readers():
-            handles.append(module.register_forward_pre_hook(lambda _, inputs, name=name: observe(name, inputs[0])))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def apply_cut(self, keep: Keep, sizes: Mapping[str, int]) -> None:
-        """Forget the units that a cut took; call it with the sizes from before the cut."""
-        for name, total in self.sums.items():
-            dim = self.layout.dims[f"{name}.weight"][1]
-            index = flat_index(dim, keep, self.layout.parent, sizes)
-            if index is not None:
-                self.sums[name] = total[index.to(total.device)]
-
-    def state(self) -> dict[str, Tensor]:
-        """Everything that is remembered, as named tensors."""
-        # layers that read one tensor share their sums, which a file of tensors must not
-        sums = {f"sum/{name}": v.clone() for name, v in self.sums.items()}
-        return sums | {f"count/{name}": v.clone() for name, v in self.counts.items()}
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take back what `state` gave."""
-        self.sums = {k.partition("/")[2]: v for k, v in state.items() if k.startswith("sum/")}
-        self.counts = {k.partition("/")[2]: v for k, v in state.items() if k.startswith("count/")}
-
-    def _readers(self) -> Iterator[tuple[str, nn.Linear]]:
-        for name, module in self.model.named_modules():
-            if isinstance(module, nn.Linear) and module.bias is not None and f"{name}.weight" in self.layout.dims:
-                yield name, module
 
 
 def flat_index(dim: Dim, keep: Keep, parent: Mapping[str, str], sizes: Mapping[str, int]) -> Tensor | None:
@@ -246,18 +170,10 @@ def _sliced(tensor: Tensor, indices: list[Tensor | None]) -> Tensor:
     return tensor
 
 
-def _compensate(
-    model: nn.Module, layout: Layout, keep: Keep, sizes: Mapping[str, int], means: Mapping[str, Tensor]
-) -> None:
-    """B += W[:, cut] · E[x_cut], before anything is sliced."""
-    for name, mean in means.items():
-        module = model.get_submodule(name)
-        index = flat_index(layout.dims[f"{name}.weight"][1], keep, layout.parent, sizes)
-        if index is None or not isinstance(module, nn.Linear):
-            continue
-        gone = mean.clone().to(module.weight)
-        gone[index.to(gone.device)] = 0
-        module.bias.add_(module.weight @ gone)
+def stays(layout: Layout, keep: Keep, sizes: Mapping[str, int], layers: Iterable[str]) -> dict[str, Tensor]:
+    """For each of these linear layers that loses inputs, by module name, the positions of its input that stay."""
+    indices = {name: flat_index(layout.dims[f"{name}.weight"][1], keep, layout.parent, sizes) for name in layers}
+    return {name: index for name, index in indices.items() if index is not None}
 
 
 def _follow(module: nn.Module) -> None:

@@ -22,8 +22,9 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from homodistil.axes.layout import Layout
+from homodistil.compress.compensate import InputMoments
 from homodistil.compress.importance import Importance
-from homodistil.compress.shrink import InputMeans, Keep, cut, narrowed
+from homodistil.compress.shrink import Keep, cut, narrowed, stays
 from homodistil.distill.projections import Projections
 from homodistil.errors import UserError
 from homodistil.rundir import disk_failure, writing_folder
@@ -41,7 +42,7 @@ class State:
         projections: as narrow as the student.
         optimizer: over both.
         importance: the smoothed scores.
-        means: running means of what layers read.
+        moments: running moments of what layers read.
         origin: for each axis, which of the teacher's units are left, (units,) or (parent units, units).
         step: finished optimizer steps.
         tokens: tokens learnt from, without padding.
@@ -54,7 +55,7 @@ class State:
     projections: Projections
     optimizer: Optimizer
     importance: Importance
-    means: InputMeans
+    moments: InputMoments
     origin: dict[str, Tensor]
     step: int = 0
     tokens: int = 0
@@ -64,11 +65,11 @@ class State:
     def shrink(self, keep: Keep, *, compensate: bool) -> None:
         """Take units out of everything that has them."""
         sizes = self.layout.sizes(self.student)
-        means = self.means.means if compensate else None
-        cut(self.student, self.layout, keep, optimizer=self.optimizer, means=means)
+        inputs = self.moments.inputs if compensate else None
+        cut(self.student, self.layout, keep, optimizer=self.optimizer, inputs=inputs)
         self.projections.shrink(keep, self.optimizer)
         self.importance.apply(lambda axis, vector: narrowed(self.layout, axis, vector, keep))
-        self.means.apply_cut(keep, sizes)
+        self.moments.keep(stays(self.layout, keep, sizes, self.moments.sums))
         self.origin = {a: narrowed(self.layout, a, ids, keep) for a, ids in self.origin.items()}
 
 
@@ -142,7 +143,7 @@ def restore(folder: Path, state: State, digest: str) -> None:
     _load_optimizer(state, tensors["optimizer"])
     device = state.student.device
     state.importance.load_state({k: v.to(device) for k, v in tensors["importance"].items()})
-    state.means.load_state({k: v.to(device) for k, v in tensors["means"].items()})
+    state.moments.load_state({k: v.to(device) for k, v in tensors["moments"].items()})
     state.step, state.tokens = manifest["step"], manifest["tokens"]
     state.sums, state.batches = manifest["sums"], manifest["batches"]
 
@@ -157,7 +158,7 @@ def _tensors(state: State) -> dict[str, Mapping[str, Tensor]]:
             for key, value in state.optimizer.state.get(p, {}).items()
         },
         "importance": state.importance.state(),
-        "means": state.means.state(),
+        "moments": state.moments.state(),
         "origin": state.origin,
     }
 

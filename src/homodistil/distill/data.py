@@ -16,8 +16,8 @@ from datasets import Dataset, IterableDataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from homodistil.text import open_text
 from homodistil.errors import UserError
+from homodistil.text import open_text
 
 Tokens = Sequence[int]
 

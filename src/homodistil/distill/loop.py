@@ -183,13 +183,13 @@ def _cut(run: Run, widths: Mapping[str, int]) -> None:
     """Cut the student to `widths`; nothing happens if it has them."""
     state = run.state
     keep = select(state.layout, state.layout.sizes(state.student), state.importance.ranking(), widths)
-    state.shrink(keep, compensate=run.recipe.cutting.compensate)
+    state.shrink(keep, compensate=run.recipe.cutting.compensate != "none")
 
 
 def _learn(run: Run, batch: dict[str, Tensor], step: int, *, scored: bool) -> dict[str, float]:
     """Both models on one batch, and the gradients of the student. Returns the loss terms."""
     state = run.state
-    watch = state.means.listening(batch["ordinary"]) if scored else contextlib.nullcontext()
+    watch = state.moments.listening(batch["ordinary"]) if scored else contextlib.nullcontext()
     with run.precision:
         with torch.no_grad():
             theirs = run.runner(run.teacher.model, batch)
@@ -221,14 +221,15 @@ def _save_target(run: Run, target: str) -> None:
     made = next(p for p in run.planned if p.target == target)
     text = card(run.recipe, asdict(run.figures), asdict(made), run.dir.read_metrics())
     kept = {axis: ids.tolist() for axis, ids in run.state.origin.items()}
-    whole = run.teacher.layout.sizes(run.teacher.model)
+    widths = run.state.layout.width_of
+    whole = {axis: run.start[widths(axis)] for axis in kept}
     write_text(run.dir.units(target), json.dumps({"teacher": whole, "kept": kept}))
     save_student(run.dir.student(target), run.state.student, run.teacher, text)
 
 
 def lost_heads(run: Run) -> dict[int, Tensor]:
     """For each layer that has lost heads, which of the teacher's it still has."""
-    layout, whole = run.state.layout, run.figures.shape
+    layout, whole = run.state.layout, run.start
     return {
         int(axis.partition(".")[2]): ids
         for axis, ids in run.state.origin.items()

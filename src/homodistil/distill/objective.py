@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from homodistil.distill.projections import Projections
 from homodistil.distill.teacher import Kind
 from homodistil.recipe import Losses
 
+T = TypeVar("T")
 _ATTENTION = {"scores": losses.attention_scores, "probabilities": losses.attention_probabilities}
 
 
@@ -51,7 +53,7 @@ class Objective:
             terms["hidden"] = self._hidden(student, teacher, mask)
         if w.attention:
             loss = _ATTENTION[w.attention_kind]
-            pairs = zip(student.attention, teacher.attention, strict=True)
+            pairs = zip(student.attention, _opposite(student.attention, teacher.attention), strict=True)
             terms["attention"] = torch.stack(
                 [loss(s, _with_heads(t, heads.get(k)), mask) for k, (s, t) in enumerate(pairs)]
             ).mean()
@@ -75,16 +77,19 @@ class Objective:
         return losses.prediction(student, teacher, self.weights.temperature)
 
     def _hidden(self, student: Outputs, teacher: Outputs, mask: Tensor) -> Tensor:
-        states = [
-            losses.hidden(s, t, self.projections[k + 1], mask)
-            for k, (s, t) in enumerate(zip(student.hidden[1:], teacher.hidden[1:], strict=True))
-        ]
+        pairs = zip(student.hidden[1:], _opposite(student.hidden[1:], teacher.hidden[1:]), strict=True)
+        states = [losses.hidden(s, t, self.projections[k + 1], mask) for k, (s, t) in enumerate(pairs)]
         if student.pooled is not None and teacher.pooled is not None:
             once = mask[:, :1]
             states.append(
                 losses.hidden(student.pooled[:, None], teacher.pooled[:, None], self.projections[len(states) + 1], once)
             )
         return torch.stack(states).mean()
+
+
+def _opposite(student: Sequence[T], teacher: Sequence[T]) -> list[T]:
+    """For each layer of the student the teacher's that it is compared with: evenly spaced, the last with the last."""
+    return [teacher[round((k + 1) * len(teacher) / len(student)) - 1] for k in range(len(student))]
 
 
 def _with_heads(layer: QueriesKeys, heads: Tensor | None) -> QueriesKeys:

@@ -14,10 +14,10 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from homodistil.compress.compensate import InputMoments
 from homodistil.compress.importance import Importance, Method
 from homodistil.compress.plan import Planned, plan, teacher_figures
 from homodistil.compress.schedule import Schedule
-from homodistil.compress.shrink import InputMeans
 from homodistil.distill import checkpoint
 from homodistil.distill.checkpoint import State, every_unit
 from homodistil.distill.data import Collator, Corpus, load_corpus
@@ -39,6 +39,7 @@ class Run:
         dir: its folder.
         teacher: frozen, on the device.
         figures: shape and counts of the teacher.
+        start: the widths that the student starts with.
         planned: the targets, widest first.
         corpus: what is learnt from, and what is held out.
         schedule: the widths over the steps.
@@ -54,6 +55,7 @@ class Run:
     dir: RunDir
     teacher: Teacher
     figures: Planned
+    start: dict[str, int]
     planned: list[Planned]
     corpus: Corpus
     schedule: Schedule
@@ -82,8 +84,9 @@ def prepare(recipe: Recipe, *, resume: bool, texts: Iterable[str] | None) -> Run
             "Start it without a launcher.",
         )
     teacher = load_teacher(recipe.teacher, trust_remote_code=recipe.trust_remote_code)
-    whole = teacher.layout.shape(teacher.model)
-    planned = plan(teacher.layout, whole, recipe.target)
+    origin = teacher if recipe.student is None else _first_student(recipe, teacher)
+    start = origin.layout.shape(origin.model)
+    planned = plan(origin.layout, start, recipe.target)
     longest = getattr(teacher.model.config, "max_position_embeddings", recipe.text.length)
     if recipe.text.length > longest:
         raise UserError(
@@ -105,14 +108,14 @@ def prepare(recipe: Recipe, *, resume: bool, texts: Iterable[str] | None) -> Run
         batch=recipe.batch,
         seed=recipe.seed,
     )
-    schedule = _schedule(recipe, corpus, planned, whole)
+    schedule = _schedule(recipe, corpus, planned, start)
     if not resume:
         run_dir.create(recipe.to_yaml())
 
     if accelerator.device.type == "cpu":
         _keep_freed_memory()
     teacher.model.to(accelerator.device)
-    state = _start(recipe, teacher)
+    state = _start(recipe, teacher, origin)
     bf16 = recipe.precision == "bf16" or (recipe.precision == "auto" and _computes_bf16(accelerator.device))
     if bf16:
         _round_products(teacher.model)
@@ -123,7 +126,8 @@ def prepare(recipe: Recipe, *, resume: bool, texts: Iterable[str] | None) -> Run
         recipe=recipe,
         dir=run_dir,
         teacher=teacher,
-        figures=teacher_figures(teacher.layout, whole),
+        figures=teacher_figures(teacher.layout, teacher.layout.shape(teacher.model)),
+        start=start,
         planned=planned,
         corpus=corpus,
         schedule=schedule,
@@ -171,14 +175,45 @@ def _schedule(recipe: Recipe, corpus: Corpus, planned: list[Planned], whole: dic
     )
 
 
-def _start(recipe: Recipe, teacher: Teacher) -> State:
-    """The state before the first step: the student is the teacher."""
-    student = copy_of(teacher)
+def _first_student(recipe: Recipe, teacher: Teacher) -> Teacher:
+    """The student that a run starts from where it is no copy of the teacher."""
+    assert recipe.student is not None
+    student = load_teacher(recipe.student, trust_remote_code=recipe.trust_remote_code)
+    if student.kind != teacher.kind or student.tokenizer.get_vocab() != teacher.tokenizer.get_vocab():
+        raise UserError(
+            f"Cannot start from the student {recipe.student}.",
+            f"It must read and predict what its teacher does: be a model of the kind {teacher.kind}, with the "
+            "teacher's vocabulary.",
+            "Give a student that was made of this teacher, or leave --student out.",
+        )
+    for name, key in (("layers", "num_hidden_layers"), ("hidden", "hidden_size")):
+        most, has = (getattr(m.model.config, key) for m in (teacher, student))
+        if has > most:
+            raise UserError(
+                f"Cannot start from the student {recipe.student}: {name} is {has}, and its teacher's {most}.",
+                "A student must not be larger than its teacher.",
+                "Exchange the two, or give another student.",
+            )
+    heads = [m.layout.shape(m.model)["heads"] for m in (teacher, student)]
+    if recipe.losses.attention and heads[0] != heads[1]:
+        raise UserError(
+            f"Cannot compare the attention of {heads[1]} heads of {recipe.student} with {heads[0]} of its teacher.",
+            "Which heads belong together is known only for a student that starts as a copy.",
+            "Switch the loss off with --losses.attention 0, or start from a student with as many heads.",
+        )
+    return student
+
+
+def _start(recipe: Recipe, teacher: Teacher, origin: Teacher) -> State:
+    """The state before the first step: the student is a copy of the teacher, or of the student that was given."""
+    student = copy_of(origin)
     family = teacher.layout.family
     assert family is not None
     pooled = teacher.kind == "similarity" and getattr(student, family.pooler or "", None) is not None
     layers = student.config.num_hidden_layers
-    projections = Projections(1 + layers + pooled, student.config.hidden_size).to(student.device)
+    widths = [m.config.hidden_size for m in (student, teacher.model)]
+    projections = Projections(1 + layers + pooled, *widths).to(teacher.model.device)
+    student.to(teacher.model.device)
     matrices = [p for p in student.parameters() if p.dim() > 1]
     others = [p for p in student.parameters() if p.dim() <= 1]
     options = recipe.optim
@@ -195,13 +230,13 @@ def _start(recipe: Recipe, teacher: Teacher) -> State:
     )
     method: Method = recipe.cutting.importance if recipe.cutting.importance != "auto" else _method(recipe, teacher)
     return State(
-        layout=teacher.layout,
+        layout=origin.layout,
         student=student,
         projections=projections,
         optimizer=optimizer,
         importance=Importance(method, window=recipe.cutting.window, decay=recipe.cutting.decay),
-        means=InputMeans(student, teacher.layout),
-        origin=every_unit(teacher.layout, teacher.layout.sizes(student)),
+        moments=InputMoments(student, origin.layout, covariance=recipe.cutting.compensate == "least-squares"),
+        origin=every_unit(origin.layout, origin.layout.sizes(student)),
     )
 
 

@@ -12,12 +12,13 @@ from homodistil.compress.shrink import Keep, cut
 class Projections(nn.Module):
     """A matrix (narrow, wide) for each hidden state, the embeddings' first; the pooled vector's is the last.
 
-    Each starts as the identity, so that an uncut student has no loss, and loses the rows of cut units.
+    Each starts as the identity, so that an uncut student has no loss, and loses the rows of cut units. For a student
+    that does not start as a copy, it is as much of the identity as fits.
     """
 
-    def __init__(self, states: int, width: int) -> None:
+    def __init__(self, states: int, narrow: int, wide: int) -> None:
         super().__init__()
-        self.weights = nn.ParameterList(nn.Parameter(torch.eye(width)) for _ in range(states))
+        self.weights = nn.ParameterList(nn.Parameter(torch.eye(narrow, wide)) for _ in range(states))
         self.layout = Layout.of_rows({f"weights.{k}": (("hidden",), ("wide",)) for k in range(states)})
 
     def __getitem__(self, state: int) -> Tensor:

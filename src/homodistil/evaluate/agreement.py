@@ -77,7 +77,7 @@ def _predictions(student: Opened, teacher: Opened, ids: Tensor) -> dict[str, flo
 @torch.no_grad()
 def _last_hidden(opened: Opened, ids: Tensor) -> Tensor:
     base = opened.model.base_model
-    return torch.cat([base(input_ids=part).last_hidden_state.flatten(0, 1).cpu() for part in ids.split(32)])
+    return torch.cat([base(input_ids=part).last_hidden_state.flatten(0, 1).cpu() for part in torch.split(ids, 32)])
 
 
 @torch.no_grad()

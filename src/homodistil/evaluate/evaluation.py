@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -142,24 +143,23 @@ def _measure_text(records: Records, opened: Sequence[Opened], texts: list[str]) 
         )
 
 
-def _measure_speed(
-    records: Records, opened: Sequence[Opened], lengths: Sequence[int], threads: int | None
-) -> None:
+def _measure_speed(records: Records, opened: Sequence[Opened], lengths: Sequence[int], threads: int | None) -> None:
     """Latency and throughput, of all models in one go: figures of two runs must not be compared."""
     for length in lengths:
         settings = {"length": length, "threads": threads, "beside": [one.source for one in opened]}
-        measured: dict[str, dict[str, float]] = {}
 
-        def timed(source: str, length: int = length, measured: dict[str, dict[str, float]] = measured) -> dict[str, float]:
-            if not measured:
-                one = speed.forward_seconds(opened, batch=1, length=length, threads=threads)
-                many = speed.forward_seconds(opened, batch=32, length=length, threads=threads)
-                for model, latency, batch in zip(opened, one, many, strict=True):
-                    measured[model.source] = {"latency_ms": 1e3 * latency, "sequences_per_second": 32 / batch}
-            return measured[source]
+        @functools.cache
+        def timed(length: int) -> dict[str, dict[str, float]]:
+            one = speed.forward_seconds(opened, batch=1, length=length, threads=threads)
+            many = speed.forward_seconds(opened, batch=32, length=length, threads=threads)
+            return {
+                model.source: {"latency_ms": 1e3 * latency, "sequences_per_second": 32 / batch}
+                for model, latency, batch in zip(opened, one, many, strict=True)
+            }
 
         for model in opened:
-            records.measure(model.source, f"speed at {length} tokens", settings, lambda s=model.source: timed(s))  # type: ignore[misc]
+            compute = functools.partial(lambda source, length: timed(length)[source], model.source, length)
+            records.measure(model.source, f"speed at {length} tokens", settings, compute)
 
 
 def _texts(data: str, column: str) -> list[str]:

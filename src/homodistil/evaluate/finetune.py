@@ -73,9 +73,7 @@ def best_of_grid(model: Path, splits: Splits, settings: Settings) -> Settings:
     inner = Splits(splits.task, parts["train"], {"held": parts["test"]})
     scored = {}
     for rate in GRID:
-        tried = Settings(
-            learning_rate=rate, epochs=settings.epochs, batch=settings.batch, length=settings.length
-        )
+        tried = Settings(learning_rate=rate, epochs=settings.epochs, batch=settings.batch, length=settings.length)
         scored[tried] = finetune(model, inner, tried, seed=0)["score"]
     return max(scored, key=lambda s: scored[s])
 
@@ -138,7 +136,8 @@ _PROBLEM = {"classes": "single_label_classification", "number": "regression"}
 
 def hidden_size(model: Path) -> int:
     """The hidden width that a model's configuration names."""
-    return int(AutoConfig.from_pretrained(model).hidden_size)
+    config: Any = AutoConfig.from_pretrained(model)
+    return int(config.hidden_size)
 
 
 def _open(auto: Any, model: Path, options: dict[str, Any], trust: bool) -> PreTrainedModel:

@@ -49,20 +49,20 @@ def masked_predictions(opened: Opened, ids: Tensor, *, seed: int = 0, batch: int
     hidden = ids.masked_fill(chosen.to(ids.device), opened.tokenizer.mask_token_id)
     made = [
         opened.model(input_ids=part).logits[where.to(ids.device)].float().log_softmax(-1).cpu()
-        for part, where in zip(hidden.split(batch), chosen.split(batch), strict=True)
+        for part, where in zip(torch.split(hidden, batch), torch.split(chosen, batch), strict=True)
     ]
     return torch.cat(made), ids.cpu()[chosen]
 
 
 @torch.no_grad()
 def pseudo_perplexity(opened: Opened, ids: Tensor, *, batch: int = 64) -> float:
-    """exp of the mean negative log-probability of each token with it alone masked (Salazar et al. 2020)."""
+    """Exp of the mean negative log-probability of each token with it alone masked (Salazar et al. 2020)."""
     mask = opened.tokenizer.mask_token_id
     special = torch.isin(ids, torch.tensor(opened.tokenizer.all_special_ids, device=ids.device))
     losses = []
     for block, skip in zip(ids, special, strict=True):
         positions = torch.arange(len(block), device=ids.device)[~skip]
-        for part in positions.split(batch):
+        for part in torch.split(positions, batch):
             rows = block.repeat(len(part), 1)
             at = torch.arange(len(part), device=ids.device)
             rows[at, part] = mask
@@ -74,7 +74,7 @@ def pseudo_perplexity(opened: Opened, ids: Tensor, *, batch: int = 64) -> float:
 @torch.no_grad()
 def causal_predictions(opened: Opened, ids: Tensor, *, batch: int = 8) -> Iterator[tuple[Tensor, Tensor]]:
     """Log-probabilities (tokens, vocabulary) of each next token and the token itself, a batch of blocks at a time."""
-    for part in ids.split(batch):
+    for part in torch.split(ids, batch):
         logits = opened.model(input_ids=part).logits[:, :-1].float().log_softmax(-1)
         yield logits.flatten(0, 1), part[:, 1:].flatten()
 

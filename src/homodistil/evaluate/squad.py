@@ -83,9 +83,7 @@ def _windows(
         found = [_place(window, batch[label][o]) for window, o in zip(inside, owner, strict=True)]
         return {**made, "start_positions": [s for s, _ in found], "end_positions": [e for _, e in found]}
 
-    return rows.map(
-        cut, batched=True, with_indices=True, remove_columns=rows.column_names, load_from_cache_file=False
-    )
+    return rows.map(cut, batched=True, with_indices=True, remove_columns=rows.column_names, load_from_cache_file=False)
 
 
 def _place(window: Sequence[tuple[int, int] | None], answer: Mapping[str, Sequence[Any]]) -> tuple[int, int]:

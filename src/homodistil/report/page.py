@@ -50,7 +50,10 @@ def report(runs: Sequence[Path], evaluations: Sequence[Path], out: Path) -> Path
     records = [record for file in files for record in _records(file)]
     figure = curves.quality(records) if records else None
     quality = _saved(figure, out / "quality.png") if figure else None
-    template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_TEMPLATE)
+    pages = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    template = pages.get_template("page.html")
     header, lines = written(records) if records else ([], [])
     page = template.render(sections=sections, quality=quality, header=header, lines=lines)
     write_text(out / "index.html", page)
@@ -114,58 +117,3 @@ def _names(runs: Sequence[Path]) -> dict[Path, str]:
         if len(set(names.values())) == len(set(runs)) or parts > 50:
             return names
         parts += 1
-
-
-_TEMPLATE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>HomoDistil: {{ sections | map(attribute="name") | join(", ") }}</title>
-<style>
-body { font: 15px/1.5 system-ui, sans-serif; color: #1b2a41; max-width: 1000px; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.25rem; margin-top: 2.5rem; border-top: 1px solid #d8dee9; padding-top: 1rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px; display: block; overflow-x: auto; }
-th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #e5e9f0; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-figure { margin: 1.2rem 0; } figcaption { font-weight: 600; } img { max-width: 100%; }
-dl { display: flex; flex-wrap: wrap; gap: .3rem 2rem; } dt { font-weight: 600; } dd { margin: 0 0 0 .5rem; } dl div { display: flex; }
-</style>
-</head>
-<body>
-<h1>HomoDistil</h1>
-{% if lines %}
-<h2>Evaluation</h2>
-<table>
-<thead><tr>{% for cell in header %}<th>{{ cell }}</th>{% endfor %}</tr></thead>
-<tbody>
-{% for line in lines %}
-<tr>{% for cell in line %}<td>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}
-</tbody>
-</table>
-{% endif %}
-{% if quality %}
-<figure><figcaption>Quality against size; the dashed line is the teacher</figcaption><img alt="Quality against size" src="{{ quality }}"></figure>
-{% endif %}
-{% for section in sections %}
-<h2>{{ section.name }}</h2>
-<dl>{% for name, fact in section.facts %}<div><dt>{{ name }}</dt><dd>{{ fact }}</dd></div>{% endfor %}</dl>
-{% for caption, picture in section.pictures.items() %}
-<figure><figcaption>{{ caption }}</figcaption><img alt="{{ caption }}" src="{{ picture }}"></figure>
-{% endfor %}
-{% if section.lines %}
-<p>On held-out text:</p>
-<table>
-<thead><tr>{% for cell in section.header %}<th>{{ cell }}</th>{% endfor %}</tr></thead>
-<tbody>
-{% for line in section.lines %}
-<tr>{% for cell in line %}<td>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}
-</tbody>
-</table>
-{% endif %}
-{% endfor %}
-</body>
-</html>
-"""

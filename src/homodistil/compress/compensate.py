@@ -1,0 +1,162 @@
+"""What is left behind by cut units: the layers that read them take over what the units that stay can tell of them.
+
+A linear layer says W x + b. Without the units C of x it says W_K x_K + W_C x_C + b, of which x_C is gone; its best
+linear guess from what stays is E[x_C] + A (x_K - E[x_K]) with A = Σ_CK Σ_KK⁻¹. So W_K += W_C A and
+b += W_C (E[x_C] - A E[x_K]), which is the least-squares solution over the tokens that were seen. With A = 0 it is the
+mean alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
+
+from homodistil.axes.layout import Layout
+from homodistil.axes.notation import Dim
+
+RIDGE = 0.01
+"""Of the mean variance, added to each: units that say the same must not be told apart by rounding."""
+
+
+class Inputs(NamedTuple):
+    """What a linear layer reads: the mean (in_features,), and the covariance (in_features, in_features) if known."""
+
+    mean: Tensor
+    covariance: Tensor | None
+
+
+class InputMoments:
+    """Running moments of what each linear layer with a bias reads.
+
+    Covariances are kept for layers whose input is theirs alone, such as ffn and value units. The residual stream is
+    normalised over the units that are left, so that a cut changes what its readers see; measured, covariances did harm
+    there.
+
+    Args:
+        model: the model to listen to.
+        layout: its axes.
+        covariance: whether covariances are kept; they are as large as the square of the inputs' width.
+        decay: what earlier observations keep of their weight at a later one.
+    """
+
+    def __init__(self, model: PreTrainedModel, layout: Layout, *, covariance: bool = True, decay: float = 0.9) -> None:
+        self.model, self.layout, self.covariance, self.decay = model, layout, covariance, decay
+        self.counts: dict[str, Tensor] = {}
+        self.sums: dict[str, Tensor] = {}
+        self.products: dict[str, Tensor] = {}
+
+    @property
+    def inputs(self) -> dict[str, Inputs]:
+        """For each layer, by module name, what it reads."""
+        found = {}
+        for name, total in self.sums.items():
+            mean = total / self.counts[name]
+            second = self.products.get(name)
+            covariance = None if second is None else second / self.counts[name] - torch.outer(mean, mean)
+            found[name] = Inputs(mean, covariance)
+        return found
+
+    @contextlib.contextmanager
+    def listening(self, mask: Tensor) -> Iterator[None]:
+        """Observe the forward passes inside the block.
+
+        Args:
+            mask: (batch, sequence), 1 for the tokens that count. Leave special tokens out as well as padding: some
+                units speak at them alone, so loudly that the mean is wrong everywhere else.
+        """
+        seen: dict[int, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
+
+        def observe(name: str, x: Tensor) -> None:
+            # queries, keys and values read one tensor; `seen` holds it, so that its id stays its own
+            if id(x) not in seen:
+                rows = x.detach().reshape(-1, x.shape[-1])
+                if x.shape[:-1] == mask.shape:
+                    rows = rows[mask.reshape(-1) > 0]
+                # float32, because a product of bf16 vectors may be summed in bf16, which loses small terms
+                seen[id(x)] = (x, rows, rows.float().sum(0), rows.new_tensor(len(rows), dtype=torch.float32))
+            _, rows, total, count = seen[id(x)]
+            if not len(rows):
+                return
+            kept = self.decay if name in self.sums else 0.0
+            if self.covariance and self._has_input_alone(name):
+                with torch.autocast(x.device.type, enabled=False):
+                    # in the precision in which the model computes: the products are summed in float32 inside
+                    product = (rows.T @ rows).float()
+                self.products[name] = product + kept * self.products[name] if kept else product
+            self.sums[name] = total + kept * self.sums[name] if kept else total
+            self.counts[name] = count + kept * self.counts[name] if kept else count
+
+        handles: list[RemovableHandle] = []
+        for name, module in self._readers():
+            handles.append(module.register_forward_pre_hook(lambda _, inputs, name=name: observe(name, inputs[0])))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def keep(self, indices: Mapping[str, Tensor]) -> None:
+        """Forget what a cut took: for each layer that lost inputs, the positions that stay."""
+        for name, index in indices.items():
+            if name in self.sums:
+                index = index.to(self.sums[name].device)
+                self.sums[name] = self.sums[name][index]
+            if name in self.products:
+                self.products[name] = self.products[name][index][:, index]
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that is remembered, as named tensors."""
+        # layers that read one tensor share their sums, which a file of tensors must not
+        stores = {"sum": self.sums, "count": self.counts, "product": self.products}
+        return {f"{kind}/{name}": v.clone() for kind, store in stores.items() for name, v in store.items()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what `state` gave."""
+        for kind, store in (("sum", self.sums), ("count", self.counts), ("product", self.products)):
+            store.clear()
+            store |= {k.partition("/")[2]: v for k, v in state.items() if k.startswith(f"{kind}/")}
+
+    def _dim(self, name: str) -> Dim:
+        return self.layout.dims[f"{name}.weight"][1]
+
+    def _has_input_alone(self, name: str) -> bool:
+        return all(self.layout.of_one_layer(p) for p in self._dim(name) if isinstance(p, str))
+
+    def _readers(self) -> Iterator[tuple[str, nn.Linear]]:
+        for name, module in self.model.named_modules():
+            if isinstance(module, nn.Linear) and module.bias is not None and f"{name}.weight" in self.layout.dims:
+                yield name, module
+
+
+def compensate(layer: nn.Linear, inputs: Inputs, index: Tensor) -> None:
+    """Let a layer guess what it will not read any more, before its weight is sliced.
+
+    Args:
+        layer: with a bias; its weight (out_features, in_features) still reads everything.
+        inputs: what it read.
+        index: the positions of its input that stay.
+    """
+    device, dtype = layer.weight.device, torch.float32
+    mean, stay = inputs.mean.to(device, dtype), index.to(device)
+    gone = torch.ones(len(mean), dtype=torch.bool, device=device)
+    gone[stay] = False
+    lost = layer.weight[:, gone]  # (out_features, gone)
+    guess = mean[gone]
+    if inputs.covariance is not None:
+        covariance = inputs.covariance.to(device, dtype)
+        among = covariance[stay][:, stay]
+        # above zero also where nothing varies at all
+        ridge = RIDGE * among.diagonal().mean() + torch.finfo(dtype).tiny
+        among = among + ridge * torch.eye(len(stay), device=device)
+        factor, failed = torch.linalg.cholesky_ex(among)
+        if not bool(failed):
+            told = torch.cholesky_solve(covariance[stay][:, gone], factor)  # (stay, gone)
+            layer.weight[:, stay] += (lost @ told.T).to(layer.weight.dtype)
+            guess = guess - mean[stay] @ told
+    layer.bias.add_((lost @ guess.to(lost.dtype)).to(layer.bias.dtype))
