@@ -14,6 +14,7 @@ from homodistil.distill.loop import Result
 from homodistil.distill.teacher import architecture
 from homodistil.errors import UserError
 from homodistil.recipe import build, load
+from homodistil.recipe import preset as presets
 from homodistil.report.live import Display
 from homodistil.rundir import RunDir
 
@@ -28,6 +29,7 @@ def distil(
     out: str | PathLike[str],
     *,
     display: Display | None = None,
+    preset: str | None = None,
     **options: Any,
 ) -> Result:
     """Make a smaller student of a teacher, without labels.
@@ -38,6 +40,7 @@ def distil(
         target: a keep ratio, a parameter budget, a shape or a preset, or several of them.
         out: the run's folder; it must be new.
         display: where progress is shown; nowhere by default.
+        preset: a recipe in part that comes with the package, such as `paper`; options win over it, group by group.
         options: any other key of `Recipe`, such as `tokens="2M"` or `losses={"attention": 0}`.
 
     Returns:
@@ -53,6 +56,7 @@ def distil(
         "data": str(data) if named else "<texts>",
         "target": [target] if isinstance(target, str) else [str(t) for t in target],
         "out": str(out),
+        **(presets(preset) if preset else {}),
         **options,
     }
     texts = None if named else data

@@ -144,7 +144,7 @@ def _read_recipe(words: list[str]) -> Recipe:
     import yaml
     from jsonargparse import ArgumentError
 
-    from homodistil.recipe import Recipe, parser, refuse_unknown, unreadable
+    from homodistil.recipe import PRESETS, Recipe, parser, preset, refuse_unknown, unreadable
 
     reader = parser(
         prog="homodistil distil",
@@ -160,7 +160,7 @@ def _read_recipe(words: list[str]) -> Recipe:
     pending = iter(words)
     for word in pending:
         name, equals, value = word.partition("=")
-        if name.startswith("--") and name[2:].rstrip("+") not in known:
+        if name.startswith("--") and name[2:].rstrip("+") not in {*known, "preset"}:
             raise UserError(
                 f"There is no option {name}.",
                 "Options are those of a recipe.",
@@ -171,6 +171,11 @@ def _read_recipe(words: list[str]) -> Recipe:
             # the first one replaces what a --config says, the others come on top
             rewritten.append(f"--target+={value}" if targets else f"--target={json.dumps([value])}")
             targets += 1
+            continue
+        if name == "--preset":
+            value = value if equals else next(pending, "")
+            preset(value)
+            rewritten.append(f"--config={PRESETS / value}.yaml")
             continue
         if name == "--config":
             value = value if equals else next(pending, "")

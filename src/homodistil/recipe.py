@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
 
+PRESETS = Path(__file__).parent / "presets"
+"""Recipes in part, by name."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Losses:
     """Weights of the loss terms. A term of weight 0 is not computed.
@@ -75,7 +79,8 @@ class Cutting:
         importance: how units are scored; `auto` is sensitivity where there is a language-model loss, otherwise output.
         window: measurements in a smoothing window.
         decay: what the average of windows keeps of itself.
-        calibration: batches on which importance is measured before the first step.
+        calibration: batches on which importance is measured before the first step, on the uncut student; where nothing
+            is cut, none.
         ramp_start: t_i, the fraction of a target's steps at which cutting starts.
         ramp_end: t_f, the fraction at which the target's width is reached.
         grain: hidden and ffn fall to multiples of it on the way.
@@ -86,8 +91,8 @@ class Cutting:
     importance: Literal["auto", "sensitivity", "platon", "output", "magnitude"] = "auto"
     window: int = 4
     decay: float = 0.8
-    calibration: int = 0
-    ramp_start: float = 0.05
+    calibration: int = 16
+    ramp_start: float = 0.0
     ramp_end: float = 0.4
     grain: int = 8
     compensate: Literal["least-squares", "mean", "none"] = "least-squares"
@@ -203,6 +208,7 @@ class Recipe:
             "optim.eps": self.optim.eps,
             "checkpoint_minutes": self.checkpoint_minutes,
             "evaluations": self.evaluations,
+            "cutting.calibration": self.cutting.calibration,
         }
         for name, value in {f"losses.{n}": v for n, v in terms.items()}.items() | others.items():
             _check(name, value, 0 <= value < float("inf"), "a number from 0 up", "0")
@@ -251,6 +257,19 @@ class Recipe:
     def to_yaml(self) -> str:
         """The whole recipe, defaults written out, as it can be read back with `--config`."""
         return yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True)
+
+
+def preset(name: str) -> dict[str, Any]:
+    """The values of a recipe that comes with the package: `paper`.
+
+    Raises:
+        UserError: there is no such preset.
+    """
+    known = sorted(path.stem for path in PRESETS.glob("*.yaml"))
+    if name not in known:
+        raise UserError(f"There is no preset {name!r}.", f"Presets are {', '.join(known)}.", nearest(name, known))
+    values: dict[str, Any] = yaml.safe_load((PRESETS / f"{name}.yaml").read_text())
+    return values
 
 
 def parser(**options: Any) -> ArgumentParser:

@@ -86,6 +86,10 @@ class Schedule:
         """The step after which no width changes any more."""
         return next((s.ramp_end for s in reversed(self.stages) if dict(s.before) != dict(s.after)), 0)
 
+    def cuts(self) -> bool:
+        """Whether any width changes at all."""
+        return any(dict(s.before) != dict(s.after) for s in self.stages)
+
     def changes(self) -> Iterator[tuple[int, dict[str, int]]]:
         """Each step after which a width is another than before, with the widths then."""
         before = dict(self.stages[0].before)

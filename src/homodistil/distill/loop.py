@@ -168,7 +168,8 @@ def _calibrate(run: Run) -> None:
     """Measure importance and means on the uncut student, which learns nothing from it."""
     state, device = run.state, run.accelerator.device
     feed = batches(run.corpus.train, run.collate, run.recipe.batch, start=0)
-    for index, batch in enumerate(itertools.islice(feed, run.recipe.cutting.calibration)):
+    count = run.recipe.cutting.calibration if run.schedule.cuts() else 0
+    for index, batch in enumerate(itertools.islice(feed, count)):
         _learn(run, {k: v.to(device) for k, v in batch.items()}, -index, scored=True)
         _score(state)
         state.optimizer.zero_grad(set_to_none=True)

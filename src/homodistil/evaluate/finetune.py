@@ -156,7 +156,7 @@ def _open(auto: Any, model: Path, options: dict[str, Any], trust: bool) -> PreTr
 
 def _longest(net: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """Tokens that both the positions and the tokenizer allow."""
-    return min(getattr(net.config, "max_position_embeddings", 512), tokenizer.model_max_length)
+    return int(min(getattr(net.config, "max_position_embeddings", 512), tokenizer.model_max_length))
 
 
 def _classes(splits: Splits) -> list[Any]:

@@ -1,0 +1,307 @@
+"""Homotopic distillation against what else could be done with the same teacher, text and tokens.
+
+    python benchmarks/quality.py run --data-dir ../shared/data      # restartable; several processes share the work
+    python benchmarks/quality.py table                              # what has been finished
+
+A finished run is one line of --results, a fine-tuned task another; what is there is not run again. Nothing is chosen
+on what is reported: settings are the package's defaults, the same for all arms but for what makes the arm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+
+import homodistil
+from homodistil.assets import fetch
+from homodistil.compress.plan import plan
+from homodistil.compress.shrink import shrink
+from homodistil.distill.student import save_student
+from homodistil.distill.teacher import Teacher, copy_of, load_teacher
+from homodistil.evaluate.agreement import agreement
+from homodistil.evaluate.finetune import defaults, finetune, hidden_size
+from homodistil.evaluate.language import blocks, language
+from homodistil.evaluate.models import open_model
+from homodistil.evaluate.records import machine
+from homodistil.evaluate.similarity import judged_pairs
+from homodistil.evaluate.tasks import TASKS, open_task
+
+TARGETS = ("0.3", "0.5")
+SEEDS = (0, 1, 2)
+HELDOUT_REACTIONS = 0.2
+"""Reactions that no model is distilled or fine-tuned on."""
+ONE_SHOT = {"calibration": 64, "ramp_start": 0.0, "ramp_end": 0.0}
+"""All at once after a long measurement: four times the batches that the homotopic arm measures before its first cut."""
+MINILM_TASKS = ("stsb", "mrpc", "rte", "cola", "sst2")
+
+
+@dataclass(frozen=True, order=True)
+class Run:
+    """One run of the comparison."""
+
+    seed: int
+    teacher: str
+    target: str
+    arm: str
+    tokens: str
+
+    @property
+    def name(self) -> str:
+        """A folder's name."""
+        return f"{self.teacher}-{self.target}-{self.arm}-{self.tokens}-{self.seed}"
+
+
+def _random(run: Run, teacher: Teacher, folder: Path) -> Path:
+    """The target's shape with random weights."""
+    shaped = copy_of(teacher)
+    shrink(shaped, run.target)
+    torch.manual_seed(run.seed)
+    save_student(folder, type(shaped)(shaped.config), teacher, "")
+    return folder
+
+
+def _layers(run: Run, teacher: Teacher, folder: Path) -> Path:
+    """Evenly spaced layers of the teacher in their full width, with as many parameters as the target has in its own."""
+    student = copy_of(teacher)
+    layers = student.base_model.encoder.layer
+    shape = teacher.layout.shape(teacher.model)
+    target = plan(teacher.layout, shape, [run.target])[0].shape
+    products = [w["hidden"] * (4 * w["heads"] * w["head_dim"] + 2 * w["ffn"]) for w in (target, shape)]
+    count = max(1, round(len(layers) * products[0] / products[1]))
+    kept = [layers[round((k + 1) * len(layers) / count) - 1] for k in range(count)]
+    student.base_model.encoder.layer = torch.nn.ModuleList(kept)
+    student.config.num_hidden_layers = count
+    save_student(folder, student, teacher, "")
+    return folder
+
+
+Options = Mapping[str, Any]
+ARMS: dict[str, tuple[Options, Callable[[Run, Teacher, Path], Path] | None]] = {
+    "homotopic": ({}, None),
+    "one-shot": ({"cutting": ONE_SHOT}, None),
+    "random": ({}, _random),
+    "layers": ({}, _layers),
+    "magnitude": ({"cutting": {"importance": "magnitude"}}, None),
+    "no-distillation": (
+        {"losses": {"prediction": 0.0, "hidden": 0.0, "attention": 0.0, "embedding": 0.0}},
+        None,
+    ),
+    "paper": ({"preset": "paper"}, None),
+}
+"""For each arm what it changes of the recipe, and what makes its first student if that is no copy of the teacher."""
+ONLY_WITH_LM = ("no-distillation", "paper")
+
+
+def runs(options: argparse.Namespace) -> Iterator[Run]:
+    """All runs, a seed after the other, so that what has been finished can always be compared."""
+    for seed in options.seeds:
+        for arm in options.arms:
+            for teacher in options.teachers:
+                for target in options.targets:
+                    if teacher == "rxnfp" or arm not in ONLY_WITH_LM:
+                        yield Run(seed=seed, teacher=teacher, target=target, arm=arm, tokens=options.tokens)
+
+
+def text_of(teacher: str, data: Path, work: Path) -> tuple[Path, Path]:
+    """Text to learn from, and text that is only measured on."""
+    learn, held = work / f"{teacher}-learn.txt", work / f"{teacher}-held.txt"
+    if not held.exists():
+        draw = random.Random(0)
+        if teacher == "minilm":
+            books = [b for b in sorted((data / "text" / "openstax").glob("*.txt")) if b.stem != "psychology"]
+            lines = fetch("wiki-leads").read_text().splitlines()
+            lines += [line for book in books for line in book.read_text().splitlines() if len(line.split()) > 3]
+            others = (data / "text" / "openstax" / "psychology.txt").read_text().splitlines()
+            others = [line for line in others if len(line.split()) > 3]
+        else:
+            rows = reactions(data)
+            lines, others = ([rxn for rxn, _ in part] for part in rows)
+        draw.shuffle(lines)
+        draw.shuffle(others)
+        learn.write_text("\n".join(lines) + "\n")
+        held.write_text("\n".join(others) + "\n")
+    return learn, held
+
+
+def reactions(data: Path) -> tuple[list[tuple[str, float]], list[tuple[str, float]]]:
+    """Reactions with their yields: to learn from, and held out."""
+    lines = (data / "reactions" / "suzuki_5760.tsv").read_text().splitlines()[1:]
+    rows = [(cells[1], float(cells[2])) for line in lines if (cells := line.split("\t"))]
+    random.Random(1).shuffle(rows)
+    count = round(HELDOUT_REACTIONS * len(rows))
+    return rows[count:], rows[:count]
+
+
+def one(run: Run, data: Path, work: Path) -> dict[str, Any]:
+    """Distil, and measure without fine-tuning."""
+    source = fetch(run.teacher)
+    learn, held = text_of(run.teacher, data, work)
+    out = work / run.name
+    shutil.rmtree(out, ignore_errors=True)
+    options, start = ARMS[run.arm]
+    target = run.target
+    if start is not None:
+        options = {**options, "student": str(start(run, load_teacher(str(source)), work / f"{run.name}-start"))}
+        target = "1.0"
+    started = time.perf_counter()
+    result = homodistil.distil(
+        source, learn, target, out, tokens=run.tokens, seed=run.seed, checkpoint_minutes=60, **options
+    )
+    seconds = time.perf_counter() - started
+    folder = work / f"{run.name}-student"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.move(result.students[target], folder)
+    log = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    shutil.rmtree(out)
+    return {
+        "values": {**measure(run, folder, source, held, data), **_prefixed("heldout", result.heldout[target])},
+        "seconds": round(seconds, 1),
+        "tokens_seen": log[-1]["tokens"],
+        "parameters": sum(p.numel() for p in open_model(str(folder)).model.parameters()),
+    }
+
+
+def measure(run: Run, folder: Path, source: Path, held: Path, data: Path) -> dict[str, float]:
+    """What a student can do before it is fine-tuned."""
+    student, teacher = open_model(str(folder)), open_model(str(source))
+    texts = held.read_text().splitlines()[:1152]
+    ids = blocks(student, texts, 128, 128)
+    values = _prefixed("held-out text", agreement(student, teacher, ids, texts[:400]))
+    values |= _prefixed("held-out text", language(student, ids))
+    if run.teacher == "minilm":
+        for split in ("validation", "test"):
+            rows = datasets_of(data, split)
+            values[f"stsb {split}: spearman"] = judged_pairs(folder, TASKS["stsb"], rows)
+    return values
+
+
+def datasets_of(data: Path, split: str) -> Any:
+    """A split of the STS benchmark."""
+    import datasets
+
+    return datasets.load_dataset("json", data_files=str(data / "glue" / "stsb" / f"{split}.jsonl"), split="train")
+
+
+def tasks_of(run: Run, data: Path, work: Path) -> dict[str, str]:
+    """The labelled tasks of a teacher's field: the name, and what `open_task` opens."""
+    if run.teacher == "minilm":
+        return {name: name for name in MINILM_TASKS}
+    folder = work / "yields"
+    for split, rows in zip(("train", "validation"), reactions(data), strict=True):
+        folder.mkdir(exist_ok=True)
+        file = folder / f"{split}.jsonl"
+        if not file.exists():
+            file.write_text("".join(json.dumps({"text": r, "label": y}) + "\n" for r, y in rows))
+    return {"yields": str(folder)}
+
+
+def fine_tuned(run: Run, task: str, data: Path, work: Path, limit: int) -> dict[str, Any]:
+    """One task learnt by one student, seeded by the run's seed."""
+    folder = work / f"{run.name}-student"
+    splits = open_task(task, data, limit=limit)
+    settings = defaults(splits.task, len(splits.train), hidden_size(folder))
+    started = time.perf_counter()
+    values = finetune(folder, splits, settings, seed=run.seed)
+    return {"values": values, "seconds": round(time.perf_counter() - started, 1), "settings": asdict(settings)}
+
+
+def work_through(options: argparse.Namespace) -> None:
+    """Do what has not been done, and is not being done by another process."""
+    data, work, results = options.data_dir.resolve(), options.work.resolve(), options.results
+    work.mkdir(parents=True, exist_ok=True)
+    results.parent.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(options.threads)
+    for run in runs(options):
+        jobs: dict[str, Callable[[], dict[str, Any]]] = {"distil": lambda run=run: one(run, data, work)}  # type: ignore[misc]
+        if options.tasks:
+            for name, task in tasks_of(run, data, work).items():
+                jobs[name] = lambda run=run, task=task: fine_tuned(run, task, data, work, options.limit)  # type: ignore[misc]
+        try:
+            with FileLock(work / f"{run.name}.lock", timeout=0):
+                for kind, job in jobs.items():
+                    key = {**asdict(run), "kind": kind}
+                    if any(key.items() <= line.items() for line in finished(results)):
+                        continue
+                    print(f"{run.name}: {kind} ...", flush=True)
+                    line = {**key, **job(), "threads": options.threads, "machine": machine()}
+                    with FileLock(work / "results.lock"), results.open("a") as file:
+                        file.write(json.dumps(line) + "\n")
+        except Timeout:
+            continue
+
+
+def finished(results: Path) -> list[dict[str, Any]]:
+    """The lines of all finished jobs."""
+    return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+
+
+def table(results: Path) -> None:
+    """Mean and standard error over seeds, an arm a line."""
+    lines = finished(results)
+    for teacher, target, tokens in sorted({(x["teacher"], x["target"], x["tokens"]) for x in lines}):
+        here = [x for x in lines if (x["teacher"], x["target"], x["tokens"]) == (teacher, target, tokens)]
+        values: dict[str, dict[str, list[float]]] = {}
+        for line in here:
+            shown = line["values"] if line["kind"] == "distil" else {line["kind"]: line["values"]["score"]}
+            for name, value in shown.items():
+                values.setdefault(name, {}).setdefault(line["arm"], []).append(value)
+        arms = [arm for arm in ARMS if any(line["arm"] == arm for line in here)]
+        print(f"\n### {teacher} to {target}, {tokens} tokens\n")
+        print("| | " + " | ".join(arms) + " |\n|---" * 1 + "|---" * len(arms) + "|")
+        distilled = [line for line in here if line["kind"] == "distil"]
+        for name in ("seconds", "parameters"):
+            means = [statistics.mean([x[name] for x in distilled if x["arm"] == a] or [0.0]) for a in arms]
+            print(f"| {name} | " + " | ".join(f"{m:,.0f}" for m in means) + " |")
+        for name, by_arm in values.items():
+            print(f"| {name} | " + " | ".join(_cell(by_arm.get(arm, [])) for arm in arms) + " |")
+
+
+def _cell(numbers: list[float]) -> str:
+    if not numbers:
+        return ""
+    error = statistics.stdev(numbers) / len(numbers) ** 0.5 if len(numbers) > 1 else None
+    digits = 1 if abs(statistics.mean(numbers)) >= 10 else 4
+    text = f"{statistics.mean(numbers):.{digits}f}"
+    return text + (f" ± {error:.{digits}f} ({len(numbers)})" if error is not None else " (1)")
+
+
+def _prefixed(prefix: str, values: Mapping[str, float]) -> dict[str, float]:
+    return {f"{prefix}: {name}": value for name, value in values.items()}
+
+
+def _names(text: str) -> list[str]:
+    return text.split(",")
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("verb", choices=("run", "table"))
+    parser.add_argument("--data-dir", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--work", type=Path, default=Path("runs/quality"))
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "quality.jsonl")
+    parser.add_argument("--arms", type=_names, default=list(ARMS))
+    parser.add_argument("--teachers", type=_names, default=["minilm", "rxnfp"])
+    parser.add_argument("--targets", type=_names, default=list(TARGETS))
+    parser.add_argument("--seeds", type=lambda t: [int(s) for s in t.split(",")], default=list(SEEDS))
+    parser.add_argument("--tokens", default="1M")
+    parser.add_argument("--threads", type=int, default=1, help="of each process; start one process a core")
+    parser.add_argument("--tasks", action="store_true", help="fine-tune as well")
+    parser.add_argument("--limit", type=int, default=10_000, help="rows that a task is learnt from at most")
+    options = parser.parse_args()
+    work_through(options) if options.verb == "run" else table(options.results)
+
+
+if __name__ == "__main__":
+    main()
