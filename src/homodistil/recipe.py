@@ -113,7 +113,7 @@ class Optim:
         clip: the norm that gradients are clipped to; 0 is no clipping.
     """
 
-    learning_rate: float = 5e-4
+    learning_rate: float = 1e-3
     warmup: float = 0.05
     floor: float = 0.0
     weight_decay: float = 0.01

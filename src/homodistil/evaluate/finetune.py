@@ -219,6 +219,8 @@ def _train(
         collate = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8)
         trainer = Trainer(model=net, args=arguments, train_dataset=train, data_collator=collate)
         trainer.train()
+        # the strategy would sort scored rows as well, and answers must come in the rows' order
+        trainer.args.train_sampling_strategy = "random"
         return {split: trainer.predict(rows).predictions for split, rows in evaluated.items()}
 
 

@@ -13,7 +13,7 @@ from homodistil.evaluate.models import Opened
 
 MASKED = 0.15
 """The share of tokens that is masked (BERT, section 3.1); all by the mask token, which is what is scored here."""
-PSEUDO_BLOCKS = 16
+PSEUDO_BLOCKS = 8
 """Blocks for pseudo-perplexity, which needs a forward pass of a row for each token."""
 
 

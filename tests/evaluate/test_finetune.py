@@ -1,0 +1,112 @@
+"""Fine-tuning learns what can be learnt, in the same way each time, for every kind of label."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import BertForMaskedLM, PreTrainedTokenizerBase
+
+from conftest import WORDS, tiny_config
+from homodistil.errors import UserError
+from homodistil.evaluate import finetune as finetuning
+from homodistil.evaluate.finetune import Settings, best_of_grid, defaults, finetune
+from homodistil.evaluate.tasks import TASKS, Splits, Task
+
+EASY = Settings(learning_rate=2e-3, epochs=12, batch=16, length=32)
+
+
+@pytest.fixture(scope="module")
+def learner(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerBase) -> Path:
+    """A tiny encoder as models are initialised, from which learning starts well."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("learner")
+    BertForMaskedLM(tiny_config(initializer_range=0.05)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _rows(count: int, seed: int, label: Any) -> Dataset:
+    draw = random.Random(seed)
+    texts = [" ".join(draw.choices(WORDS, k=6)) for _ in range(count)]
+    return Dataset.from_dict({"text": texts, "label": [label(t) for t in texts]})
+
+
+def _splits(label: Any, **task: Any) -> Splits:
+    values = {"name": "own", "columns": ("text",), "labels": "classes", "metrics": ("accuracy",), **task}
+    return Splits(Task(**values), _rows(256, 0, label), {"validation": _rows(64, 1, label)})
+
+
+def test_what_a_word_tells_is_learnt_and_the_same_each_time(learner: Path) -> None:
+    """Whether a text has a cat, told in words, is found; a seed gives the same numbers again."""
+    splits = _splits(lambda text: "cat" if "cat" in text else "none")
+    first, second = (finetune(learner, splits, EASY, seed=3) for _ in range(2))
+    assert first["accuracy"] > 0.9
+    assert first["score"] == pytest.approx(100 * first["accuracy"])
+    assert first == second
+
+
+def test_numbers_are_learnt(learner: Path) -> None:
+    """How many cats there are is a number, and follows the text."""
+    splits = _splits(lambda t: float(t.split().count("cat")), labels="number", metrics=("r2", "spearman", "mae"))
+    made = finetune(learner, splits, EASY, seed=0)
+    assert made["spearman"] > 0.5
+    assert made["score"] == pytest.approx(100 * made["r2"])
+
+
+def test_several_splits_are_named(encoder: Path) -> None:
+    """Of a task with two scored splits, each metric is named by its split and the score is their mean."""
+    splits = _splits(lambda text: len(text) % 2)
+    two = Splits(splits.task, splits.train, {"one": splits.evaluated["validation"], "other": splits.train})
+    made = finetune(encoder, two, Settings(learning_rate=1e-3, epochs=1, length=32), seed=0)
+    assert made["score"] == pytest.approx(50 * (made["one/accuracy"] + made["other/accuracy"]))
+
+
+def test_questions_are_learnt(learner: Path) -> None:
+    """The span head learns where the cat is, better than by chance."""
+    context = [" ".join(random.Random(i).sample([w for w in WORDS if w != "cat"], 8) + ["cat"]) for i in range(96)]
+    context = [" ".join(random.Random(i).sample(c.split(), 9)) for i, c in enumerate(context)]
+    answers = [{"text": ["cat"], "answer_start": [f" {c} ".index(" cat ")]} for c in context]
+    rows = Dataset.from_dict({"question": ["the cat"] * 96, "context": context, "answers": answers})
+    made = finetune(learner, Splits(TASKS["squad"], rows, {"validation": rows}), EASY, seed=0)
+    assert made["exact"] > 0.5
+    assert made["span_f1"] >= made["exact"]
+
+
+def test_the_grid_chooses_on_training_rows_alone(encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The best learning rate is found without a look at the rows that are scored."""
+    splits = _splits(lambda text: "cat" in text)
+    seen: list[tuple[float, Splits]] = []
+
+    def spy(_: Path, inner: Splits, settings: Settings, *, seed: int) -> dict[str, float]:
+        seen.append((settings.learning_rate, inner))
+        return {"score": -abs(settings.learning_rate - 1e-4)}
+
+    monkeypatch.setattr(finetuning, "finetune", spy)
+    assert best_of_grid(encoder, splits, EASY).learning_rate == 1e-4
+    assert [rate for rate, _ in seen] == list(finetuning.GRID)
+    for _, inner in seen:
+        used = [*inner.train["text"], *inner.evaluated["held"]["text"]]
+        assert sorted(used) == sorted(splits.train["text"])
+
+
+def test_small_tasks_get_more_epochs_and_narrow_models_higher_rates() -> None:
+    """Epochs fall with the rows between 10 and 3; the rate is 3e-5 at 768 and grows as the width falls."""
+    task = TASKS["rte"]
+    epochs = [defaults(task, rows, 768).epochs for rows in (1_000, 5_000, 400_000)]
+    assert epochs == [10, 6, 3]
+    rates = [defaults(task, 5_000, hidden).learning_rate for hidden in (768, 384, 64)]
+    assert rates == pytest.approx([3e-5, 6e-5, 1e-4])
+    assert defaults(TASKS["squad"], 5_000, 768).length == 384
+
+
+def test_a_class_that_cannot_be_learnt_is_refused(encoder: Path) -> None:
+    """A scored class that no training row has is named."""
+    train, scored = _rows(32, 0, lambda _: "cat"), _rows(8, 1, lambda _: "dog")
+    task = _splits(lambda _: 0).task
+    with pytest.raises(UserError, match="'dog'"):
+        finetune(encoder, Splits(task, train, {"validation": scored}), EASY, seed=0)

@@ -1,0 +1,88 @@
+"""Questions: where answers are, which span is the best, and how it is scored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from conftest import WORDS
+from homodistil.evaluate import squad
+from homodistil.evaluate.tasks import TASKS, Splits
+
+CONTEXT = "the old man sees a red cat near the house in the tree " * 4
+QUESTION = "the man sees"
+
+
+def _rows(answers: list[tuple[str, int] | None]) -> Dataset:
+    rows = [
+        {
+            "question": QUESTION,
+            "context": CONTEXT,
+            "answers": {"text": [a[0]] if a else [], "answer_start": [a[1]] if a else []},
+        }
+        for a in answers
+    ]
+    return Dataset.from_list(rows)
+
+
+def _splits(rows: Dataset, *, unanswerable: bool = False) -> Splits:
+    return Splits(TASKS["squad_v2" if unanswerable else "squad"], rows, {"validation": rows})
+
+
+@pytest.mark.parametrize("place", [CONTEXT.index("red cat"), CONTEXT.rindex("red cat")], ids=["first", "last"])
+def test_a_model_that_knows_the_answer_is_right_wherever_it_is(place: int, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Windows overlap, and what is learnt as the answer's tokens comes out as its text: all the way round.
+
+    The learner here knows the tokens that it was given to learn, and nothing else.
+    """
+    splits = _splits(_rows([("red cat", place), ("old man", CONTEXT.index("old man"))]))
+
+    def oracle(train: Dataset, evaluated: Any) -> dict[str, Any]:
+        windows = evaluated["validation"]
+        assert len(windows) == len(train) > 2
+        assert max(map(len, windows["input_ids"])) <= 24
+        starts, ends = np.full((2, len(train), 24), -5.0)
+        for row, (start, end) in enumerate(zip(train["start_positions"], train["end_positions"], strict=True)):
+            # a window without the answer points at its first token
+            starts[row, start] = ends[row, end] = 5.0 if start else 0.0
+        return {"validation": (starts, ends)}
+
+    found = squad.learn_and_answer(oracle, tokenizer, splits, 24)
+    assert found == {"validation": {"exact": 1.0, "span_f1": 1.0}}
+
+
+def test_nothing_is_an_answer_only_where_it_may_be(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Where the first token scores highest, SQuAD 2.0 says nothing and SQuAD 1.1 the best span."""
+
+    def silent(train: Dataset, evaluated: Any) -> dict[str, Any]:
+        starts, ends = np.zeros((2, len(evaluated["validation"]), 64))
+        starts[:, 0] = ends[:, 0] = 3.0
+        return {"validation": (starts, ends)}
+
+    rows = _rows([None, None])
+    assert squad.learn_and_answer(silent, tokenizer, _splits(rows, unanswerable=True), 64)["validation"]["exact"] == 1
+    assert squad.learn_and_answer(silent, tokenizer, _splits(rows), 64)["validation"]["exact"] == 0
+
+
+def test_spans_never_end_before_they_start_nor_leave_the_context() -> None:
+    """Of starts and ends the best pair in order is taken, from tokens of the context alone."""
+    spans = [[-1, -1], [-1, -1], [0, 3], [4, 7], [8, 11], [-1, -1]]
+    windows = Dataset.from_dict({"question": [0], "spans": [spans]})
+    start = np.array([[9.0, 9.0, 0.5, 1.0, 4.0, 9.0]])
+    end = np.array([[9.0, 9.0, 3.0, 2.0, 1.0, 9.0]])
+    assert squad.answers(["the old man"], windows, start, end, False) == ["man"]
+    end[0, 4] = -9.0
+    assert squad.answers(["the old man"], windows, start, end, False) == ["the"]
+
+
+def test_answers_are_compared_as_the_official_scripts_do() -> None:
+    """Case, punctuation and articles do not count; the nearest right answer does; F1 is over words."""
+    assert squad.normalised("The  Old, man!") == "old man"
+    assert squad.scores(["the Cat."], [["a cat", "dog"]]) == {"exact": 1.0, "span_f1": 1.0}
+    assert squad.token_f1("old red cat", "red cat") == pytest.approx(2 * (2 / 3) * 1 / (2 / 3 + 1))
+    assert squad.scores(["", "cat"], [[], []]) == {"exact": 0.5, "span_f1": 0.5}
+    assert all(squad.token_f1(word, word) == 1 for word in WORDS if word not in ("a", "the"))
