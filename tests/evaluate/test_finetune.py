@@ -68,7 +68,7 @@ def test_several_splits_are_named(encoder: Path) -> None:
 
 def test_questions_are_learnt(learner: Path) -> None:
     """The span head learns where the cat is, better than by chance."""
-    context = [" ".join(random.Random(i).sample([w for w in WORDS if w != "cat"], 8) + ["cat"]) for i in range(96)]
+    context = [" ".join([*random.Random(i).sample([w for w in WORDS if w != "cat"], 8), "cat"]) for i in range(96)]
     context = [" ".join(random.Random(i).sample(c.split(), 9)) for i, c in enumerate(context)]
     answers = [{"text": ["cat"], "answer_start": [f" {c} ".index(" cat ")]} for c in context]
     rows = Dataset.from_dict({"question": ["the cat"] * 96, "context": context, "answers": answers})

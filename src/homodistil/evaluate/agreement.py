@@ -84,7 +84,7 @@ def _last_hidden(opened: Opened, ids: Tensor) -> Tensor:
 def _embeddings(opened: Opened, texts: Sequence[str], batch: int = 32) -> Tensor:
     """Mean-pooled last hidden states, (texts, width)."""
     pooled = []
-    length = min(getattr(opened.model.config, "max_position_embeddings", 512), opened.tokenizer.model_max_length, 512)
+    length = min(opened.longest, 512)
     for at in range(0, len(texts), batch):
         made = opened.tokenizer(
             list(texts[at : at + batch]), padding=True, truncation=True, max_length=length, return_tensors="pt"

@@ -90,6 +90,13 @@ def evaluate(
                 "Use --pairs stsb, or a file of one's own with two text columns and scores.",
             )
     texts = _texts(text, text_column) if text else []
+    for length in lengths if time else ():
+        if short := next((one for one in opened if length > one.longest), None):
+            raise UserError(
+                f"Cannot time {short.source} at {length} tokens.",
+                f"It reads at most {short.longest}.",
+                f"Use --lengths {short.longest}, or --no-speed.",
+            )
 
     for one in opened:
         records.measure(one.source, "size", {}, lambda one=one: speed.size(one))  # type: ignore[misc]
@@ -128,8 +135,16 @@ def evaluate(
 
 
 def _measure_text(records: Records, opened: Sequence[Opened], texts: list[str]) -> None:
-    settings = {"texts": len(texts), "blocks": BLOCKS, "block": BLOCK}
-    ids = [blocks(one, texts, BLOCK, BLOCKS) for one in opened]
+    block = min(BLOCK, *(one.longest for one in opened))
+    ids = [blocks(one, texts, block, BLOCKS) for one in opened]
+    for one, tokens in zip(opened, ids, strict=True):
+        if not len(tokens):
+            raise UserError(
+                f"Cannot measure on this text: it does not fill a block of {block} tokens of {one.source}.",
+                "There must be text for at least one block.",
+                "Give more text.",
+            )
+    settings = {"texts": len(texts), "blocks": BLOCKS, "block": block}
     for one, tokens in zip(opened, ids, strict=True):
         if one.head != "none":
             records.measure(one.source, "language", settings, lambda one=one, t=tokens: language(one, t))  # type: ignore[misc]

@@ -19,6 +19,7 @@ from transformers import (
     DataCollatorWithPadding,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PrinterCallback,
     Trainer,
     TrainingArguments,
 )
@@ -218,6 +219,8 @@ def _train(
         )
         collate = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8)
         trainer = Trainer(model=net, args=arguments, train_dataset=train, data_collator=collate)
+        # it would print its timings into our table
+        trainer.remove_callback(PrinterCallback)
         trainer.train()
         # the strategy would sort scored rows as well, and answers must come in the rows' order
         trainer.args.train_sampling_strategy = "random"

@@ -40,6 +40,11 @@ class Opened:
     tokenizer: PreTrainedTokenizerBase
     head: Head
 
+    @property
+    def longest(self) -> int:
+        """Tokens that both the positions and the tokenizer allow."""
+        return int(min(getattr(self.model.config, "max_position_embeddings", 512), self.tokenizer.model_max_length))
+
 
 def open_model(source: str, *, trust_remote_code: bool = False) -> Opened:
     """Open a model with the head that its configuration names.

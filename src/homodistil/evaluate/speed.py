@@ -21,6 +21,7 @@ SECONDS = 0.2
 def size(opened: Opened, *, length: int = 128) -> dict[str, float]:
     """Parameters, bytes of the weight files (0 for a model from the hub), FLOPs a token of a forward pass."""
     folder = Path(transformer_folder(opened.source))
+    length = min(length, opened.longest)
     files = [f for ending in ("safetensors", "bin") for f in folder.glob(f"*.{ending}")]
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:

@@ -1,0 +1,114 @@
+"""The verb `evaluate` from end to end, and that nothing finished is measured twice."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from conftest import WORDS
+from homodistil.cli import main
+from homodistil.errors import UserError
+from homodistil.evaluate.evaluation import evaluate
+from homodistil.evaluate.records import Records
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with a classification task and judged pairs."""
+    folder, draw = tmp_path_factory.mktemp("tasks"), random.Random(0)
+    for split, count in (("train", 24), ("validation", 12)):
+        texts = [" ".join(draw.choices(WORDS, k=5)) for _ in range(count)]
+        rows = {
+            "sst2": [{"sentence": t, "label": i % 2} for i, t in enumerate(texts)],
+            "glue/stsb": [{"sentence1": t, "sentence2": texts[-1], "label": i / 3} for i, t in enumerate(texts)],
+        }
+        for name, made in rows.items():
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            (folder / name / f"{split}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in made))
+    return folder
+
+
+def test_everything_is_measured_for_model_and_teacher_and_never_twice(
+    masked_lm: Path, tasks: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Tasks, pairs, text, size and speed; the file keeps it all; the second time nothing is measured."""
+    student = tmp_path / "student"
+    shutil.copytree(masked_lm, student)
+    words = ["evaluate", student, "--against", masked_lm, "--tasks", "sst2,stsb", "--pairs", "stsb", "--text", corpus]
+    words += ["--data-dir", tasks, "--seeds", "2", "--lengths", "8", "--json", tmp_path / "numbers.json"]
+    assert main([str(w) for w in words]) == 0
+    shown = capsys.readouterr()
+    records = json.loads((tmp_path / "numbers.json").read_text())["records"]
+    measures = {(r["measure"], r["role"]) for r in records}
+    for measure in ("size", "language", "stsb pairs", "sst2", "stsb", "speed at 8 tokens"):
+        assert {(measure, "model"), (measure, "teacher")} <= measures
+    assert ("agreement with the teacher", "model") in measures
+    assert sum(r["measure"] == "sst2" for r in records) == 4
+    by_role = {r["role"]: r["values"] for r in records if r["measure"] == "size"}
+    assert by_role["model"]["parameters"] == by_role["teacher"]["parameters"] > 0
+    assert by_role["model"]["file_bytes"] == (student / "model.safetensors").stat().st_size
+    for word in ("matthews", "accuracy", "±", "x 1.00", "parameters", "pseudo-perplexity"):
+        assert (word in shown.out) == (word != "matthews")
+    assert "measuring" in shown.err
+    assert main([str(w) for w in words]) == 0
+    again = capsys.readouterr()
+    assert "measuring" not in again.err
+    assert again.out == shown.out
+
+
+def test_a_finished_part_survives_a_failure(tmp_path: Path, masked_lm: Path) -> None:
+    """What was measured before an error is in the file, and is not measured again; another model is."""
+    file = tmp_path / "numbers.json"
+    asked: list[str] = []
+    records = Records(file, None, asked.append)
+    records.measure(str(masked_lm), "first", {"a": 1}, lambda: {"x": 2.5})
+    with pytest.raises(ZeroDivisionError):
+        records.measure(str(masked_lm), "second", {}, lambda: {"x": 1 / 0})
+    records = Records(file, None, asked.append)
+    records.measure(str(masked_lm), "first", {"a": 1}, lambda: pytest.fail("measured twice"))
+    assert records.used[0]["values"] == {"x": 2.5}
+    changed = tmp_path / "changed"
+    shutil.copytree(masked_lm, changed)
+    records.measure(str(changed), "first", {"a": 1}, lambda: {"x": 3.0})
+    config = json.loads((changed / "config.json").read_text())
+    (changed / "config.json").write_text(json.dumps(config | {"hidden_act": "relu"}))
+    records.measure(str(changed), "first", {"a": 1}, lambda: {"x": 4.0})
+    records.measure(str(changed), "first", {"a": 2}, lambda: {"x": 5.0})
+    assert [r["values"]["x"] for r in records.used] == [2.5, 3.0, 4.0, 5.0]
+
+
+def test_pairs_without_judgements_are_refused(masked_lm: Path, tasks: Path) -> None:
+    """A classification task has no similarities to compare with."""
+    with pytest.raises(UserError, match="--pairs stsb"):
+        evaluate(str(masked_lm), pairs=["sst2"], data_dir=str(tasks), time=False)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--tasks", "sst2"], "there is no folder sst2"),
+        (["--tasks", "nosuchtask"], "There is no task"),
+        (["--seeds", "0"], "--seeds 0"),
+        (["--text", "nosuchfile.txt"], "nosuchfile.txt"),
+        (["--json", "README.md"], "it holds no evaluation"),
+    ],
+)
+def test_wrong_options_are_refused_before_anything_is_measured(
+    words: list[str],
+    said: str,
+    masked_lm: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Exit status 2, three sentences, and no measurement begun."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "README.md").write_text("words")
+    assert main(["evaluate", str(masked_lm), "--data-dir", str(tmp_path), "--no-speed", *words]) == 2
+    shown = capsys.readouterr()
+    assert said in shown.err
+    assert "measuring" not in shown.err

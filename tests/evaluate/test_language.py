@@ -1,0 +1,124 @@
+"""Language modelling and agreement, on models whose answers are known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
+
+from conftest import WORDS
+from homodistil.errors import UserError
+from homodistil.evaluate.agreement import agreement, linear_cka, pairs_correlation
+from homodistil.evaluate.language import blocks, language, masked_predictions
+from homodistil.evaluate.models import Opened, open_model
+
+TEXTS = [" ".join(WORDS[i % 7 : i % 7 + 9]) for i in range(40)]
+VOCABULARY = 5 + len(WORDS)
+
+
+@pytest.fixture(scope="module")
+def causal(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerBase) -> Path:
+    """The folder of a tiny causal language model."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("causal")
+    GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, n_embd=16, n_layer=1, n_head=2, n_positions=64)).save_pretrained(
+        folder
+    )
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _silenced(opened: Opened) -> Opened:
+    """The same model, which says the same of every token."""
+    with torch.no_grad():
+        for name, parameter in opened.model.named_parameters():
+            if "predictions" in name or "wte" in name:
+                parameter.zero_()
+        if opened.head == "masked":
+            opened.model.get_output_embeddings().weight.zero_()
+    return opened
+
+
+def test_blocks_are_full_and_special_at_both_ends(masked_lm: Path) -> None:
+    """Each block has exactly its length, [CLS] first and [SEP] last."""
+    opened = open_model(str(masked_lm))
+    ids = blocks(opened, TEXTS, 32, 5)
+    assert ids.shape == (5, 32)
+    assert set(ids[:, 0].tolist()) == {opened.tokenizer.cls_token_id}
+    assert set(ids[:, -1].tolist()) == {opened.tokenizer.sep_token_id}
+
+
+def test_no_special_token_is_ever_masked(masked_lm: Path) -> None:
+    """What is predicted are ordinary tokens, about 15 % of them, the same at each call."""
+    opened = open_model(str(masked_lm))
+    ids = blocks(opened, TEXTS, 32, 8)
+    said, right = masked_predictions(opened, ids)
+    ordinary = ~torch.isin(ids, torch.tensor(opened.tokenizer.all_special_ids))
+    assert not set(right.tolist()) & set(opened.tokenizer.all_special_ids)
+    assert len(right) == pytest.approx(0.15 * int(ordinary.sum()), rel=0.1)
+    again, _ = masked_predictions(opened, ids)
+    assert torch.equal(said, again)
+
+
+def test_a_model_that_knows_nothing_is_as_perplexed_as_the_vocabulary_is_large(masked_lm: Path, causal: Path) -> None:
+    """Equal probabilities for all tokens give a perplexity of the vocabulary's size, masked and causal."""
+    for folder, name in ((masked_lm, "pseudo_perplexity"), (causal, "perplexity")):
+        opened = _silenced(open_model(str(folder)))
+        assert language(opened, blocks(opened, TEXTS, 16, 3))[name] == pytest.approx(VOCABULARY, rel=1e-4)
+
+
+def test_an_encoder_has_no_language(encoder: Path) -> None:
+    """Without a language-model head there is nothing to measure, and no error."""
+    opened = open_model(str(encoder))
+    assert opened.head == "none"
+    assert language(opened, blocks(opened, TEXTS, 16, 2)) == {}
+
+
+@pytest.mark.parametrize("kind", ["masked_lm", "encoder", "causal"])
+def test_a_model_agrees_with_itself(kind: str, request: pytest.FixtureRequest) -> None:
+    """Every token alike, no divergence, hidden states and similarities the same."""
+    opened = open_model(str(request.getfixturevalue(kind)))
+    found = agreement(opened, opened, blocks(opened, TEXTS, 16, 4), TEXTS[:9])
+    expected = {"hidden_cka": 1.0, "similarity": 1.0} | ({} if kind == "encoder" else {"top1": 1.0, "kl": 0.0})
+    assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_divergence_is_zero_only_for_the_teacher(masked_lm: Path) -> None:
+    """A model that says nothing diverges from one that does, by log(vocabulary) less its entropy."""
+    teacher, silent = open_model(str(masked_lm)), _silenced(open_model(str(masked_lm)))
+    ids = blocks(teacher, TEXTS, 16, 4)
+    found = agreement(silent, teacher, ids, TEXTS[:9])
+    said, _ = masked_predictions(teacher, ids)
+    entropy = -(said.exp() * said).sum(-1).mean()
+    assert found["kl"] == pytest.approx(math.log(VOCABULARY) - float(entropy), rel=1e-4)
+    assert found["top1"] < 1
+
+
+def test_alignment_sees_through_rotation_and_width() -> None:
+    """Rotated, scaled and moved states are the same; independent ones are not; widths need not agree."""
+    torch.manual_seed(0)
+    states = torch.randn(500, 8)
+    rotation = torch.linalg.qr(torch.randn(8, 8)).Q
+    assert linear_cka(states, 3 * states @ rotation + 2) == pytest.approx(1, abs=1e-6)
+    assert linear_cka(states, torch.randn(500, 12)) < 0.1
+    assert pairs_correlation(states, 2 * states @ rotation) == pytest.approx(1, abs=1e-4)
+
+
+def test_models_with_other_vocabularies_are_not_compared(masked_lm: Path, save_teacher: Callable[..., Path]) -> None:
+    """Tokens would stand for different things."""
+    from transformers import BertForMaskedLM
+
+    other = save_teacher(BertForMaskedLM, vocab_size=VOCABULARY + 8)
+    first, second = open_model(str(masked_lm)), open_model(str(other))
+    with pytest.raises(UserError, match="one vocabulary"):
+        agreement(first, second, blocks(first, TEXTS, 16, 2), TEXTS[:5])
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    """What cannot be opened is named."""
+    with pytest.raises(UserError, match="Cannot evaluate"):
+        open_model(str(tmp_path))

@@ -1,0 +1,130 @@
+"""The report: one page that needs nothing else, with pictures that show what the run's files say."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.lines import Line2D
+
+from homodistil import distil
+from homodistil.cli import main
+from homodistil.errors import UserError
+from homodistil.report import curves
+from homodistil.report.page import report
+
+
+@pytest.fixture(scope="module")
+def run(masked_lm: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with two targets, and an evaluation in its folder."""
+    out = tmp_path_factory.mktemp("report") / "run"
+    options: dict[str, Any] = {"steps": 12, "batch": 4, "log_every": 2, "text": {"length": 32}, "precision": "fp32"}
+    distil(masked_lm, corpus, ["0.75", "0.5"], out, **options)
+    records = [
+        {"model": name, "role": role, "measure": measure, "seed": 0, "settings": {}, "values": values}
+        for name, role, size, score in (("half", "model", 5e6, 70.0), ("whole", "teacher", 2e7, 80.0))
+        for measure, values in (("size", {"parameters": size}), ("sst2", {"accuracy": score / 100, "score": score}))
+    ]
+    (out / "evaluation.json").write_text(json.dumps({"records": records}))
+    return out
+
+
+def _points(line: Line2D) -> list[list[float]]:
+    points: list[list[float]] = np.asarray(line.get_xydata()).tolist()
+    return points
+
+
+def test_the_page_holds_all_of_its_pictures(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Losses, the units of both targets, quality: each in the page itself and as a PNG beside it; no address leads
+    anywhere else.
+    """
+    assert main(["report", str(run), "--out", str(tmp_path / "report")]) == 0
+    page = Path(capsys.readouterr().out.strip())
+    text = page.read_text()
+    assert not re.search(r"""(src|href)=["'](?!data:)""", text)
+    inside = [base64.b64decode(found) for found in re.findall(r"data:image/png;base64,([^\"]+)", text)]
+    files = {f.read_bytes() for f in page.parent.glob("*.png")}
+    assert set(inside) == files
+    assert len(files) == 4
+    assert "x 0.25" in text
+    assert "0.75" in text
+
+
+def test_the_page_opens_in_a_browser(run: Path, tmp_path: Path) -> None:
+    """Headless Chromium shows the heading, the table and pictures of their full size."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium on this machine")
+    page = report([run], [], tmp_path / "report")
+    check = "<script>for (const i of document.images) document.body.append(`[${i.naturalWidth}]`)</script></body>"
+    page.write_text(page.read_text().replace("</body>", check))
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+    options += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000", "--dump-dom"]
+    shown = subprocess.run([browser, *options, page.as_uri()], capture_output=True, text=True, check=True, timeout=120)
+    assert "<h1>HomoDistil</h1>" in shown.stdout
+    widths = [int(w) for w in re.findall(r"\[(\d+)\]", shown.stdout)]
+    assert len(widths) == 4
+    assert min(widths) > 300
+
+
+def test_the_path_is_drawn_as_it_was_logged(run: Path) -> None:
+    """The discrepancy's line has a point for each record, and both targets are marked."""
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    above, below = curves.path(metrics).axes
+    line = next(found for found in above.lines if found.get_label() == "discrepancy")
+    assert _points(line) == [[r["step"], r["discrepancy"]] for r in metrics]
+    assert {text.get_text().strip() for text in below.texts} == {"0.75", "0.5"}
+
+
+def test_units_are_drawn_where_they_stayed(run: Path) -> None:
+    """Of each axis as many cells are dark as units are left, and just those."""
+    said = json.loads((run / "units" / "0.5.json").read_text())
+    figure = curves.units(said["kept"], said["teacher"])
+    pictures = {axes.get_title(loc="left").partition(":")[0]: axes.images[0].get_array() for axes in figure.axes}
+    assert set(pictures) == {"hidden", "heads", "qk", "vo", "ffn"}
+    hidden = pictures["hidden"]
+    assert hidden is not None
+    assert hidden.shape == (1, 48)
+    assert hidden[0].nonzero()[0].tolist() == said["kept"]["hidden"]
+    ffn = pictures["ffn"]
+    assert ffn is not None
+    assert ffn.sum(axis=1).tolist() == [48, 48]
+
+
+def test_quality_is_drawn_over_size_with_the_teacher_as_a_line() -> None:
+    """A point for each student at its size, the teacher's score across; without scores there is no picture."""
+    records = [
+        {"model": m, "role": r, "measure": "size", "values": {"parameters": p}}
+        for m, r, p in (("a", "model", 1e6), ("b", "model", 2e6), ("t", "teacher", 9e6))
+    ]
+    assert curves.quality(records) is None
+    records += [
+        {"model": m, "role": r, "measure": "rte", "values": {"accuracy": s / 100, "score": s}}
+        for m, r, s in (("a", "model", 60.0), ("b", "model", 64.0), ("t", "teacher", 70.0))
+    ]
+    figure = curves.quality(records)
+    assert figure is not None
+    assert len(figure.axes) == 1
+    teacher, students = figure.axes[0].lines[:2]
+    assert [y for _, y in _points(teacher)] == [70.0, 70.0]
+    assert _points(students) == [[1.0, 60.0], [2.0, 64.0]]
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    """What holds no metrics is no run."""
+    with pytest.raises(UserError, match="no metrics"):
+        report([tmp_path], [], tmp_path / "report")
+
+
+def test_a_file_without_an_evaluation_is_refused(run: Path, tmp_path: Path) -> None:
+    """What holds no records is no evaluation."""
+    (tmp_path / "numbers.json").write_text("[]")
+    with pytest.raises(UserError, match="no evaluation"):
+        report([run], [tmp_path / "numbers.json"], tmp_path / "report")
