@@ -144,3 +144,36 @@ def test_a_stream_that_ends_and_cannot_be_read_again_says_so(tokenizer: Any) -> 
     corpus = load_corpus((t for t in TEXTS * 3), tokenizer, length=32, packed=False)
     with pytest.raises(UserError, match="has ended"):
         _sequences(corpus, 10_000)
+
+
+def test_crops_are_pieces_of_texts_and_the_same_each_time(tokenizer: Any, tmp_path: Path) -> None:
+    """A cropped sequence is special tokens around a contiguous piece of a text, at least eight tokens where the text
+    has them; about the asked-for share is cropped; entering in the middle changes nothing.
+    """
+    long = [" ".join(itertools.islice(itertools.cycle(t.split()), 20)) for t in TEXTS]
+    (tmp_path / "long.txt").write_text("\n".join(long))
+    whole = [ids[1:-1] for ids in tokenizer(long)["input_ids"]]
+    corpus = load_corpus(str(tmp_path / "long.txt"), tokenizer, length=32, packed=False, crops=0.5, batch=4)
+    seen = _sequences(corpus, 400)
+    for ids in seen:
+        assert (ids[0], ids[-1]) == (tokenizer.cls_token_id, tokenizer.sep_token_id)
+        body = ids[1:-1]
+        assert 8 <= len(body) <= 20
+        assert any(body == text[i : i + len(body)] for text in whole for i in range(21 - len(body)))
+    cropped = sum(len(ids) < 22 for ids in seen) / len(seen)
+    assert 0.35 < cropped < 0.6
+    assert _sequences(corpus, 60, start=137) == seen[137:197]
+    mean = sum(map(len, seen)) / len(seen)
+    assert corpus.mean_tokens == pytest.approx(mean, rel=0.05)
+
+
+def test_streams_are_cropped_too_and_blocks_never(tokenizer: Any, tmp_path: Path) -> None:
+    """A stream's pieces are the same at each reading; held-out texts and packed blocks stay whole."""
+    long = [" ".join(itertools.islice(itertools.cycle(t.split()), 20)) for t in TEXTS]
+    corpus = load_corpus(long, tokenizer, length=32, packed=False, crops=0.5, batch=4)
+    seen = _sequences(corpus, 50)
+    assert {len(ids) for ids in seen} - {22}
+    assert {len(ids) for ids in corpus.heldout} == {22}
+    assert _sequences(corpus, 20, start=30) == seen[30:]
+    packed = load_corpus(long, tokenizer, length=32, packed=True, crops=0.5, batch=4)
+    assert {len(ids) for ids in _sequences(packed, 20)} == {32}

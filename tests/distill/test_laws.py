@@ -23,7 +23,8 @@ from homodistil.compress.shrink import select
 from homodistil.distill import attention, losses
 from homodistil.distill.attention import IMPLEMENTATION, QueriesKeys, captured
 from homodistil.distill.data import batches
-from homodistil.distill.loop import lost_heads
+from homodistil.distill.loop import calibrate, lost_heads
+from homodistil.distill.objective import opposite
 from homodistil.distill.prepare import Run, prepare
 from homodistil.recipe import build
 
@@ -228,3 +229,33 @@ def test_lost_heads_are_left_out_of_the_comparison(ready: Callable[..., Run]) ->
     kept = lost_heads(run)[0]
     torch.testing.assert_close(mine.attention[0].queries, theirs.attention[0].queries[:, kept], rtol=1e-5, atol=1e-5)
     assert replace(run.objective).terms(mine, theirs, batch, lost_heads(run))["attention"].isfinite()
+
+
+def test_calibration_measures_and_changes_nothing(ready: Callable[..., Run]) -> None:
+    """It leaves scores and moments of the uncut student, and no gradient, no weight; the batches come again."""
+    run = ready(BertForMaskedLM, cutting={"calibration": 3})
+    before = {name: p.clone() for name, p in run.state.student.named_parameters()}
+    first = _batch(run)["input_ids"]
+    feed = calibrate(run, batches(run.corpus.train, run.collate, 4, start=0))
+    assert torch.equal(next(feed)["input_ids"], first)
+    assert set(run.state.importance.ranking()) == set(run.state.layout.axes)
+    assert all(bool((scores > 0).any()) for scores in run.state.importance.ranking().values())
+    assert run.state.moments.inputs
+    for name, parameter in run.state.student.named_parameters():
+        assert parameter.grad is None
+        assert torch.equal(parameter, before[name])
+
+
+def test_calibration_is_left_out_where_nothing_is_cut(ready: Callable[..., Run]) -> None:
+    """At the teacher's own shape there is nothing to rank."""
+    run = ready(BertForMaskedLM, target="1.0")
+    calibrate(run, batches(run.corpus.train, run.collate, 4, start=0))
+    assert run.state.importance.ranking() == {}
+
+
+def test_a_shallow_student_is_compared_with_evenly_spaced_layers() -> None:
+    """The last layer with the last, the others evenly between; a student of equal depth with each."""
+    assert opposite(range(3), range(6)) == [1, 3, 5]
+    assert opposite(range(2), range(6)) == [2, 5]
+    assert opposite(range(1), range(4)) == [3]
+    assert opposite(range(4), range(4)) == [0, 1, 2, 3]

@@ -28,8 +28,8 @@ import homodistil
 from homodistil.axes.layout import Layout
 from homodistil.distill import loop
 from homodistil.distill.student import save_student
-from homodistil.errors import RunStopped
-from homodistil.recipe import Optim
+from homodistil.errors import RunStopped, UserError
+from homodistil.recipe import Optim, load
 
 QUICK: dict[str, Any] = {"steps": 12, "batch": 4, "text": {"length": 32}, "precision": "fp32", "log_every": 3}
 
@@ -124,12 +124,12 @@ def test_a_stopped_run_goes_on_to_the_same_student(
     """A signal in the middle of a step is obeyed at its end; the handlers of before are back afterwards."""
     whole = homodistil.distil(masked_lm, corpus, "0.5", tmp_path / "whole", **QUICK)
     handlers = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
-    real, calls = loop._learn, iter(range(1000))
+    real = loop._learn
 
-    def learn(*arguments: Any, **options: Any) -> dict[str, float]:
-        if next(calls) == 4:
+    def learn(run: Any, batch: Any, step: int, **options: Any) -> dict[str, float]:
+        if step == 5:
             os.kill(os.getpid(), number)
-        return real(*arguments, **options)
+        return real(run, batch, step, **options)
 
     monkeypatch.setattr(loop, "_learn", learn)
     with pytest.raises(RunStopped, match="Stopped at step 5 of 12") as stop:
@@ -173,3 +173,67 @@ def test_the_learning_rate_rises_and_falls_as_a_function_of_the_step() -> None:
     assert max(rates) == rates[9] == 1
     assert all(a > b for a, b in itertools.pairwise(rates[9:]))
     assert 0.2 < rates[-1] < 0.22
+
+
+def test_a_run_may_start_from_a_student_of_its_teacher(masked_lm: Path, corpus: Path, tmp_path: Path) -> None:
+    """A student of an earlier run is narrowed further; its targets are shares of its own widths, and it resumes."""
+    half = homodistil.distil(masked_lm, corpus, "0.5", tmp_path / "half", **QUICK).students["0.5"]
+    result = homodistil.distil(masked_lm, corpus, "0.5", tmp_path / "quarter", student=str(half), **QUICK)
+    made = BertForMaskedLM.from_pretrained(result.students["0.5"])
+    assert (made.config.hidden_size, made.config.intermediate_size) == (12, 24)
+    assert result.heldout["0.5"]["hidden"] > 0
+
+
+def test_a_student_with_fewer_layers_learns_from_its_teacher(
+    masked_lm: Path, save_teacher: Callable[..., Path], corpus: Path, tmp_path: Path
+) -> None:
+    """Half the layers, random weights: every loss is there, and falls."""
+    shallow = save_teacher(BertForMaskedLM, num_hidden_layers=1)
+    options = {**QUICK, "steps": 60, "evaluations": 12, "student": str(shallow)}
+    homodistil.distil(masked_lm, corpus, "1.0", tmp_path / "run", **options)
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    held = [json.loads(line)["heldout"] for line in lines if "heldout" in line]
+    for name in ("hidden", "attention", "prediction"):
+        assert held[-1][name] < held[0][name]
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "said"),
+    [
+        ({"hidden_size": 96}, {}, "must not be larger than its teacher"),
+        ({"num_attention_heads": 2}, {}, "--losses.attention 0"),
+        ({"num_hidden_layers": 3}, {}, "must not be larger than its teacher"),
+    ],
+)
+def test_a_student_that_does_not_fit_its_teacher_is_refused(
+    changes: dict[str, int],
+    options: dict[str, Any],
+    said: str,
+    masked_lm: Path,
+    save_teacher: Callable[..., Path],
+    corpus: Path,
+    tmp_path: Path,
+) -> None:
+    """Larger ones, and ones whose heads cannot be told apart; nothing is written."""
+    student = save_teacher(BertForMaskedLM, **changes)
+    with pytest.raises(UserError, match=said):
+        homodistil.distil(masked_lm, corpus, "1.0", tmp_path / "run", student=str(student), **QUICK, **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_preset_of_the_paper_runs_and_is_written_down(masked_lm: Path, corpus: Path, tmp_path: Path) -> None:
+    """Its values are in the recipe, and options win over them."""
+    homodistil.distil(masked_lm, corpus, "0.5", tmp_path / "run", preset="paper", **QUICK)
+    cutting = load(tmp_path / "run" / "recipe.yaml").cutting
+    assert (cutting.importance, cutting.compensate, cutting.grain) == ("sensitivity", "none", 1)
+    with pytest.raises(UserError, match="There is no preset 'papers'"):
+        homodistil.distil(masked_lm, corpus, "0.5", tmp_path / "other", preset="papers", **QUICK)
+
+
+def test_everything_can_be_cut_before_the_first_step(masked_lm: Path, corpus: Path, tmp_path: Path) -> None:
+    """With a ramp of no length the student has its target's widths from the first record on."""
+    cutting = {"ramp_start": 0.0, "ramp_end": 0.0, "calibration": 2}
+    homodistil.distil(masked_lm, corpus, "0.5", tmp_path / "run", cutting=cutting, **{**QUICK, "log_every": 1})
+    first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["widths"]["hidden"] == 24
+    assert first["discrepancy"] > 0

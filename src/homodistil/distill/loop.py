@@ -94,7 +94,7 @@ def _train(run: Run, display: Display, stop: list[int]) -> None:
     score_every = max(1, min(SCORE_EVERY, schedule.last_cut() // SCORES))
     saved_at = time.monotonic()
     if state.step == 0:
-        _calibrate(run)
+        feed = calibrate(run, feed)
         _cut(run, schedule.widths(0))
 
     while state.step < schedule.steps:
@@ -127,7 +127,8 @@ def _train(run: Run, display: Display, stop: list[int]) -> None:
 
         # cut
         widths = schedule.widths(step)
-        _cut(run, widths)
+        if widths != schedule.widths(step - 1):
+            _cut(run, widths)
 
         # evaluate
         stage = schedule.stage(step)
@@ -164,15 +165,20 @@ def _train(run: Run, display: Display, stop: list[int]) -> None:
             )
 
 
-def _calibrate(run: Run) -> None:
-    """Measure importance and means on the uncut student, which learns nothing from it."""
+def calibrate(run: Run, feed: Iterator[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+    """Measure importance and moments on the uncut student, which learns nothing from it.
+
+    Returns:
+        The feed with the batches put back that were measured on: a stream may not be readable twice.
+    """
     state, device = run.state, run.accelerator.device
-    feed = batches(run.corpus.train, run.collate, run.recipe.batch, start=0)
     count = run.recipe.cutting.calibration if run.schedule.cuts() else 0
-    for index, batch in enumerate(itertools.islice(feed, count)):
+    measured = list(itertools.islice(feed, count))
+    for index, batch in enumerate(measured):
         _learn(run, {k: v.to(device) for k, v in batch.items()}, -index, scored=True)
         _score(state)
         state.optimizer.zero_grad(set_to_none=True)
+    return itertools.chain(measured, feed)
 
 
 def _score(state: State) -> None:
@@ -184,6 +190,8 @@ def _cut(run: Run, widths: Mapping[str, int]) -> None:
     """Cut the student to `widths`; nothing happens if it has them."""
     state = run.state
     keep = select(state.layout, state.layout.sizes(state.student), state.importance.ranking(), widths)
+    if not keep:
+        return
     state.shrink(keep, compensate=run.recipe.cutting.compensate != "none")
 
 

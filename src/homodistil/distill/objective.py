@@ -53,7 +53,7 @@ class Objective:
             terms["hidden"] = self._hidden(student, teacher, mask)
         if w.attention:
             loss = _ATTENTION[w.attention_kind]
-            pairs = zip(student.attention, _opposite(student.attention, teacher.attention), strict=True)
+            pairs = zip(student.attention, opposite(student.attention, teacher.attention), strict=True)
             terms["attention"] = torch.stack(
                 [loss(s, _with_heads(t, heads.get(k)), mask) for k, (s, t) in enumerate(pairs)]
             ).mean()
@@ -77,7 +77,7 @@ class Objective:
         return losses.prediction(student, teacher, self.weights.temperature)
 
     def _hidden(self, student: Outputs, teacher: Outputs, mask: Tensor) -> Tensor:
-        pairs = zip(student.hidden[1:], _opposite(student.hidden[1:], teacher.hidden[1:]), strict=True)
+        pairs = zip(student.hidden[1:], opposite(student.hidden[1:], teacher.hidden[1:]), strict=True)
         states = [losses.hidden(s, t, self.projections[k + 1], mask) for k, (s, t) in enumerate(pairs)]
         if student.pooled is not None and teacher.pooled is not None:
             once = mask[:, :1]
@@ -87,7 +87,7 @@ class Objective:
         return torch.stack(states).mean()
 
 
-def _opposite(student: Sequence[T], teacher: Sequence[T]) -> list[T]:
+def opposite(student: Sequence[T], teacher: Sequence[T]) -> list[T]:
     """For each layer of the student the teacher's that it is compared with: evenly spaced, the last with the last."""
     return [teacher[round((k + 1) * len(teacher) / len(student)) - 1] for k in range(len(student))]
 
