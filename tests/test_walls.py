@@ -18,7 +18,7 @@ from homodistil.axes.notation import parse_table
 ROOT = Path(homodistil.__file__).parent
 FLOORS = [
     {"errors"},
-    {"recipe", "rundir"},
+    {"recipe", "rundir", "text"},
     {"report"},
     {"axes"},
     {"compress"},

@@ -206,7 +206,7 @@ def _learn(run: Run, batch: dict[str, Tensor], step: int, *, scored: bool) -> di
             mine = run.runner(state.student, batch)
         terms = run.objective.terms(mine, theirs, batch, lost_heads(run))
     values = {name: term.item() for name, term in terms.items()}
-    _refuse_nonfinite(values, step, run.dir)
+    _refuse_nonfinite(values, max(step, 0), run.dir)
     if scored and state.importance.method == "output":
         # before the backward pass, which frees the graph
         scores = importance.output(
