@@ -22,7 +22,7 @@ class RunDir:
     metrics.jsonl        one record a line, in the order of steps
     checkpoints/         the last two states, to resume from; gone when the run is finished
     students/<target>/   each a plain model folder
-    units/<target>.json  how many units the teacher has on each axis, and which of them the student kept
+    units/<target>.json  the widths at the start, the teacher's units on each axis, and which of them are left
     """
 
     path: Path

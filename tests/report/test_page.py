@@ -77,8 +77,8 @@ def test_the_page_opens_in_a_browser(run: Path, tmp_path: Path) -> None:
 def test_the_path_is_drawn_as_it_was_logged(run: Path) -> None:
     """The discrepancy's line has a point for each record, and both targets are marked."""
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    above, below = curves.path(metrics).axes
-    line = next(found for found in above.lines if found.get_label() == "discrepancy")
+    above, below = curves.path(metrics, {"hidden": 48, "heads": 4, "head_dim": 12, "ffn": 96}).axes
+    line = next(found for found in above.lines if found.get_label() == "discrepancy, weighted")
     assert _points(line) == [[r["step"], r["discrepancy"]] for r in metrics]
     assert {text.get_text().strip() for text in below.texts} == {"0.75", "0.5"}
 

@@ -232,7 +232,7 @@ def _save_target(run: Run, target: str) -> None:
     kept = {axis: ids.tolist() for axis, ids in run.state.origin.items()}
     widths = run.state.layout.width_of
     whole = {axis: run.start[widths(axis)] for axis in kept}
-    write_text(run.dir.units(target), json.dumps({"teacher": whole, "kept": kept}))
+    write_text(run.dir.units(target), json.dumps({"start": run.start, "teacher": whole, "kept": kept}))
     save_student(run.dir.student(target), run.state.student, run.teacher, text)
 
 

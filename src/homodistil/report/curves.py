@@ -18,25 +18,30 @@ SERIES = ("#1f6feb", "#d1495b", "#2a9d8f", "#8d6a9f", "#e09f3e", "#5c677d")
 _COUNTED = ("parameters", "file_bytes", "flops_per_token", "latency_ms", "sequences_per_second")
 
 
-def path(metrics: Metrics) -> Figure:
-    """Losses, discrepancy and held-out losses over the steps, and the widths beneath them."""
+def path(metrics: Metrics, start: Mapping[str, int]) -> Figure:
+    """Losses, discrepancy and held-out losses over the steps, and the widths beneath them.
+
+    Args:
+        metrics: a run's records.
+        start: the widths that it started with.
+    """
     figure = Figure(figsize=(9, 6.5), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     steps = [r["step"] for r in metrics]
-    above.plot(steps, [r["discrepancy"] for r in metrics], color=INK, linewidth=2, label="discrepancy")
+    above.plot(steps, [r["discrepancy"] for r in metrics], color=INK, linewidth=2, label="discrepancy, weighted")
     for name, color in zip(dict.fromkeys(t for r in metrics for t in r["terms"]), SERIES, strict=False):
         above.plot(steps, [r["terms"].get(name, math.nan) for r in metrics], color=color, linewidth=1, label=name)
         held = [(r["step"], r["heldout"][name]) for r in metrics if name in r.get("heldout", {})]
         if held:
             above.plot(*zip(*held, strict=True), "o", color=color, markersize=4, label=f"{name}, held out")
     above.set_yscale("log")
-    above.set_ylabel("loss, not weighted")
+    above.set_ylabel("loss")
     above.legend(fontsize=8, ncols=2, frameon=False)
-    for name, color in zip(metrics[0]["widths"], SERIES, strict=False):
-        widths = [r["widths"][name] for r in metrics]
-        below.step(steps, [w / max(widths) for w in widths], where="post", color=color, label=f"{name} ({max(widths)})")
+    for name, color in zip(start, SERIES, strict=False):
+        shares = [1.0, *(r["widths"][name] / start[name] for r in metrics)]
+        below.step([0, *steps], shares, where="post", color=color, label=f"{name}, of {start[name]}")
     below.set_ylim(0, 1.05)
-    below.set_ylabel("width, share of the widest")
+    below.set_ylabel("width, share of the start's")
     below.legend(fontsize=8, ncols=4, frameon=False)
     below.set_xlabel("step")
     for record in metrics:

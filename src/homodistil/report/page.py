@@ -71,7 +71,11 @@ def _section(run: Path, name: str, out: Path) -> _Section:
         )
     last = metrics[-1]
     facts = [("steps", f"{last['step']:,}"), ("tokens", f"{last['tokens']:,}")]
-    facts += [(width, f"{metrics[0]['widths'][width]} to {now}") for width, now in last["widths"].items()]
+    units: dict[str, Mapping[str, Any]] = {
+        file.stem: json.loads(file.read_text()) for file in sorted((run / "units").glob("*.json"))
+    }
+    start = next((said["start"] for said in units.values()), metrics[0]["widths"])
+    facts += [(width, f"{start[width]} to {now}") for width, now in last["widths"].items()]
     held = [r for r in metrics if "heldout" in r]
     measures = list(dict.fromkeys(k for r in held for k in r["heldout"]))
     lines = [
@@ -80,11 +84,10 @@ def _section(run: Path, name: str, out: Path) -> _Section:
         for r in held
     ]
     section = _Section(name, facts, ["step", "target", "hidden", *measures], lines)
-    section.pictures["Losses, discrepancy and widths"] = _saved(curves.path(metrics), out / f"{name}-path.png")
-    for file in sorted((run / "units").glob("*.json")):
-        said: Mapping[str, Any] = json.loads(file.read_text())
+    section.pictures["Losses, discrepancy and widths"] = _saved(curves.path(metrics, start), out / f"{name}-path.png")
+    for target, said in units.items():
         picture = curves.units(said["kept"], said["teacher"])
-        section.pictures[f"Units that are left at {file.stem}"] = _saved(picture, out / f"{name}-units-{file.stem}.png")
+        section.pictures[f"Units that are left at {target}"] = _saved(picture, out / f"{name}-units-{target}.png")
     return section
 
 
