@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -22,8 +23,16 @@ def test_commands_of_the_readme_run(encoder: Path, corpus: Path, tmp_path: Path,
     """Each `homodistil` line, with a tiny teacher and budgets that fit it."""
     monkeypatch.chdir(tmp_path)
     commands = re.findall(r"^    (?:\$ )?homodistil (.+)$", README, re.MULTILINE)
-    assert [c.split()[0] for c in commands] == ["plan", "distil", "distil"]
-    swaps = {"path/to/all-MiniLM-L6-v2": str(encoder), "corpus.txt": str(corpus), "8M": "hidden=24", "20M": "4k"}
+    assert [c.split()[0] for c in commands] == ["plan", "distil", "distil", "evaluate", "report"]
+    rows = [{"text": f"the {a} man sees a {b} cat", "label": a} for a in ("old", "big") for b in ("red", "blue")] * 4
+    (tmp_path / "reviews.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    swaps = {
+        "path/to/all-MiniLM-L6-v2": str(encoder),
+        "corpus.txt": str(corpus),
+        "held-out.txt": str(corpus),
+        "8M": "hidden=24",
+        "20M": "4k",
+    }
     for command in commands:
         words = [swaps.get(word, word) for word in command.split()]
         extra = ["--batch", "8", "--text.length", "32"] if "--data" in words else []
