@@ -36,6 +36,7 @@ from homodistil.evaluate.models import open_model
 from homodistil.evaluate.records import machine
 from homodistil.evaluate.similarity import judged_pairs
 from homodistil.evaluate.tasks import TASKS, open_task
+from homodistil.report.tables import markdown
 
 TARGETS = ("0.3", "0.5")
 SEEDS = (0, 1, 2)
@@ -259,14 +260,13 @@ def table(results: Path) -> None:
             for name, value in shown.items():
                 values.setdefault(name, {}).setdefault(line["arm"], []).append(value)
         arms = [arm for arm in ARMS if any(line["arm"] == arm for line in here)]
-        print(f"\n### {teacher} to {target}, {tokens} tokens\n")
-        print("| | " + " | ".join(arms) + " |\n|---" * 1 + "|---" * len(arms) + "|")
         distilled = [line for line in here if line["kind"] == "distil"]
+        rows = []
         for name in ("seconds", "parameters"):
             means = [statistics.mean([x[name] for x in distilled if x["arm"] == a] or [0.0]) for a in arms]
-            print(f"| {name} | " + " | ".join(f"{m:,.0f}" for m in means) + " |")
-        for name, by_arm in values.items():
-            print(f"| {name} | " + " | ".join(_cell(by_arm.get(arm, [])) for arm in arms) + " |")
+            rows.append([name, *(f"{m:,.0f}" for m in means)])
+        rows += [[name, *(_cell(by_arm.get(arm, [])) for arm in arms)] for name, by_arm in values.items()]
+        print(f"\n### {teacher} to {target}, {tokens} tokens\n\n{markdown(['', *arms], rows)}")
 
 
 def _cell(numbers: list[float]) -> str:
