@@ -39,7 +39,7 @@ from homodistil.compress.plan import plan
 from homodistil.compress.shrink import select
 from homodistil.distill.data import batches
 from homodistil.distill.prepare import Run, prepare
-from homodistil.recipe import build
+from homodistil.reading import build
 
 BATCH, LENGTH = 16, 128
 WIDTHS = {"1": "1.0", "1/2": "0.5", "1/3": "hidden=132,ffn=512"}

@@ -17,7 +17,8 @@ import yaml
 from transformers import BertForMaskedLM
 
 from homodistil.cli import _read_recipe, main
-from homodistil.recipe import Recipe, load
+from homodistil.reading import load
+from homodistil.recipe import Recipe
 
 QUICK = ["--steps", "4", "--batch", "4", "--text.length", "32", "--precision", "fp32"]
 

@@ -19,6 +19,7 @@ ROOT = Path(homodistil.__file__).parent
 FLOORS = [
     {"errors"},
     {"recipe", "rundir", "text"},
+    {"reading"},
     {"report"},
     {"axes"},
     {"compress"},
@@ -32,7 +33,7 @@ FLOORS = [
 """From the floor that knows nothing to the one that may know everything."""
 
 FILES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
-LIGHT = [path for path in FILES if path.parts[0] in ("errors.py", "recipe.py", "rundir.py", "report")] + [
+LIGHT = [path for path in FILES if path.parts[0] in ("errors.py", "recipe.py", "reading.py", "rundir.py", "report")] + [
     Path("compress/schedule.py")
 ]
 """What answers `--help` and refuses a wrong recipe, and must not wait seconds for torch."""

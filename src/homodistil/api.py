@@ -13,8 +13,8 @@ from homodistil.distill import loop
 from homodistil.distill.loop import Result
 from homodistil.distill.teacher import architecture
 from homodistil.errors import UserError
-from homodistil.recipe import build, load
-from homodistil.recipe import preset as presets
+from homodistil.reading import build, load
+from homodistil.reading import preset as presets
 from homodistil.report.live import Display
 from homodistil.rundir import RunDir
 

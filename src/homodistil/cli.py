@@ -144,7 +144,8 @@ def _read_recipe(words: list[str]) -> Recipe:
     import yaml
     from jsonargparse import ArgumentError
 
-    from homodistil.recipe import PRESETS, Recipe, parser, preset, refuse_unknown, unreadable
+    from homodistil.reading import PRESETS, parser, preset, refuse_unknown, unreadable
+    from homodistil.recipe import Recipe
 
     reader = parser(
         prog="homodistil distil",

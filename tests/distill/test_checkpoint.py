@@ -19,7 +19,7 @@ from homodistil.distill.data import batches
 from homodistil.distill.loop import _learn
 from homodistil.distill.prepare import Run, prepare
 from homodistil.errors import UserError
-from homodistil.recipe import build
+from homodistil.reading import build
 
 
 @pytest.fixture

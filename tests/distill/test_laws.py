@@ -26,7 +26,7 @@ from homodistil.distill.data import batches
 from homodistil.distill.loop import calibrate, lost_heads
 from homodistil.distill.objective import opposite
 from homodistil.distill.prepare import Run, prepare
-from homodistil.recipe import build
+from homodistil.reading import build
 
 CLASSES = [
     BertForMaskedLM,

@@ -29,7 +29,8 @@ from homodistil.axes.layout import Layout
 from homodistil.distill import loop
 from homodistil.distill.student import save_student
 from homodistil.errors import RunStopped, UserError
-from homodistil.recipe import Optim, load
+from homodistil.reading import load
+from homodistil.recipe import Optim
 
 QUICK: dict[str, Any] = {"steps": 12, "batch": 4, "text": {"length": 32}, "precision": "fp32", "log_every": 3}
 
