@@ -17,6 +17,7 @@ import yaml
 from transformers import BertForMaskedLM
 
 from homodistil.cli import _read_recipe, main
+from homodistil.errors import UserError
 from homodistil.reading import load
 from homodistil.recipe import Recipe
 
@@ -156,3 +157,13 @@ def test_a_signal_saves_and_the_last_line_says_how_to_go_on(
     assert done.returncode == 0, done.stderr
     assert "Going on from step" in done.stdout
     assert (out / "students" / "0.5" / "model.safetensors").exists()
+
+
+def test_a_preset_gives_way_to_options() -> None:
+    """What comes after it wins; what it does not say is as by default."""
+    words = ["teacher", "--data", "text", "--target", "0.5", "--out", "runs/x", "--preset", "paper"]
+    read = _read_recipe([*words, "--cutting.grain", "4"])
+    assert (read.cutting.importance, read.cutting.compensate, read.cutting.grain) == ("sensitivity", "none", 4)
+    assert read.optim == Recipe(teacher="", data="", out="", target=[]).optim
+    with pytest.raises(UserError, match="Did you mean 'paper'"):
+        _read_recipe([*words[:-1], "papper"])

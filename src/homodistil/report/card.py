@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from homodistil.recipe import Recipe
+from homodistil.report.tables import markdown
 
 _MEANING = {
     "lm": "own language modelling",
@@ -53,7 +54,7 @@ def card(
         f"# {name}, {made['target']}",
         f"A smaller {name}, made with HomoDistil: it began as a copy of its teacher and was distilled on plain text "
         "while its least important units were cut away. It opens with plain transformers.",
-        _table(("", "teacher", "this model"), rows),
+        markdown(("", "teacher", "this model"), rows),
         f"Teacher: `{name}`. Text: `{_name(recipe.data)}`. "
         f"Learnt from {metrics[-1]['tokens'] if metrics else 0:,} tokens in {metrics[-1]['step'] if metrics else 0} "
         "steps.",
@@ -88,9 +89,4 @@ def _along(measured: Sequence[Mapping[str, Any]]) -> str:
         (str(r["step"]), str(r["widths"]["hidden"]), *(f"{r['heldout'].get(n, 0):.4f}" for n in names))
         for r in measured
     ]
-    return _table(("step", "hidden", *(_MEANING[n] for n in names)), rows)
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown(("step", "hidden", *(_MEANING[n] for n in names)), rows)
