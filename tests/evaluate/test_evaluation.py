@@ -112,3 +112,31 @@ def test_wrong_options_are_refused_before_anything_is_measured(
     shown = capsys.readouterr()
     assert said in shown.err
     assert "measuring" not in shown.err
+
+
+def test_other_data_under_one_name_is_measured_anew(masked_lm: Path, tmp_path: Path) -> None:
+    """A task's file that has changed gives new numbers, and the chosen learning rate is not searched for twice."""
+    rows = [{"text": f"{a} {b} cat", "label": a} for a in WORDS[:4] for b in WORDS[4:12]]
+    file, numbers, said = tmp_path / "own.jsonl", tmp_path / "numbers.json", list[str]()
+
+    def ask() -> list[str]:
+        said.clear()
+        evaluate(
+            str(masked_lm), tasks=[str(file)], seeds=1, grid=True, limit=16, time=False, json=numbers, say=said.append
+        )
+        return [what.partition(": ")[2] for what in said]
+
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert ask() == ["size", "own, best of the grid", "own, seed 0"]
+    assert ask() == []
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows[::-1]))
+    assert ask() == ["own, best of the grid", "own, seed 0"]
+
+
+def test_a_model_measured_alone_is_a_teacher_when_it_stands_beside(masked_lm: Path, tmp_path: Path) -> None:
+    """The role is the one in which it is used now."""
+    student, numbers = tmp_path / "student", tmp_path / "numbers.json"
+    shutil.copytree(masked_lm, student)
+    evaluate(str(masked_lm), time=False, json=numbers)
+    used = evaluate(str(student), against=str(masked_lm), time=False, json=numbers)
+    assert [r["role"] for r in used if r["measure"] == "size"] == ["model", "teacher"]

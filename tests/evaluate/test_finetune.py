@@ -82,7 +82,7 @@ def test_the_grid_chooses_on_training_rows_alone(encoder: Path, monkeypatch: pyt
     splits = _splits(lambda text: "cat" in text)
     seen: list[tuple[float, Splits]] = []
 
-    def spy(_: Path, inner: Splits, settings: Settings, *, seed: int) -> dict[str, float]:
+    def spy(_: Path, inner: Splits, settings: Settings, *, seed: int, trust_remote_code: bool) -> dict[str, float]:
         seen.append((settings.learning_rate, inner))
         return {"score": -abs(settings.learning_rate - 1e-4)}
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from homodistil.errors import UserError
@@ -12,7 +13,7 @@ from homodistil.evaluate import finetune, speed
 from homodistil.evaluate.agreement import agreement
 from homodistil.evaluate.language import blocks, language
 from homodistil.evaluate.models import Opened, open_model, transformer_folder
-from homodistil.evaluate.records import Record, Records
+from homodistil.evaluate.records import Record, Records, digest, identity
 from homodistil.evaluate.similarity import judged_pairs
 from homodistil.evaluate.tasks import open_task
 from homodistil.text import open_text
@@ -108,22 +109,34 @@ def evaluate(
                 records.measure(
                     source,
                     f"{splits.task.name} pairs",
-                    {"split": split, "rows": len(rows), "data": name},
+                    {"split": split, "data": name, "digest": digest(rows)},
                     lambda source=source, rows=rows, task=splits.task: {  # type: ignore[misc]
                         "spearman": judged_pairs(str(Path(source).expanduser()), task, rows)
                     },
                 )
     for name, splits in labelled.items():
-        for source in names:
+        whole = itertools.chain(splits.train, *splits.evaluated.values())
+        data = {"data": name, "rows": len(splits.train), "digest": digest(whole)}
+        for source, one in zip(names, opened, strict=True):
             path = Path(transformer_folder(source))
-            settings = finetune.defaults(splits.task, len(splits.train), finetune.hidden_size(path))
+            settings = finetune.defaults(splits.task, len(splits.train), one.model.config.hidden_size)
             if grid:
-                settings = finetune.best_of_grid(path, splits, settings)
+                best = records.measure(
+                    source,
+                    f"{splits.task.name}, best of the grid",
+                    {**asdict(settings), **data},
+                    lambda path=path, splits=splits, settings=settings: {  # type: ignore[misc]
+                        "learning_rate": finetune.best_of_grid(
+                            path, splits, settings, trust_remote_code=trust_remote_code
+                        ).learning_rate
+                    },
+                )
+                settings = replace(settings, learning_rate=best["learning_rate"])
             for seed in range(seeds):
                 records.measure(
                     source,
                     splits.task.name,
-                    {**asdict(settings), "rows": len(splits.train), "grid": grid, "data": name},
+                    {**asdict(settings), **data},
                     lambda path=path, splits=splits, settings=settings, seed=seed: finetune.finetune(  # type: ignore[misc]
                         path, splits, settings, seed=seed, trust_remote_code=trust_remote_code
                     ),
@@ -144,7 +157,7 @@ def _measure_text(records: Records, opened: Sequence[Opened], texts: list[str]) 
                 "There must be text for at least one block.",
                 "Give more text.",
             )
-    settings = {"texts": len(texts), "blocks": BLOCKS, "block": block}
+    settings = {"digest": digest(texts), "blocks": BLOCKS, "block": block}
     for one, tokens in zip(opened, ids, strict=True):
         if one.head != "none":
             records.measure(one.source, "language", settings, lambda one=one, t=tokens: language(one, t))  # type: ignore[misc]
@@ -153,7 +166,7 @@ def _measure_text(records: Records, opened: Sequence[Opened], texts: list[str]) 
         records.measure(
             student.source,
             "agreement with the teacher",
-            {**settings, "teacher": teacher.source},
+            {**settings, "teacher": identity(teacher.source)},
             lambda: agreement(student, teacher, ids[0], texts[:TEXTS]),
         )
 
@@ -161,7 +174,7 @@ def _measure_text(records: Records, opened: Sequence[Opened], texts: list[str]) 
 def _measure_speed(records: Records, opened: Sequence[Opened], lengths: Sequence[int], threads: int | None) -> None:
     """Latency and throughput, of all models in one go: figures of two runs must not be compared."""
     for length in lengths:
-        settings = {"length": length, "threads": threads, "beside": [one.source for one in opened]}
+        settings = {"length": length, "threads": threads, "beside": [identity(one.source) for one in opened]}
 
         @functools.cache
         def timed(length: int) -> dict[str, dict[str, float]]:

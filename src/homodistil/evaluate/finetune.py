@@ -68,14 +68,14 @@ def defaults(task: Task, rows: int, hidden: int) -> Settings:
     return Settings(learning_rate=rate, epochs=epochs, length=LENGTH[task.labels])
 
 
-def best_of_grid(model: Path, splits: Splits, settings: Settings) -> Settings:
+def best_of_grid(model: Path, splits: Splits, settings: Settings, *, trust_remote_code: bool = False) -> Settings:
     """The settings with the learning rate of `GRID` that scores best on training rows held out for this."""
     parts = splits.train.train_test_split(test_size=GRID_HELDOUT, seed=0)
     inner = Splits(splits.task, parts["train"], {"held": parts["test"]})
     scored = {}
     for rate in GRID:
         tried = Settings(learning_rate=rate, epochs=settings.epochs, batch=settings.batch, length=settings.length)
-        scored[tried] = finetune(model, inner, tried, seed=0)["score"]
+        scored[tried] = finetune(model, inner, tried, seed=0, trust_remote_code=trust_remote_code)["score"]
     return max(scored, key=lambda s: scored[s])
 
 

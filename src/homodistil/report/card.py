@@ -72,9 +72,9 @@ def command(recipe: Recipe) -> str:
     """The command that makes the same student again, but for what the recipe below it says."""
     targets = " ".join(f"--target {t}" for t in recipe.target)
     length = f"--steps {recipe.steps}" if recipe.steps else f"--tokens {recipe.tokens}"
-    return (
-        f"homodistil distil {_name(recipe.teacher)} --data {_name(recipe.data)} {targets} {length} --out {recipe.out}"
-    )
+    student = f" --student {_name(recipe.student)}" if recipe.student else ""
+    sources = f"{_name(recipe.teacher)}{student} --data {_name(recipe.data)}"
+    return f"homodistil distil {sources} {targets} {length} --out {recipe.out}"
 
 
 def _name(source: str) -> str:

@@ -21,6 +21,7 @@ _WORDS = {
     "sequences_per_second": ("sequences/s, batch 32", "{:,.1f}", "ratio"),
     "perplexity": ("perplexity", "{:,.2f}", "ratio"),
     "pseudo_perplexity": ("pseudo-perplexity", "{:,.2f}", "ratio"),
+    "learning_rate": ("learning rate", "{:.0e}", "ratio"),
     "score": ("score", "{:.1f}", "difference"),
 }
 """How a value is called and written, and what it is beside the teacher's; others have four digits."""
