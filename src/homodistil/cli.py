@@ -91,10 +91,9 @@ def _show_plan(teacher: Planned, targets: Sequence[Planned]) -> None:
     from rich.table import Table
 
     budgets = any(row.missed is not None for row in targets)
+    whole_heads = "head_dim" not in teacher.shape
     header = [
-        "hidden",
-        "heads",
-        "ffn",
+        *(teacher.shape if whole_heads else ("hidden", "heads", "ffn")),
         "parameters",
         "MFLOPs/token",
         "MB",
@@ -106,7 +105,8 @@ def _show_plan(teacher: Planned, targets: Sequence[Planned]) -> None:
         table.add_column(name, justify="right", no_wrap=True)
     for row in (teacher, *targets):
         shape = row.shape
-        cells = [str(shape["hidden"]), f"{shape['heads']} x {shape['head_dim']}", str(shape["ffn"])]
+        both = () if whole_heads else (shape["hidden"], f"{shape['heads']} x {shape['head_dim']}", shape["ffn"])
+        cells = [str(width) for width in (both or shape.values())]
         cells += [f"{row.parameters:,}", f"{row.flops_per_token / 1e6:.1f}", f"{row.memory_bytes / 1e6:.1f}"]
         table.add_row(row.target, *cells, *(["" if row.missed is None else f"{row.missed:+.2%}"] if budgets else []))
     # a pipe counts as 80 columns, which would cut figures off

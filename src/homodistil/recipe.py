@@ -21,11 +21,14 @@ class Losses:
     """Weights of the loss terms. A term of weight 0 is not computed.
 
     Args:
-        lm: L_lm, the student's own masked language modelling.
+        lm: L_lm, the student's own language modelling, masked or causal.
         prediction: L_pred, divergence from the teacher's predictions; for a sentence encoder, from its similarities.
         hidden: L_hid, distance of each layer's hidden states.
-        attention: L_att, distance of each layer's attention.
+        attention: L_att, distance of each layer's attention; by default 0.1 for encoders whose layers attend to the
+            whole sequence, and 0 for all others.
         embedding: L_emb, distance of the embeddings.
+        hidden_kind: what L_hid is: the mean squared error, or that relative to the teacher's own mean square at each
+            token; `auto` is relative for causal language models, some of whose states are a thousand times the others.
         attention_kind: what L_att compares: scores before the softmax (faster), or probabilities after it.
         temperature: T of L_pred.
         similarity_temperature: by what cosine similarities are divided in L_pred of sentence encoders.
@@ -34,8 +37,9 @@ class Losses:
     lm: float = 1.0
     prediction: float = 1.0
     hidden: float = 20.0
-    attention: float = 0.1
+    attention: float | None = None
     embedding: float = 0.1
+    hidden_kind: Literal["auto", "mse", "relative"] = "auto"
     attention_kind: Literal["scores", "probabilities"] = "scores"
     temperature: float = 1.0
     similarity_temperature: float = 0.05
@@ -49,7 +53,7 @@ class Text:
         column: the text column of .jsonl, .csv, .parquet and datasets.
         length: tokens in a sequence at most.
         packing: `blocks` joins texts and cuts them into full sequences, `texts` keeps one text a sequence, `auto`
-            is blocks for masked language models and texts for everything else.
+            is blocks for language models and texts for everything else.
         crops: of the texts that a sentence encoder learns from, the share that is cut down to a random piece, so that
             it learns short texts as well as long ones.
         heldout: the share of the sequences that is not trained on and measures the student.
@@ -195,7 +199,9 @@ class Recipe:
         }
         for name, share in shares.items():
             _check(name, share, 0 <= share < 1, "a number from 0 to below 1", "0")
-        terms = {n: getattr(self.losses, n) for n in ("lm", "prediction", "hidden", "attention", "embedding")}
+        terms = {n: getattr(self.losses, n) for n in ("lm", "prediction", "hidden", "embedding")}
+        if self.losses.attention is not None:
+            terms["attention"] = self.losses.attention
         others = {
             "optim.learning_rate": self.optim.learning_rate,
             "optim.weight_decay": self.optim.weight_decay,

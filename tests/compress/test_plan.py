@@ -186,7 +186,7 @@ def test_several_targets_come_widest_first(base: Layout) -> None:
         (["hidden=800"], "Cannot make hidden=800.", "hidden=768, heads=12", "Use hidden=768"),
         (["ffn=4000"], "Cannot make ffn=4000.", "ffn=3072", "Use ffn=3072"),
         (["hidden=240,heads=3"], "head_dim=80", "head_dim would be", "Use heads=4 (head_dim=60), or hidden=192"),
-        (["0.001"], "Cannot keep 0.001", "every head at least one dimension", "from 0.02 to 1"),
+        (["0.001"], "Cannot keep 0.001", "leaves head_dim at least 1", "from 0.02 to 1"),
         (["0"], "Cannot keep 0 of", "above 0", "from 0.02 to 1"),
         (["300K"], "300,000 parameters (300K)", "between 381,120 and", "hidden=12, heads=12, head_dim=1, ffn=1"),
         (["hidden=0"], "Cannot make hidden=0.", "from 1", "Use hidden=1"),

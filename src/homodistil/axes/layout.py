@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -67,26 +68,24 @@ class Layout:
             UserError: no family has this model type, a parameter is claimed by no row, or rows that belong
                 together match in part.
         """
-        family = family_of(model.config.model_type)
         named = dict(model.named_parameters(remove_duplicate=False))
-        dims = _bind(family, named, model.base_model_prefix, type(model).__name__)
+        tried = [_bind(f, named, model.base_model_prefix) for f in families_of(model.config.model_type)]
+        bound = min(tried, key=lambda b: len(b.strangers) + len(b.broken))
+        if bound.strangers or bound.broken:
+            raise _misfit(bound, type(model).__name__)
+        family, dims = bound.family, bound.dims
         first: dict[int, str] = {}
         tied = {n: first[id(p)] for n, p in named.items() if first.setdefault(id(p), n) != n}
-        fixed = {
-            part: named[name].shape[i]
-            for name, of_name in dims.items()
-            for i, dim in enumerate(of_name)
-            for part in dim
-            if isinstance(part, str) and _kind(part) not in family.widths
-        }
-        layout = cls(family, dims, fixed, _parents(dims), tied, Counter(), Counter(), Counter(), Counter())
+        layout = cls(family, dims, {}, {}, tied, Counter(), Counter(), Counter(), Counter())
+        fixed = {a: n for a, n in layout.sizes(model).items() if _kind(a) not in family.widths}
+        layout = replace(layout, fixed=fixed, parent=_parents(dims, fixed))
         layout._count(model)
         return layout
 
     @classmethod
     def of_rows(cls, dims: Mapping[str, tuple[Dim, ...]]) -> Layout:
         """A layout for tensors of ours that follow a model's axes, such as the projections."""
-        return cls(None, dims, {}, _parents(dims), {}, Counter(), Counter(), Counter(), Counter())
+        return cls(None, dims, {}, _parents(dims, ()), {}, Counter(), Counter(), Counter(), Counter())
 
     def sizes(self, model: PreTrainedModel) -> dict[str, int]:
         """How many units each axis of `model` has now; a nested axis counts those of one parent unit.
@@ -96,10 +95,17 @@ class Layout:
         """
         assert self.family is not None
         sizes = dict(self.fixed)
-        heads = {a for a in self.axes if _kind(a) == "heads"}
-        sizes |= dict.fromkeys(heads, getattr(model.config, self.family.config["heads"]))
-        for name, tensor in model.named_parameters():
-            for dim, size in zip(self.dims[name], tensor.shape, strict=True):
+        for axis in {p for dims in self.dims.values() for dim in dims for p in dim if isinstance(p, str)}:
+            if key := self.family.counted.get(_kind(axis)):
+                sizes[axis] = getattr(model.config, key)
+        waiting = [
+            (name, dim, size)
+            for name, tensor in model.named_parameters()
+            for dim, size in zip(self.dims[name], tensor.shape, strict=True)
+        ]
+        while waiting:
+            later = []
+            for name, dim, size in waiting:
                 known = math.prod(p if isinstance(p, int) else sizes.get(p, 1) for p in dim)
                 unknown = [p for p in dim if isinstance(p, str) and p not in sizes]
                 if size % known or (not unknown and size != known):
@@ -108,8 +114,13 @@ class Layout:
                         f"Other parameters and the configuration say that {dim} has {known}.",
                         "Load the model with the configuration that it was saved with.",
                     )
-                for axis in unknown[:1]:
-                    sizes[axis] = size // known
+                if len(unknown) > 1:
+                    later.append((name, dim, size))
+                elif unknown:
+                    sizes[unknown[0]] = size // known
+            # a dimension with two unknown axes waits for another one that tells one of them
+            assert len(later) < len(waiting), later
+            waiting = later
         return sizes
 
     def shape(self, model: PreTrainedModel) -> dict[str, int]:
@@ -162,15 +173,26 @@ class Layout:
             + evaluate(self.attention_flops, shape) * sequence
         )
 
+    def head_dims(self, query: str) -> Dim:
+        """The dimension of a query's weight or bias that runs over heads."""
+        counted = self.family.counted if self.family else {}
+        return next(dim for dim in self.dims[query] if any(isinstance(p, str) and _kind(p) in counted for p in dim))
+
+    def _product(self, parts: Iterable[str | int]) -> tuple[int, tuple[str, ...]]:
+        """A product of axes as a fixed factor and the widths that vary."""
+        parts = list(parts)
+        factor = math.prod(p if isinstance(p, int) else self.fixed.get(p, 1) for p in parts)
+        return factor, tuple(sorted(self.width_of(p) for p in parts if isinstance(p, str) and p not in self.fixed))
+
     def _count(self, model: PreTrainedModel) -> None:
         family = self.family
         assert family is not None
         has_pooler = family.pooler is not None and any(self.matches(family.pooler, model))
-        pooled = {n for row in family.pooled for n in self.matches(row, model)} if has_pooler else set()
+        rows = (*family.once, *(family.once_with_pooler if has_pooler else ()))
+        pooled = {n for row in rows for n in self.matches(row, model)}
         for name, dims in self.dims.items():
             parts = [p for dim in dims for p in dim]
-            factor = math.prod(p if isinstance(p, int) else self.fixed.get(p, 1) for p in parts)
-            term = tuple(sorted(self.width_of(p) for p in parts if isinstance(p, str) and p not in self.fixed))
+            factor, term = self._product(parts)
             if name not in self.tied:
                 self.parameters[term] += factor
             module = model.get_submodule(name.rpartition(".")[0])
@@ -179,18 +201,18 @@ class Layout:
         for query in {n for row in family.queries for n in self.matches(row, model)}:
             if len(self.dims[query]) == 2:
                 # scores and their product with the values: a multiply-add a head dimension each
-                self.attention_flops["head_dim", "heads"] += 4
+                factor, term = self._product(p for p in self.head_dims(query) if isinstance(p, str))
+                self.attention_flops[term] += 4 * factor
 
 
-def family_of(model_type: str) -> Family:
-    """The family of a configuration's `model_type`.
+def families_of(model_type: str) -> list[Family]:
+    """The families of a configuration's `model_type`: one, or several that differ in their tables.
 
     Raises:
         UserError: none of ours; the message names those that are.
     """
-    for family in FAMILIES:
-        if model_type in family.model_types:
-            return family
+    if found := [family for family in FAMILIES if model_type in family.model_types]:
+        return found
     known = ", ".join(f"{f.name} ({', '.join(f.model_types)})" for f in FAMILIES)
     raise UserError(
         f"Cannot cut a model of type {model_type!r}.",
@@ -209,15 +231,24 @@ def _kind(axis: str) -> str:
     return axis.partition(".")[0]
 
 
-def _parents(dims: Mapping[str, tuple[Dim, ...]]) -> dict[str, str]:
+def _parents(dims: Mapping[str, tuple[Dim, ...]], fixed: Container[str]) -> dict[str, str]:
     parents: dict[str, str] = {}
     for dim in (dim for of_name in dims.values() for dim in of_name):
-        names = [p for p in dim if isinstance(p, str)]
+        names = [p for p in dim if isinstance(p, str) and p not in fixed]
         parents |= dict(zip(names[1:], names, strict=False))
     return parents
 
 
-def _bind(family: Family, names: Iterable[str], prefix: str, model_class: str) -> dict[str, tuple[Dim, ...]]:
+class _Bound(NamedTuple):
+    """A table laid over a model: the dims of each parameter, those that no row describes, rows that found none."""
+
+    family: Family
+    dims: dict[str, tuple[Dim, ...]]
+    strangers: list[str]
+    broken: list[str]
+
+
+def _bind(family: Family, names: Iterable[str], prefix: str) -> _Bound:
     """Give each parameter the dims of its row. Checks both ways: parameters without a row, rows without one."""
     tables = {"base model": family.rows, **family.heads}
     dims: dict[str, tuple[Dim, ...]] = {}
@@ -233,16 +264,20 @@ def _bind(family: Family, names: Iterable[str], prefix: str, model_class: str) -
             layers = layers or ("*" in row.pattern and len(bound))
             if bound:
                 matched.add(table)
-            if len(bound) < (layers if "*" in row.pattern else 1):
+            if len(bound) < (layers if "*" in row.pattern else layers - 1 if "^" in row.pattern else 1):
                 unmatched[table].append(row.pattern)
     strangers = [n for n in relative if n not in dims]
     broken = [row for table in tables if table in matched or table == "base model" for row in unmatched[table]]
-    if strangers or broken:
-        what = f"parameter {strangers[0]}" if strangers else f"nothing for the row {broken[0]}"
-        raise UserError(
-            f"Cannot cut this {model_class}: it has {what}"
-            + (f" and {len(strangers) - 1} more that no row describes." if strangers else "."),
-            f"The table of the {family.name} family must describe every parameter, and every parameter must be there.",
-            "Use a plain model of the family, without adapters, cross-attention, quantised or removed layers.",
-        )
-    return dims
+    return _Bound(family, dims, strangers, broken)
+
+
+def _misfit(bound: _Bound, model_class: str) -> UserError:
+    strangers = bound.strangers
+    what = f"parameter {strangers[0]}" if strangers else f"nothing for the row {bound.broken[0]}"
+    return UserError(
+        f"Cannot cut this {model_class}: it has {what}"
+        + (f" and {len(strangers) - 1} more that no row describes." if strangers else "."),
+        f"The table of the {bound.family.name} family must describe every parameter, and every parameter must be "
+        "there.",
+        "Use a plain model of the family, without adapters, cross-attention, quantised or removed layers.",
+    )

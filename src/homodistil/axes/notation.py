@@ -3,8 +3,9 @@
     encoder.layer.*.attention.self.{query,key}.weight     (heads* qk*) hidden
 
 A word is an axis. `*` after a word means one instance of the axis for each layer, and `*` in the name is the
-layer. Parentheses are one fused dimension, in memory order; an axis that follows another inside them is nested
-in it: its units are counted for each unit of the one before. A number is a fixed factor.
+layer; `^` in the name is every layer but the first. Parentheses are one fused dimension, in memory order; an axis that
+follows another inside them is nested in it: its units are counted for each unit of the one before. A number is a
+fixed factor.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ class Row:
 
     def bind(self, name: str) -> tuple[Dim, ...] | None:
         """The dims of parameter `name` with every `axis*` made `axis.<layer>`, or None if the row is not its row."""
-        match = re.fullmatch(re.escape(self.pattern).replace(r"\*", r"(\d+)"), name)
+        pattern = re.escape(self.pattern).replace(r"\*", r"(\d+)").replace(r"\^", r"([1-9]\d*)")
+        match = re.fullmatch(pattern, name)
         if match is None:
             return None
         layer = ".".join(match.groups())

@@ -3,7 +3,7 @@
 A linear layer says W x + b. Without the units C of x it says W_K x_K + W_C x_C + b, of which x_C is gone; its best
 linear guess from what stays is E[x_C] + A (x_K - E[x_K]) with A = Σ_CK Σ_KK⁻¹. So W_K += W_C A and
 b += W_C (E[x_C] - A E[x_K]), which is the least-squares solution over the tokens that were seen. With A = 0 it is the
-mean alone.
+mean alone. A layer without a bias has no place for a mean: there Σ are the second moments, E[x xᵀ], and b is nothing.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from homodistil.axes.layout import Layout
 from homodistil.axes.notation import Dim
@@ -32,7 +33,7 @@ class Inputs(NamedTuple):
 
 
 class InputMoments:
-    """Running moments of what each linear layer with a bias reads.
+    """Running moments of what each linear layer reads that can be compensated.
 
     Covariances are kept for layers whose input is theirs alone, such as ffn and value units. The residual stream is
     normalised over the units that are left, so that a cut changes what its readers see; measured, covariances did harm
@@ -122,34 +123,45 @@ class InputMoments:
             store.clear()
             store |= {k.partition("/")[2]: v for k, v in state.items() if k.startswith(f"{kind}/")}
 
-    def _dim(self, name: str) -> Dim:
-        return self.layout.dims[f"{name}.weight"][1]
-
     def _has_input_alone(self, name: str) -> bool:
-        return all(self.layout.of_one_layer(p) for p in self._dim(name) if isinstance(p, str))
+        cuttable = [p for p in read_dim(self.layout, name) if isinstance(p, str) and p not in self.layout.fixed]
+        return bool(cuttable) and all(self.layout.of_one_layer(p) for p in cuttable)
 
-    def _readers(self) -> Iterator[tuple[str, nn.Linear]]:
+    def _readers(self) -> Iterator[tuple[str, nn.Module]]:
         for name, module in self.model.named_modules():
-            if isinstance(module, nn.Linear) and module.bias is not None and f"{name}.weight" in self.layout.dims:
+            if not isinstance(module, nn.Linear | Conv1D) or f"{name}.weight" not in self.layout.dims:
+                continue
+            if module.bias is not None or (self.covariance and self._has_input_alone(name)):
                 yield name, module
 
 
-def compensate(layer: nn.Linear, inputs: Inputs, index: Tensor) -> None:
+def read_dim(layout: Layout, name: str) -> Dim:
+    """The dimension that a layer reads, by module name: of a matrix its second, or its first in a transposed one."""
+    first, second = layout.dims[f"{name}.weight"]
+    # a bias has the dimension that is written, which tells the two layouts of a matrix apart
+    return first if layout.dims.get(f"{name}.bias") == (second,) and first != second else second
+
+
+def compensate(layer: nn.Linear | Conv1D, inputs: Inputs, index: Tensor) -> None:
     """Let a layer guess what it will not read any more, before its weight is sliced.
 
     Args:
-        layer: with a bias; its weight (out_features, in_features) still reads everything.
+        layer: its weight still reads everything.
         inputs: what it read.
         index: the positions of its input that stay.
     """
     device, dtype = layer.weight.device, torch.float32
+    # a view (out_features, in_features), through which the weight itself is changed
+    weight = layer.weight.T if isinstance(layer, Conv1D) else layer.weight
     mean, stay = inputs.mean.to(device, dtype), index.to(device)
     gone = torch.ones(len(mean), dtype=torch.bool, device=device)
     gone[stay] = False
-    lost = layer.weight[:, gone]  # (out_features, gone)
+    lost = weight[:, gone]  # (out_features, gone)
     guess = mean[gone]
     if inputs.covariance is not None:
         covariance = inputs.covariance.to(device, dtype)
+        if layer.bias is None:
+            covariance = covariance + torch.outer(mean, mean)
         among = covariance[stay][:, stay]
         # above zero also where nothing varies at all
         ridge = RIDGE * among.diagonal().mean() + torch.finfo(dtype).tiny
@@ -157,6 +169,7 @@ def compensate(layer: nn.Linear, inputs: Inputs, index: Tensor) -> None:
         factor, failed = torch.linalg.cholesky_ex(among)
         if not bool(failed):
             told = torch.cholesky_solve(covariance[stay][:, gone], factor)  # (stay, gone)
-            layer.weight[:, stay] += (lost @ told.T).to(layer.weight.dtype)
+            weight[:, stay] += (lost @ told.T).to(weight.dtype)
             guess = guess - mean[stay] @ told
-    layer.bias.add_((lost @ guess.to(lost.dtype)).to(layer.bias.dtype))
+    if layer.bias is not None:
+        layer.bias.add_((lost @ guess.to(lost.dtype)).to(layer.bias.dtype))

@@ -112,7 +112,15 @@ def _figures(layout: Layout, target: str, shape: Shape, weight_bytes: int, misse
 def _planned(layout: Layout, teacher: Shape, text: str, weight_bytes: int) -> Planned:
     written = text.strip()
     if "=" in PRESETS.get(written, written):
-        return _figures(layout, written, _from_shape(layout, teacher, written), weight_bytes)
+        shape = _from_shape(layout, teacher, written)
+        if clash := _clash(layout, shape):
+            raise UserError(
+                f"Cannot make {describe(shape)}.",
+                f"{clash} must not be {shape[clash]}, the width of this model's embeddings: transformers would build "
+                "a model without the projection between the two.",
+                f"Use another width of {clash}.",
+            )
+        return _figures(layout, written, shape, weight_bytes)
     match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([kKmMbB]?)", written)
     if match is None:
         raise UserError(
@@ -129,13 +137,34 @@ def _planned(layout: Layout, teacher: Shape, text: str, weight_bytes: int) -> Pl
     return _figures(layout, written, _from_ratio(layout, teacher, written, number), weight_bytes)
 
 
+def _clash(layout: Layout, shape: Shape) -> str | None:
+    """A width that is as wide as the fixed axis which it must differ from, if there is one."""
+    assert layout.family is not None
+    return next((w for w, axis in layout.family.unequal.items() if shape[w] == layout.fixed[axis]), None)
+
+
+def leading(layout: Layout, teacher: Shape) -> str:
+    """The width that the others but ffn follow: head_dim where it may be cut, or else heads or hidden."""
+    assert layout.family is not None
+    if "head_dim" in teacher:
+        return "head_dim"
+    return "heads" if layout.family.bound else "hidden"
+
+
 def _from_ratio(layout: Layout, teacher: Shape, text: str, ratio: float) -> dict[str, int]:
-    if not 0 < ratio <= 1 or ratio * teacher["head_dim"] < 0.5:
+    lead = leading(layout, teacher)
+    if not 0 < ratio <= 1 or ratio * teacher[lead] < 0.5:
         raise UserError(
             f"Cannot keep {text} of the teacher's width ({describe(teacher)}).",
-            "A keep ratio lies above 0 and at most at 1, and leaves every head at least one dimension.",
-            f"Use a ratio from {math.ceil(100 / teacher['head_dim']) / 100:g} to 1.",
+            f"A keep ratio lies above 0 and at most at 1, and leaves {lead} at least 1.",
+            f"Use a ratio from {math.ceil(100 / teacher[lead]) / 100:g} to 1.",
         )
+    ffn = teacher["ffn"] if ratio == 1 else _grained(ratio * teacher["ffn"], teacher["ffn"])
+    if lead == "heads":
+        return _bound(layout, teacher, teacher["heads"], max(1, round(ratio * teacher["heads"])), ffn)
+    if lead == "hidden":
+        hidden = _grained(ratio * teacher["hidden"], teacher["hidden"]) if ratio < 1 else teacher["hidden"]
+        return _bound(layout, teacher, 0, hidden, ffn)
     wanted = ratio * teacher["head_dim"]
     # a rounder head_dim is worth a tenth of the width, because odd ones waste vector lanes
     head_dim = next(
@@ -144,18 +173,19 @@ def _from_ratio(layout: Layout, teacher: Shape, text: str, ratio: float) -> dict
         if (near := max(step, round(wanted / step) * step)) and abs(near / wanted - 1) <= slack
     )
     head_dim = min(head_dim, teacher["head_dim"])
-    ffn = teacher["ffn"] if ratio == 1 else _grained(ratio * teacher["ffn"], teacher["ffn"])
+    while _clash(layout, _bound(layout, teacher, teacher["heads"], head_dim, ffn)):
+        head_dim += 1
     return _bound(layout, teacher, teacher["heads"], head_dim, ffn)
 
 
 def _from_budget(layout: Layout, teacher: Shape, text: str, budget: int) -> dict[str, int]:
-    whole, smallest = layout.count(teacher), _bound(layout, teacher, teacher["heads"], 1, 1)
+    whole, smallest = layout.count(teacher), _bound(layout, teacher, teacher.get("heads", 0), 1, 1)
     if not layout.count(smallest) <= budget <= whole * (1 + CLOSE):
         near = ("the teacher itself", whole) if budget > whole else (describe(smallest), layout.count(smallest))
         raise UserError(
             f"Cannot make a student of {budget:,} parameters ({text}) from a teacher of {whole:,}.",
-            f"With {teacher['heads']} heads kept, a student has between {layout.count(smallest):,} and "
-            f"{whole:,} parameters.",
+            (f"With {teacher['heads']} heads kept, a" if "head_dim" in teacher else "A")
+            + f" student has between {layout.count(smallest):,} and {whole:,} parameters.",
             f"The nearest possible is {near[0]}, with {near[1]:,}.",
         )
     if abs(whole / budget - 1) <= CLOSE / 100:
@@ -172,13 +202,16 @@ def _from_budget(layout: Layout, teacher: Shape, text: str, budget: int) -> dict
 
 
 def _near(layout: Layout, teacher: Shape, budget: int, step: int) -> Iterator[tuple[float, float, dict[str, int]]]:
-    """For each head_dim, the ffn that comes nearest to the budget: (relative miss, distortion, shape)."""
-    proportion = teacher["ffn"] / teacher["hidden"]
-    for head_dim in range(step, teacher["head_dim"] + 1, step):
-        without = layout.count(_bound(layout, teacher, teacher["heads"], head_dim, 0))
-        each = layout.count(_bound(layout, teacher, teacher["heads"], head_dim, 1)) - without
+    """For each size of the leading width, the ffn nearest to the budget: (relative miss, distortion, shape)."""
+    proportion, lead, heads = teacher["ffn"] / teacher["hidden"], leading(layout, teacher), teacher.get("heads", 0)
+    step *= GRAIN if lead == "hidden" else 1
+    for size in range(min(step, teacher[lead]), teacher[lead] + 1, step):
+        without = layout.count(_bound(layout, teacher, heads, size, 0))
+        each = layout.count(_bound(layout, teacher, heads, size, 1)) - without
         ffn = _grained((budget - without) / each, teacher["ffn"])
-        shape = _bound(layout, teacher, teacher["heads"], head_dim, ffn)
+        shape = _bound(layout, teacher, heads, size, ffn)
+        if _clash(layout, shape):
+            continue
         distortion = abs(math.log(ffn / shape["hidden"] / proportion))
         yield abs(layout.count(shape) / budget - 1), distortion, shape
 
@@ -205,6 +238,8 @@ def _from_shape(layout: Layout, teacher: Shape, text: str) -> dict[str, int]:
                 f"The target {text!r} names {name} twice.", "A width is given once.", "Leave one of them out."
             )
         given[name] = int(value)
+    if leading(layout, teacher) != "head_dim":
+        return _from_whole_heads(layout, teacher, given)
     heads = given.get("heads", teacher["heads"])
     # the widths that are not named follow those that are, in the teacher's proportions
     if "head_dim" in given:
@@ -242,10 +277,32 @@ def _instead(teacher: Shape, hidden: int, heads: int) -> str:
     return f"Use {', or '.join([*ways, f'hidden={below} (head_dim={below // heads})'])}."
 
 
-def _bound(layout: Layout, teacher: Shape, heads: int, head_dim: int, ffn: int) -> dict[str, int]:
-    assert layout.family is not None
-    hidden = heads * head_dim if layout.family.bound else teacher["hidden"]
-    return {"hidden": hidden, "heads": heads, "head_dim": head_dim, "ffn": ffn}
+def _from_whole_heads(layout: Layout, teacher: Shape, given: Mapping[str, int]) -> dict[str, int]:
+    """A shape of a family whose head_dim is never cut."""
+    lead = leading(layout, teacher)
+    each = teacher["hidden"] // teacher["heads"] if lead == "heads" else 1
+    size = given.get(lead, given.get("hidden", teacher["hidden"]) // each)
+    shape = _bound(layout, teacher, 0, max(1, size), 1)
+    shape["ffn"] = given.get("ffn", _grained(shape["hidden"] / teacher["hidden"] * teacher["ffn"], teacher["ffn"]))
+    shape |= {"kv_heads": given["kv_heads"]} if "kv_heads" in given else {}
+    if given.get("hidden", shape["hidden"]) != shape["hidden"]:
+        raise UserError(
+            f"Cannot make hidden={given['hidden']} with heads={shape['heads']}.",
+            f"This family needs heads x {each} == hidden, because the {each} dimensions of its heads are never cut.",
+            f"Use hidden={shape['hidden']}, or heads={max(1, round(given['hidden'] / each))} alone.",
+        )
+    return shape
+
+
+def _bound(layout: Layout, teacher: Shape, heads: int, size: int, ffn: int) -> dict[str, int]:
+    """The shape with the leading width at `size`; `heads` are those of families whose head_dim leads."""
+    lead = leading(layout, teacher)
+    if lead == "heads":
+        return {"hidden": size * (teacher["hidden"] // teacher["heads"]), "heads": size, "ffn": ffn}
+    if lead == "hidden":
+        kv_heads = max(1, round(size / teacher["hidden"] * teacher["kv_heads"]))
+        return {"hidden": size, "kv_heads": kv_heads, "ffn": ffn}
+    return {"hidden": heads * size, "heads": heads, "head_dim": size, "ffn": ffn}
 
 
 def _grained(width: float, most: int) -> int:

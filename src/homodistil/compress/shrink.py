@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from homodistil.axes.layout import Layout, Shape
 from homodistil.axes.notation import Dim
-from homodistil.compress.compensate import Inputs, compensate
+from homodistil.compress.compensate import Inputs, compensate, read_dim
 from homodistil.compress.importance import Scores, magnitude
 from homodistil.compress.plan import Planned, plan
 
@@ -104,13 +105,16 @@ def cut(
     for name, index in stays(layout, keep, sizes, inputs or ()).items():
         layer = model.get_submodule(name)
         assert inputs is not None
-        assert isinstance(layer, nn.Linear)
+        assert isinstance(layer, nn.Linear | Conv1D)
         compensate(layer, inputs[name], index)
-    scale: dict[str, float] = {}
+    scale: dict[str, tuple[float, int]] = {}
     if family is not None and isinstance(model, PreTrainedModel):
         for name in (n for row in family.queries for n in layout.matches(row, model)):
-            for axis in (p for p in layout.dims[name][0] if p in keep and p in layout.parent):
-                scale[name] = math.sqrt(keep[axis].shape[-1] / sizes[axis])
+            dim = layout.head_dims(name)
+            for axis in (p for p in dim if p in keep and p in layout.parent):
+                # keys and values may follow the queries in one matrix
+                share = dim[0] if isinstance(dim[0], int) else 1
+                scale[name] = math.sqrt(keep[axis].shape[-1] / sizes[axis]), share
     places: dict[nn.Parameter, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         places.setdefault(parameter, []).append(name)
@@ -118,9 +122,15 @@ def cut(
         indices = [flat_index(dim, keep, layout.parent, sizes) for dim in layout.dims[names[0]]]
         if all(index is None for index in indices):
             continue
-        factor = scale.get(names[0], 1.0)
+        sliced = _sliced(old.detach(), indices)
+        factor = torch.ones((), device=old.device)
+        if names[0] in scale:
+            power, share = scale[names[0]]
+            along = layout.dims[names[0]].index(layout.head_dims(names[0]))
+            factor = torch.ones([n if i == along else 1 for i, n in enumerate(sliced.shape)], device=old.device)
+            factor.narrow(along, 0, sliced.shape[along] // share).fill_(power)
         # a new Parameter, because autograd's accumulator of the old one remembers the old size
-        new = nn.Parameter(_sliced(old.detach(), indices).mul_(factor), requires_grad=old.requires_grad)
+        new = nn.Parameter(sliced.mul_(factor), requires_grad=old.requires_grad)
         for name in names:
             module = model.get_submodule(name.rpartition(".")[0])
             setattr(module, name.rpartition(".")[2], new)
@@ -172,7 +182,7 @@ def _sliced(tensor: Tensor, indices: list[Tensor | None]) -> Tensor:
 
 def stays(layout: Layout, keep: Keep, sizes: Mapping[str, int], layers: Iterable[str]) -> dict[str, Tensor]:
     """For each of these linear layers that loses inputs, by module name, the positions of its input that stay."""
-    indices = {name: flat_index(layout.dims[f"{name}.weight"][1], keep, layout.parent, sizes) for name in layers}
+    indices = {name: flat_index(read_dim(layout, name), keep, layout.parent, sizes) for name in layers}
     return {name: index for name, index in indices.items() if index is not None}
 
 
@@ -180,6 +190,8 @@ def _follow(module: nn.Module) -> None:
     """Let a module's own attributes say what its tensors are."""
     if isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, Conv1D):
+        module.nx, module.nf = module.weight.shape
     elif isinstance(module, nn.Embedding):
         module.num_embeddings, module.embedding_dim = module.weight.shape
     elif isinstance(module, nn.LayerNorm):
@@ -187,7 +199,7 @@ def _follow(module: nn.Module) -> None:
 
 
 def _migrate(
-    optimizer: Optimizer, old: nn.Parameter, new: nn.Parameter, indices: list[Tensor | None], factor: float
+    optimizer: Optimizer, old: nn.Parameter, new: nn.Parameter, indices: list[Tensor | None], factor: Tensor
 ) -> None:
     """Put the new parameter in the old one's place, with its moments sliced alike.
 
@@ -211,15 +223,16 @@ def _write_widths(model: PreTrainedModel, layout: Layout, shape: Shape) -> None:
     """Write the widths into the configuration and the modules' own attributes."""
     family = layout.family
     assert family is not None
-    for width, key in family.config.items():
-        setattr(model.config, key, shape[width])
+    known = {**layout.fixed, **shape}
+    for key, product in family.config.items():
+        setattr(model.config, key, _product(product, known))
     for pattern, attributes in family.attributes.items():
         for name in layout.matches(pattern, model):
             for attribute, product in attributes.items():
-                setattr(model.get_submodule(name), attribute, _product(product, shape))
+                setattr(model.get_submodule(name), attribute, _product(product, known))
 
 
-def _product(text: str, shape: Shape) -> float:
+def _product(text: str, shape: Mapping[str, int]) -> float:
     """`heads head_dim` is their product, `head_dim^-0.5` a power."""
     value: float = 1
     for word in text.split():

@@ -117,6 +117,9 @@ class Cutter:
         wrapped: list[int] = tokenizer("a")["input_ids"]
         at = next((i for i in range(len(wrapped)) if wrapped[i : i + len(plain)] == plain), 0)
         self.prefix, self.suffix = wrapped[:at], wrapped[at + len(plain) :]
+        # what stands between two texts of a block, also where the tokenizer itself ends a text by nothing
+        eos = tokenizer.eos_token_id
+        self.ends = self.suffix or ([eos] if eos is not None else [])
         if length <= len(self.prefix) + len(self.suffix):
             raise UserError(
                 f"Cannot make sequences of {length} tokens.",
@@ -133,7 +136,7 @@ class Cutter:
             return {"input_ids": self.tokenizer(texts, truncation=True, max_length=self.length)["input_ids"]}
         # longer than the model reads is what packing is for; verbose=False keeps the tokenizer from warning of it
         plain = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-        joined = list(itertools.chain.from_iterable(ids + self.suffix for ids in plain))
+        joined = list(itertools.chain.from_iterable(ids + self.ends for ids in plain))
         room = self.length - len(self.prefix) - len(self.suffix)
         blocks = [joined[i : i + room] for i in range(0, len(joined) - room + 1, room)]
         return {"input_ids": [self.prefix + block + self.suffix for block in blocks]}
@@ -197,11 +200,13 @@ class Collator:
         tokenizer: names padding, mask and special tokens.
         masked: whether positions are masked and labels given.
         seed: of the masks.
+        causal: whether every position but the last predicts the next.
     """
 
     tokenizer: PreTrainedTokenizerBase
     masked: bool
     seed: int
+    causal: bool = False
 
     def __call__(self, sequences: Sequence[Tokens], index: int) -> dict[str, Tensor]:
         """The `index`-th batch: see `outputs.Batch` for its tensors. The same index gives the same masks."""
@@ -213,6 +218,11 @@ class Collator:
             mask[row, : len(sequence)] = 1
         special = torch.isin(ids, torch.tensor(self.tokenizer.all_special_ids)) | (mask == 0)
         batch = {"input_ids": ids, "attention_mask": mask, "ordinary": (~special).long()}
+        if self.causal:
+            follows = torch.zeros_like(mask)
+            follows[:, :-1] = mask[:, 1:]
+            positions = follows.flatten().nonzero()[:, 0]
+            return batch | {"positions": positions, "labels": ids.flatten()[positions + 1]}
         if not self.masked:
             return batch
         generator = torch.Generator().manual_seed((self.seed + 1) * 2_000_003 + index)

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from homodistil.distill.objective import Objective
-from homodistil.distill.outputs import Batch, Runner
+from homodistil.distill.outputs import Batch, NextTokens, Runner
 from homodistil.distill.teacher import Kind
 
 
@@ -27,7 +27,7 @@ def measure(
     heads: Mapping[int, Tensor],
     precision: AbstractContextManager[Any],
 ) -> dict[str, float]:
-    """Loss terms, mean over batches, and `agreement` with the teacher (see `agreement`); masked accuracies as well.
+    """Loss terms, mean over batches, and `agreement` with the teacher (see `agreement`); of language models accuracies.
 
     `agreement` and the accuracies are left out where no prediction is made.
     """
@@ -38,6 +38,9 @@ def measure(
         with precision:
             mine, theirs = run(student, batch), run(teacher, batch)
             terms = objective.terms(mine, theirs, batch, heads)
+            if mine.next is not None and theirs.next is not None:
+                said.append((_following(mine.next), _following(theirs.next)))
+                labels.append(batch["labels"].cpu())
         for name, term in terms.items():
             sums[name] += term.item()
         sums["batches"] += 1
@@ -49,7 +52,7 @@ def measure(
     if said:
         ours, others = (torch.cat(side) for side in zip(*said, strict=True))
         result["agreement"] = agreement(run.kind, ours, others)
-        if run.kind == "masked-lm":
+        if run.kind in ("masked-lm", "causal-lm"):
             right = torch.cat(labels)
             result["accuracy"] = (ours == right).float().mean().item()
             result["teacher_accuracy"] = (others == right).float().mean().item()
@@ -67,6 +70,10 @@ def agreement(kind: Kind, ours: Tensor, others: Tensor) -> float:
             return float(torch.allclose(ours, others))
         return float(spearmanr(ours.numpy(), others.numpy()).statistic)
     return (ours == others).float().mean().item()
+
+
+def _following(predictions: NextTokens) -> Tensor:
+    return torch.cat([predictions.head(predictions.states[part]).argmax(-1).cpu() for part in predictions.chunks()])
 
 
 def _answer(kind: Kind, prediction: Tensor) -> Tensor:

@@ -12,13 +12,42 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from homodistil.distill.attention import QueriesKeys
+from homodistil.distill.outputs import NextTokens
 
 
 def lm(logits: Float[Tensor, "positions vocab"], labels: Int[Tensor, " positions"]) -> Float[Tensor, ""]:
     """Cross-entropy of the student's own predictions, mean over predicted positions."""
     return F.cross_entropy(logits.float(), labels)
+
+
+def following(
+    student: NextTokens, teacher: NextTokens, labels: Int[Tensor, " positions"], temperature: float
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """`lm` and `prediction` of causal language models, mean over positions, without all logits at once.
+
+    Chunks of positions are predicted one after the other, and again in the backward pass.
+    """
+
+    def chunk(mine: Tensor, theirs: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+        logits = student.head(mine)
+        with torch.no_grad():
+            others = teacher.head(theirs)
+        n = len(right)
+        return lm(logits, right) * n, prediction(logits, others, temperature) * n
+
+    sums: list[tuple[Tensor, Tensor]] = []
+    parts = student.chunks()
+    for part in parts:
+        inputs = student.states[part], teacher.states[part], labels[part]
+        if len(parts) == 1 or not torch.is_grad_enabled():
+            sums.append(chunk(*inputs))
+        else:
+            sums.append(checkpoint(chunk, *inputs, use_reentrant=False))
+    own, other = (torch.stack(terms).sum() / len(labels) for terms in zip(*sums, strict=True))
+    return own, other
 
 
 def prediction(
@@ -58,12 +87,19 @@ def hidden(
     teacher: Float[Tensor, "batch seq wide"],
     projection: Float[Tensor, "narrow wide"],
     mask: Int[Tensor, "batch seq"],
+    *,
+    relative: bool = False,
 ) -> Float[Tensor, ""]:
-    """MSE(H_t, H_s W), mean over tokens and the teacher's width."""
+    """MSE(H_t, H_s W), mean over tokens and the teacher's width; `relative` to the teacher's mean square at each token.
+
+    Some models have tokens whose states are a thousand times those of others: of a plain mean they would be all.
+    """
     projected = student @ projection
     # autocast may have rounded the product; the teacher is rounded alike, or equal states would differ
     difference = (projected - teacher.to(projected.dtype)).float()
     squares = difference.square().mean(-1)
+    if relative:
+        squares = squares / teacher.float().square().mean(-1).clamp(min=1e-12)
     return (squares * mask).sum() / mask.sum()
 
 

@@ -34,6 +34,12 @@ class Objective:
     weights: Losses
     projections: Projections
 
+    @property
+    def relative(self) -> bool:
+        """Whether distances of states are relative to the teacher's."""
+        kind = self.weights.hidden_kind
+        return kind == "relative" or (kind == "auto" and self.kind == "causal-lm")
+
     def terms(self, student: Outputs, teacher: Outputs, batch: Batch, heads: Mapping[int, Tensor]) -> dict[str, Tensor]:
         """Each term with a weight, unweighted.
 
@@ -47,6 +53,9 @@ class Objective:
         terms: dict[str, Tensor] = {}
         if w.lm and self.kind == "masked-lm" and student.prediction is not None:
             terms["lm"] = losses.lm(student.prediction, batch["labels"])
+        if student.next is not None and teacher.next is not None:
+            both = losses.following(student.next, teacher.next, batch["labels"], w.temperature)
+            terms |= {n: t for n, t in zip(("lm", "prediction"), both, strict=True) if getattr(w, n)}
         if w.prediction and student.prediction is not None and teacher.prediction is not None:
             terms["prediction"] = self._prediction(student.prediction, teacher.prediction)
         if w.hidden:
@@ -58,7 +67,9 @@ class Objective:
                 [loss(s, _with_heads(t, heads.get(k)), mask) for k, (s, t) in enumerate(pairs)]
             ).mean()
         if w.embedding:
-            terms["embedding"] = losses.hidden(student.hidden[0], teacher.hidden[0], self.projections[0], mask)
+            terms["embedding"] = losses.hidden(
+                student.hidden[0], teacher.hidden[0], self.projections[0], mask, relative=self.relative
+            )
         return terms
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
@@ -78,7 +89,9 @@ class Objective:
 
     def _hidden(self, student: Outputs, teacher: Outputs, mask: Tensor) -> Tensor:
         pairs = zip(student.hidden[1:], opposite(student.hidden[1:], teacher.hidden[1:]), strict=True)
-        states = [losses.hidden(s, t, self.projections[k + 1], mask) for k, (s, t) in enumerate(pairs)]
+        states = [
+            losses.hidden(s, t, self.projections[k + 1], mask, relative=self.relative) for k, (s, t) in enumerate(pairs)
+        ]
         if student.pooled is not None and teacher.pooled is not None:
             once = mask[:, :1]
             states.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,32 @@ from homodistil.distill.teacher import Kind, Pooling
 
 Batch = Mapping[str, Tensor]
 """`input_ids`, `attention_mask` and `ordinary` (1 for tokens that are not special), all (batch, sequence); for masked
-language models also `positions` (predicted,), indices into the flattened batch, and `labels` (predicted,)."""
+language models also `positions` (predicted,), indices into the flattened batch, and `labels` (predicted,); for causal
+ones the same, with the positions that predict and the tokens that follow."""
+
+
+CHUNK = 1 << 26
+"""Logits that stand in memory at once at most: with 150,000 tokens to choose from, those of 447 positions."""
+
+
+@dataclass(frozen=True)
+class NextTokens:
+    """Predictions of next tokens that are not made yet: all logits of a batch may be more than memory holds.
+
+    Attributes:
+        states: at the positions that predict, (positions, hidden).
+        head: turns states into logits (positions, vocab).
+        vocab: how many tokens there are.
+    """
+
+    states: Tensor
+    head: Callable[[Tensor], Tensor]
+    vocab: int
+
+    def chunks(self) -> list[slice]:
+        """Positions that are predicted together."""
+        size = max(1, CHUNK // self.vocab)
+        return [slice(at, at + size) for at in range(0, len(self.states), size)]
 
 
 @dataclass(frozen=True)
@@ -30,12 +56,14 @@ class Outputs:
         attention: queries and keys of each layer, empty if not asked for.
         prediction: logits (rows, classes), or normalised embeddings (batch, hidden); None if not asked for.
         pooled: the pooler's vector (batch, hidden) of a bare encoder that has one.
+        next: for causal language models, in place of `prediction`.
     """
 
     hidden: tuple[Tensor, ...]
     attention: tuple[QueriesKeys, ...]
     prediction: Tensor | None
     pooled: Tensor | None
+    next: NextTokens | None = None
 
 
 @dataclass(frozen=True)
@@ -68,8 +96,21 @@ class Runner:
                 output_hidden_states=True,
             )
         hidden: tuple[Tensor, ...] = raw.hidden_states
-        made = _PREDICT[self.kind](self, model, raw, hidden[-1], batch) if self.prediction else None
-        return Outputs(hidden, tuple(layers), made, self._pooled(model, hidden[-1]))
+        made, following = None, None
+        if self.kind == "causal-lm" and self.prediction:
+            at = hidden[-1].flatten(0, 1).index_select(0, batch["positions"])
+            following = NextTokens(at, functools.partial(self._logits, model), model.config.vocab_size)
+        elif self.prediction:
+            made = _PREDICT[self.kind](self, model, raw, hidden[-1], batch)
+        return Outputs(hidden, tuple(layers), made, self._pooled(model, hidden[-1]), following)
+
+    def _logits(self, model: PreTrainedModel, states: Tensor) -> Tensor:
+        """Logits over the vocabulary, by the modules that the family names."""
+        family = self.layout.family
+        assert family is not None
+        for name in family.lm_head:
+            states = model.get_submodule(name)(states)
+        return states
 
     def _pooled(self, model: PreTrainedModel, last: Tensor) -> Tensor | None:
         """The pooler's vector, learnt from states that it does not pull at: a bare encoder's users rarely read it."""
@@ -92,11 +133,7 @@ def embed(states: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
 
 def _masked_lm(run: Runner, model: PreTrainedModel, raw: Any, last: Tensor, batch: Batch) -> Tensor:
     # the vocabulary projection is most of a small model's step, so it only sees the positions that count
-    family = run.layout.family
-    assert family is not None
-    at = last.flatten(0, 1).index_select(0, batch["positions"])
-    logits: Tensor = model.get_submodule(family.lm_heads[0])(at)
-    return logits
+    return run._logits(model, last.flatten(0, 1).index_select(0, batch["positions"]))
 
 
 def _similarity(run: Runner, model: PreTrainedModel, raw: Any, last: Tensor, batch: Batch) -> Tensor:
@@ -110,7 +147,8 @@ def _labels(run: Runner, model: PreTrainedModel, raw: Any, last: Tensor, batch: 
 
 def _token_labels(run: Runner, model: PreTrainedModel, raw: Any, last: Tensor, batch: Batch) -> Tensor:
     logits: Tensor = raw.logits[batch["attention_mask"].bool()]
-    return logits
+    # a discriminator has one number a token, without a dimension of classes
+    return logits[:, None] if logits.dim() == 1 else logits
 
 
 def _span(run: Runner, model: PreTrainedModel, raw: Any, last: Tensor, batch: Batch) -> Tensor:

@@ -6,7 +6,7 @@ import ctypes
 import sys
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from homodistil.distill.outputs import Runner
 from homodistil.distill.projections import Projections
 from homodistil.distill.teacher import Teacher, copy_of, load_teacher
 from homodistil.errors import UserError
-from homodistil.recipe import Recipe
+from homodistil.recipe import Losses, Recipe
 from homodistil.rundir import RunDir
 
 
@@ -87,14 +87,17 @@ def prepare(recipe: Recipe, *, resume: bool, texts: Iterable[str] | None) -> Run
     origin = teacher if recipe.student is None else _first_student(recipe, teacher)
     start = origin.layout.shape(origin.model)
     planned = plan(origin.layout, start, recipe.target)
-    longest = getattr(teacher.model.config, "max_position_embeddings", recipe.text.length)
+    assert teacher.layout.family is not None
+    longest = getattr(teacher.model.config, "max_position_embeddings", 1 << 30) - teacher.layout.family.offset
+    losses = _losses(recipe, teacher)
     if recipe.text.length > longest:
         raise UserError(
             f"Cannot make sequences of {recipe.text.length} tokens.",
             f"The teacher has positions for {longest}.",
             f"Use --text.length {longest} or less.",
         )
-    packed = recipe.text.packing == "blocks" or (recipe.text.packing == "auto" and teacher.kind == "masked-lm")
+    is_language_model = teacher.kind in ("masked-lm", "causal-lm")
+    packed = recipe.text.packing == "blocks" or (recipe.text.packing == "auto" and is_language_model)
     corpus = load_corpus(
         texts if texts is not None else recipe.data,
         teacher.tokenizer,
@@ -121,7 +124,6 @@ def prepare(recipe: Recipe, *, resume: bool, texts: Iterable[str] | None) -> Run
         _round_products(teacher.model)
     checkpoint.restore(run_dir.checkpoints, state, recipe.digest())
     run_dir.rewind_metrics(state.step)
-    has_lm = recipe.losses.lm > 0 and teacher.kind == "masked-lm"
     return Run(
         recipe=recipe,
         dir=run_dir,
@@ -135,11 +137,13 @@ def prepare(recipe: Recipe, *, resume: bool, texts: Iterable[str] | None) -> Run
             kind=teacher.kind,
             layout=teacher.layout,
             pooling=teacher.pooling,
-            attention=recipe.losses.attention > 0,
-            prediction=recipe.losses.prediction > 0 or has_lm,
+            attention=bool(losses.attention),
+            prediction=losses.prediction > 0 or (losses.lm > 0 and is_language_model),
         ),
-        objective=Objective(teacher.kind, recipe.losses, state.projections),
-        collate=Collator(teacher.tokenizer, teacher.kind == "masked-lm", recipe.seed),
+        objective=Objective(teacher.kind, losses, state.projections),
+        collate=Collator(
+            teacher.tokenizer, teacher.kind == "masked-lm", recipe.seed, causal=teacher.kind == "causal-lm"
+        ),
         precision=torch.autocast(accelerator.device.type, dtype=torch.bfloat16, enabled=bf16),
         state=state,
         accelerator=accelerator,
@@ -194,14 +198,32 @@ def _first_student(recipe: Recipe, teacher: Teacher) -> Teacher:
                 "A student must not be larger than its teacher.",
                 "Exchange the two, or give another student.",
             )
-    heads = [m.layout.shape(m.model)["heads"] for m in (teacher, student)]
-    if recipe.losses.attention and heads[0] != heads[1]:
+    heads = [m.model.config.num_attention_heads for m in (teacher, student)]
+    if _losses(recipe, teacher).attention and heads[0] != heads[1]:
         raise UserError(
             f"Cannot compare the attention of {heads[1]} heads of {recipe.student} with {heads[0]} of its teacher.",
             "Which heads belong together is known only for a student that starts as a copy.",
             "Switch the loss off with --losses.attention 0, or start from a student with as many heads.",
         )
     return student
+
+
+def _losses(recipe: Recipe, teacher: Teacher) -> Losses:
+    """The weights, with what the teacher's family decides.
+
+    Raises:
+        UserError: the attention of this family cannot be compared.
+    """
+    family = teacher.layout.family
+    assert family is not None
+    wanted = recipe.losses.attention
+    if wanted and not family.attention_loss:
+        raise UserError(
+            f"Cannot compare the attention of a {family.name} model (losses.attention = {wanted}).",
+            "Queries and keys are compared where every token attends to every other.",
+            "Use --losses.attention 0, or leave it out.",
+        )
+    return replace(recipe.losses, attention=(0.1 if family.attention_loss else 0.0) if wanted is None else wanted)
 
 
 def _start(recipe: Recipe, teacher: Teacher, origin: Teacher) -> State:
@@ -242,7 +264,7 @@ def _start(recipe: Recipe, teacher: Teacher, origin: Teacher) -> State:
 
 def _method(recipe: Recipe, teacher: Teacher) -> Method:
     """Distillation losses are zero before the first cut: without a language-model loss only outputs have gradients."""
-    return "sensitivity" if teacher.kind == "masked-lm" and recipe.losses.lm else "output"
+    return "sensitivity" if teacher.kind in ("masked-lm", "causal-lm") and recipe.losses.lm else "output"
 
 
 def _round_products(teacher: nn.Module) -> None:

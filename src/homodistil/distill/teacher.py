@@ -21,25 +21,28 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
-from homodistil.axes.layout import Layout, family_of, on_meta
+from homodistil.axes.layout import Layout, families_of, on_meta
 from homodistil.distill.attention import IMPLEMENTATION
 from homodistil.errors import UserError
 
-Kind = Literal["masked-lm", "similarity", "labels", "token-labels", "span"]
-"""What a model predicts: masked tokens; an embedding whose similarities count; a label a sequence or a token; the
-start and end of an answer."""
+Kind = Literal["masked-lm", "causal-lm", "similarity", "labels", "token-labels", "span"]
+"""What a model predicts: masked tokens; the next token; an embedding whose similarities count; a label a sequence or a
+token; the start and end of an answer."""
 
 Pooling = Literal["mean", "cls", "max"]
 
 _KINDS: dict[str, Kind] = {
     "ForMaskedLM": "masked-lm",
+    "ForCausalLM": "causal-lm",
+    "LMHeadModel": "causal-lm",
+    "ElectraForPreTraining": "token-labels",
     "ForSequenceClassification": "labels",
     "ForTokenClassification": "token-labels",
     "ForQuestionAnswering": "span",
     "Model": "similarity",
 }
 # a next-sentence head learns nothing from plain text; such checkpoints hold a masked language model as well
-_INSTEAD = {"ForPreTraining": "ForMaskedLM"}
+_INSTEAD = {"BertForPreTraining": "BertForMaskedLM"}
 _SENTENCE_MODULES = {"Transformer", "Pooling", "Normalize"}
 
 
@@ -178,11 +181,10 @@ def _model_class(source: str, folder: str, trust: bool) -> tuple[type[PreTrained
             "A teacher is a folder with a config.json, or the name of a model on a hub that can be reached.",
             "Check the name, or download the model first and give its folder.",
         ) from error
-    family_of(raw.get("model_type", "unknown"))
+    families_of(raw.get("model_type", "unknown"))
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
     name = (raw.get("architectures") or [MODEL_MAPPING[type(config)].__name__])[0]
-    for old, new in _INSTEAD.items():
-        name = name.replace(old, new)
+    name = _INSTEAD.get(name, name)
     model_class = getattr(transformers, name, None)
     if model_class is None:
         raise UserError(
@@ -200,7 +202,8 @@ def _kind(model_class: type[PreTrainedModel]) -> Kind:
             return kind
     raise UserError(
         f"Cannot distil a {name}.",
-        "A teacher must be a masked language model, a bare encoder, or have a sequence, token or question head.",
+        "A teacher must be a masked or causal language model, a bare encoder, or have a sequence, token or question "
+        "head.",
         "Save the model as one of them, for instance with AutoModel.from_pretrained(...).save_pretrained(...).",
     )
 

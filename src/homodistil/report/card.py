@@ -40,9 +40,7 @@ def card(
         head["base_model"] = name
     measured = [r for r in metrics if "heldout" in r]
     rows = [
-        ("hidden", *(str(m["shape"]["hidden"]) for m in (teacher, made))),
-        ("heads x head_dim", *(f"{m['shape']['heads']} x {m['shape']['head_dim']}" for m in (teacher, made))),
-        ("ffn", *(str(m["shape"]["ffn"]) for m in (teacher, made))),
+        *((width, *(str(m["shape"][width]) for m in (teacher, made))) for width in teacher["shape"]),
         ("parameters", *(f"{m['parameters']:,}" for m in (teacher, made))),
         (
             "MFLOPs a token, 128 tokens a sequence",

@@ -1,0 +1,9 @@
+"""The families of models that can be cut: names of parameters, modules and configuration keys, and nothing else."""
+
+from homodistil.axes.families.decoders import GPT2, LLAMA, NEOX, OPT
+from homodistil.axes.families.encoders import BERT, DISTILBERT, ELECTRA, ELECTRA_SMALL, MODERNBERT, ROBERTA
+from homodistil.axes.families.family import Family
+
+FAMILIES: tuple[Family, ...] = (BERT, ROBERTA, ELECTRA, ELECTRA_SMALL, DISTILBERT, MODERNBERT, GPT2, OPT, NEOX, LLAMA)
+
+__all__ = ["FAMILIES", "Family"]

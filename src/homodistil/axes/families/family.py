@@ -1,0 +1,55 @@
+"""What a family of models is: a table and a few rules, described by data alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """One family. See `notation` for how rows are written.
+
+    A *product* is a text such as `heads head_dim` or `head_dim^-0.5`: sizes of widths and axes, multiplied.
+
+    Attributes:
+        name: what it is called in messages.
+        model_types: the `model_type`s of the configurations that belong to it.
+        rows: the table of the base model; each row must match.
+        heads: tables of what may stand on or beside the base model, each matching whole or not at all.
+        widths: for each axis that may be cut, the width that says how many units it has; other axes are never cut.
+        counted: for each axis that tensors alone do not tell, the configuration's key that counts it.
+        config: for each key of the configuration that repeats widths, their product.
+        bound: whether the configuration has no head_dim and needs `heads * head_dim == hidden`.
+        unequal: for a width, the fixed axis that it must not be as wide as, because transformers would then build
+            another model.
+        queries: rows that are scaled when head_dim changes, so that attention keeps its temperature; where queries,
+            keys and values are one matrix, the first of its fixed factor.
+        attributes: modules' own attributes that repeat widths: a product.
+        pooler: the module that pools a sequence into one vector.
+        once: rows whose module runs once a sequence and not once a token.
+        once_with_pooler: the same, where there is a pooler.
+        lm_head: modules that turn hidden states into logits over the vocabulary, in the order in which they run.
+        offset: positions that the embeddings have and no token can take.
+        attention_loss: whether every layer attends to the whole sequence and its queries and keys can be compared.
+        note: what it cannot do, for those who ask.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    rows: str
+    heads: Mapping[str, str]
+    widths: Mapping[str, str]
+    counted: Mapping[str, str]
+    config: Mapping[str, str]
+    bound: bool
+    queries: tuple[str, ...]
+    attributes: Mapping[str, Mapping[str, str]]
+    unequal: Mapping[str, str] = field(default_factory=dict)
+    pooler: str | None = None
+    once: tuple[str, ...] = ()
+    once_with_pooler: tuple[str, ...] = ()
+    lm_head: tuple[str, ...] = ()
+    offset: int = 0
+    attention_loss: bool = True
+    note: str = ""

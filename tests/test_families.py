@@ -1,0 +1,336 @@
+"""Every family, by the same laws: its table, what a cut does, what is saved, and that it can be distilled."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedTokenizerBase
+
+import homodistil
+from homodistil.axes.families import FAMILIES as TABLES
+from homodistil.axes.layout import Layout, describe, on_meta
+from homodistil.compress.compensate import InputMoments
+from homodistil.compress.plan import plan
+from homodistil.compress.shrink import Keep, cut, shrink
+from homodistil.errors import UserError
+from zoo import EVERY, FAMILIES, tiny
+
+IDS = torch.arange(4, 25).reshape(3, 7)
+MASK = torch.tensor([[1] * 7, [1] * 5 + [0] * 2, [1] * 3 + [0] * 4])
+families = pytest.mark.parametrize("name", FAMILIES)
+every = pytest.mark.parametrize("name", EVERY)
+
+
+def _states(model: Any) -> list[Tensor]:
+    """What a model says at ordinary tokens: all hidden states, and logits where it has them."""
+    with torch.no_grad():
+        out = model(IDS, attention_mask=MASK, output_hidden_states=True)
+    logits = getattr(out, "logits", None)
+    said = [h[MASK == 1] for h in out.hidden_states]
+    if logits is not None:
+        said.append(logits[MASK == 1] if logits.shape[:2] == IDS.shape else logits)
+    return said
+
+
+def _draw(layout: Layout, sizes: dict[str, int], kinds: set[str]) -> Keep:
+    """Random units that stay: about two thirds of each axis of these widths, others in each layer and head."""
+    draw = torch.Generator().manual_seed(3)
+    keep: Keep = {}
+    for axis in layout.axes:
+        if layout.width_of(axis) in kinds:
+            rows = sizes[layout.parent[axis]] if axis in layout.parent else 1
+            kept = max(1, round(sizes[axis] * 0.66))
+            chosen = [torch.randperm(sizes[axis], generator=draw)[:kept].sort().values for _ in range(rows)]
+            keep[axis] = torch.stack(chosen) if axis in layout.parent else chosen[0]
+    return keep
+
+
+class _Living(nn.Module):
+    """A norm of the full width that sees living units only and leaves zeros in the others' places."""
+
+    def __init__(self, norm: Any, living: Tensor) -> None:
+        super().__init__()
+        self.norm, self.living = copy.deepcopy(norm), living
+        for name, parameter in norm.named_parameters():
+            setattr(self.norm, name, nn.Parameter(parameter[living]))
+        if isinstance(norm, nn.LayerNorm):
+            self.norm.normalized_shape = (len(living),)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = torch.zeros_like(x)
+        made[..., self.living] = self.norm(x[..., self.living])
+        return made
+
+
+@torch.no_grad()
+def _zeroed(model: Any, layout: Layout, keep: Keep, sizes: dict[str, int]) -> Any:
+    """The uncut model with every weight of every unit that leaves at zero, and norms over living units."""
+    masked = copy.deepcopy(model)
+    for name, parameter in masked.named_parameters():
+        for i, dim in enumerate(layout.dims[name]):
+            if isinstance(masked.get_submodule(name.rpartition(".")[0]), nn.LayerNorm) or dim == ("hidden",):
+                gone = _gone(("hidden",), keep, layout, sizes)
+            else:
+                gone = _gone(dim, keep, layout, sizes)
+            if dim != ("label",) and len(gone) == parameter.shape[i]:
+                parameter.index_fill_(i, gone.nonzero()[:, 0], 0)
+    if "hidden" in keep:
+        norms = [n for n, d in layout.dims.items() if d == (("hidden",),) and n.endswith("weight")]
+        for name in {n.rpartition(".")[0] for n in norms}:
+            parent, _, last = name.rpartition(".")
+            setattr(masked.get_submodule(parent), last, _Living(model.get_submodule(name), keep["hidden"]))
+    return masked
+
+
+def _gone(dim: Any, keep: Keep, layout: Layout, sizes: dict[str, int]) -> Tensor:
+    """Which positions of a fused dimension hold a unit that leaves: said by coordinates, not as the cut says it."""
+    parts = [p if isinstance(p, int) else sizes[p] for p in dim]
+    grid = torch.cartesian_prod(*(torch.arange(n) for n in parts)).reshape(-1, len(parts))
+    gone = torch.zeros(len(grid), dtype=torch.bool)
+    for i, part in enumerate(dim):
+        if part not in keep:
+            continue
+        if part in layout.parent:
+            of = grid[:, dim.index(layout.parent[part])]
+            gone |= torch.tensor([int(u) not in keep[part][int(h)] for h, u in zip(of, grid[:, i], strict=True)])
+        else:
+            gone |= ~torch.isin(grid[:, i], keep[part])
+    return gone
+
+
+@every
+def test_a_table_describes_every_parameter_with_its_sizes(name: str) -> None:
+    """Each parameter has a row, and the product of its axes' sizes is its shape."""
+    model = tiny(name)
+    layout = Layout.of(model)
+    sizes = layout.sizes(model)
+    for parameter, tensor in model.named_parameters(remove_duplicate=False):
+        for dim, size in zip(layout.dims[parameter], tensor.shape, strict=True):
+            assert math.prod(p if isinstance(p, int) else sizes[p] for p in dim) == size, parameter
+    assert layout.family is not None
+    assert set(layout.shape(model)) == set(layout.family.widths.values())
+
+
+@every
+def test_a_parameter_that_no_row_describes_is_named(name: str) -> None:
+    """A stranger in a model of a known family is refused by its name."""
+    model = tiny(name)
+    model.base_model.stranger = nn.Linear(3, 2)
+    with pytest.raises(UserError, match=r"stranger\.weight"):
+        Layout.of(model)
+
+
+def _instance(name: str, shape: dict[str, int]) -> Any:
+    """A fresh model of the shape, made by transformers from the configuration that the family's table writes."""
+    model_class, config, options = EVERY[name]
+    layout = Layout.of(tiny(name))
+    made = config(**options)
+    known = {**layout.fixed, **shape}
+    assert layout.family is not None
+    for key, product in layout.family.config.items():
+        setattr(made, key, math.prod(known[word] for word in product.split()))
+    return on_meta(model_class, made)
+
+
+def _random_shapes(name: str, count: int) -> list[dict[str, int]]:
+    draw, layout = random.Random(1), Layout.of(tiny(name))
+    teacher = layout.shape(tiny(name))
+    shapes = []
+    for _ in range(count):
+        shape = {width: draw.randint(1, most) for width, most in teacher.items()}
+        if layout.family is not None and layout.family.bound:
+            shape["hidden"] = shape["heads"] * shape.get("head_dim", layout.fixed.get("rope", 0))
+            for width, axis in layout.family.unequal.items():
+                shape["head_dim"] += shape[width] == layout.fixed[axis]
+                shape[width] = shape["heads"] * shape["head_dim"]
+        shapes.append(shape)
+    return shapes
+
+
+@every
+def test_the_plan_counts_parameters_exactly(name: str) -> None:
+    """Fifty random shapes have as many parameters as the models that transformers makes of them."""
+    layout = Layout.of(tiny(name))
+    for shape in _random_shapes(name, 50):
+        assert layout.count(shape) == sum(p.numel() for p in _instance(name, shape).parameters()), describe(shape)
+
+
+@pytest.mark.parametrize("name", [n for n in EVERY if "ModernBERT" not in n])
+def test_operations_equal_those_that_are_counted(name: str) -> None:
+    """The closed form of operations equals torch's counter; ModernBERT's windows are counted as full attention."""
+    model = tiny(name)
+    layout = Layout.of(model)
+    model.set_attn_implementation("eager")
+    ids = torch.ones(2, 32, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(ids)
+    expected = layout.flops_per_token(layout.shape(model), 32) * ids.numel()
+    # rotary angles are a product as well, of one row, which no width changes
+    assert counter.get_total_flops() == pytest.approx(expected, rel=0.02 if "rope" in layout.fixed else 1e-6)
+
+
+@every
+@pytest.mark.parametrize("kinds", ["ffn", "heads", "head_dim", "hidden", "all"])
+def test_cutting_a_unit_equals_zeroing_it(name: str, kinds: str) -> None:
+    """A model without units says what it says with all their weights at zero and norms over living units."""
+    model = tiny(name)
+    layout = Layout.of(model)
+    sizes = layout.sizes(model)
+    wanted = {"heads": {"heads", "kv_heads"}, "all": set(layout.shape(model))}.get(kinds, {kinds})
+    keep = _draw(layout, sizes, wanted)
+    if not keep:
+        pytest.skip(f"{layout.family.name if layout.family else ''} has no {kinds} to cut")
+    whole = _states(model)
+    zeroed = _states(_zeroed(model, layout, keep, sizes))
+    cut(model, layout, keep)
+    living = keep.get("hidden", torch.arange(sizes["hidden"]))
+    said = _states(model)
+    for now, before in zip(said, zeroed, strict=True):
+        reference = before[..., living] if before.shape[-1] == sizes["hidden"] else before
+        torch.testing.assert_close(now, reference, rtol=1e-4, atol=1e-4)
+    # equal because both did nothing would be no proof
+    assert not torch.allclose(zeroed[-1], whole[-1], rtol=1e-2, atol=1e-2)
+
+
+@families
+def test_compensation_brings_a_cut_model_nearer(name: str) -> None:
+    """What the layers that stay take over from ffn units makes the model more like the uncut one."""
+    model = tiny(name)
+    layout = Layout.of(model)
+    moments = InputMoments(model, layout)
+    draw = torch.Generator().manual_seed(5)
+    ids = torch.randint(4, 27, (64, 16), generator=draw)
+    with torch.no_grad(), moments.listening(torch.ones_like(ids)):
+        whole = model(ids, output_hidden_states=True).hidden_states[-1]
+    keep = _draw(layout, layout.sizes(model), {"ffn"})
+    distance = []
+    for inputs in (None, moments.inputs):
+        smaller = copy.deepcopy(model)
+        cut(smaller, layout, keep, inputs=inputs)
+        with torch.no_grad():
+            distance.append((smaller(ids, output_hidden_states=True).hidden_states[-1] - whole).square().mean().item())
+    assert distance[1] < 0.9 * distance[0]
+
+
+@families
+def test_gradients_and_moments_survive_a_cut(name: str) -> None:
+    """A cut model trains on with the same optimizer, and gradients reach every parameter."""
+    model = tiny(name).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for target in (None, "0.5"):
+        if target:
+            shrink(model, target, optimizer=optimizer)
+        out = model(IDS, output_hidden_states=True)
+        (out.logits.square().mean() + out.hidden_states[-1].square().mean()).backward()
+        assert all(p.grad is not None for n, p in model.named_parameters() if "token_type" not in n)
+        optimizer.step()
+        optimizer.zero_grad()
+    assert all(s["exp_avg"].shape == p.shape for p, s in optimizer.state.items())
+
+
+def test_a_saved_student_opens_in_a_fresh_process_with_equal_outputs(tmp_path: Path) -> None:
+    """Each family's student is opened by plain auto classes that know nothing of this package."""
+    said = {}
+    for name in FAMILIES:
+        model = tiny(name)
+        shrink(model, "0.5")
+        folder = tmp_path / name
+        model.save_pretrained(folder)
+        said[name] = _states(model)
+        (folder / "class").write_text(type(model).__name__)
+    torch.save((IDS, MASK), tmp_path / "inputs.pt")
+    program = f"""
+import sys, torch, transformers
+from pathlib import Path
+root = Path({str(tmp_path)!r})
+ids, mask = torch.load(root / "inputs.pt")
+autos = {{"ForMaskedLM": transformers.AutoModelForMaskedLM, "ForPreTraining": transformers.AutoModelForPreTraining}}
+for folder in sorted(p for p in root.iterdir() if p.is_dir()):
+    said = (folder / "class").read_text()
+    auto = next((a for s, a in autos.items() if said.endswith(s)), transformers.AutoModelForCausalLM)
+    model = auto.from_pretrained(folder).eval()
+    with torch.no_grad():
+        out = model(ids, attention_mask=mask, output_hidden_states=True)
+    torch.save([h[mask == 1] for h in out.hidden_states] + [out.logits[mask == 1]], folder / "said.pt")
+assert "homodistil" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+    for name, ours in said.items():
+        theirs = torch.load(tmp_path / name / "said.pt")
+        for mine, other in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@families
+def test_ten_steps_after_a_cut_lower_the_discrepancy(
+    name: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, corpus: Path
+) -> None:
+    """A student that was cut at once comes nearer to its teacher with every few steps."""
+    folder, out = tmp_path / "teacher", tmp_path / "run"
+    model = tiny(name)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    target = "0.7" if "head_dim" in Layout.of(model).shape(model) else "0.5"
+    result = homodistil.distil(
+        folder, corpus, target, out, steps=12, batch=16, log_every=1, text={"length": 32}, evaluations=0,
+        cutting={"ramp_end": 0.0, "calibration": 4}, optim={"learning_rate": 3e-3, "warmup": 0.0},
+    )  # fmt: skip
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    path = [line["discrepancy"] for line in lines if "discrepancy" in line]
+    assert path[0] > 0
+    assert sum(path[-3:]) < 0.95 * sum(path[:3])
+    student = type(model).from_pretrained(result.students[target])
+    assert Layout.of(student).shape(student) == plan(Layout.of(model), Layout.of(model).shape(model), [target])[0].shape
+
+
+@families
+def test_an_uncut_student_has_no_discrepancy(
+    name: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, corpus: Path
+) -> None:
+    """Before the first cut every distillation term is exactly zero: the student is the teacher."""
+    folder, out = tmp_path / "teacher", tmp_path / "run"
+    tiny(name).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    homodistil.distil(
+        folder, corpus, "1.0", out, steps=2, batch=4, log_every=1, text={"length": 16}, evaluations=0, precision="fp32"
+    )
+    first = json.loads((out / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["discrepancy"] == pytest.approx(0, abs=1e-9)
+
+
+@families
+def test_a_budget_is_met(name: str) -> None:
+    """A parameter budget becomes a shape of the family that lies within a tenth of it, at these tiny sizes."""
+    layout = Layout.of(tiny(name))
+    whole = layout.shape(tiny(name))
+    budget = layout.count(whole) // 2
+    planned = plan(layout, whole, [str(budget)])[0]
+    assert abs(planned.parameters / budget - 1) < 0.1
+    assert all(planned.shape[w] <= whole[w] for w in whole)
+
+
+def test_every_table_has_a_tiny_model_here() -> None:
+    """No family comes without these laws."""
+    tried = [Layout.of(tiny(name)).family for name in FAMILIES]
+    assert {family.name for family in TABLES} == {family.name for family in tried if family is not None}
+
+
+def test_hidden_never_becomes_as_wide_as_embeddings_of_their_own() -> None:
+    """Half of a hidden width may be the embeddings' width, of which transformers would make another model."""
+    model = tiny("ELECTRA small", embedding_size=24)
+    layout = Layout.of(model)
+    whole = layout.shape(model)
+    assert plan(layout, whole, ["0.5"])[0].shape["hidden"] == 28
+    with pytest.raises(UserError, match="hidden must not be 24"):
+        plan(layout, whole, ["hidden=24,heads=4"])

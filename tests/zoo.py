@@ -1,0 +1,100 @@
+"""A tiny random model of each family, in the class that its users distil, and of other classes that stand on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import transformers as hf
+from transformers import PreTrainedModel
+
+VOCAB = 32
+"""Room for the 27 tokens of the tests' tokenizer and for what some classes of tokenizers add."""
+LAYERS = 2
+_COMMON: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 48,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "intermediate_size": 96,
+    "max_position_embeddings": 66,
+    "initializer_range": 0.2,
+    "pad_token_id": 0,
+    "bos_token_id": 2,
+    "eos_token_id": 3,
+}
+_GROUPED = _COMMON | {"num_key_value_heads": 2, "num_attention_heads": 4}
+_OPT = {k: v for k, v in _COMMON.items() if k not in ("intermediate_size", "initializer_range")} | {
+    "ffn_dim": 96,
+    "word_embed_proj_dim": 48,
+    "init_std": 0.2,
+    "dropout": 0.0,
+}
+
+
+def _modernbert(**changes: Any) -> hf.ModernBertConfig:
+    own = {"cls_token_id": 2, "sep_token_id": 3, "local_attention": 6, "global_attn_every_n_layers": 2}
+    return hf.ModernBertConfig(**_COMMON | own | changes)
+
+
+def _distilbert(**changes: Any) -> hf.DistilBertConfig:
+    own = {"dim": 48, "n_layers": LAYERS, "n_heads": 4, "hidden_dim": 96, "max_position_embeddings": 66}
+    return hf.DistilBertConfig(**{"vocab_size": VOCAB, "initializer_range": 0.2, "pad_token_id": 0} | own | changes)
+
+
+def _gpt2(**changes: Any) -> hf.GPT2Config:
+    own = {"n_embd": 48, "n_layer": LAYERS, "n_head": 4, "n_positions": 66, "bos_token_id": 2, "eos_token_id": 3}
+    return hf.GPT2Config(**{"vocab_size": VOCAB, "initializer_range": 0.2, "pad_token_id": 0} | own | changes)
+
+
+Make = tuple[type[PreTrainedModel], Callable[..., Any], dict[str, Any]]
+FAMILIES: dict[str, Make] = {
+    "BERT": (hf.BertForMaskedLM, hf.BertConfig, _COMMON),
+    "RoBERTa": (hf.RobertaForMaskedLM, hf.RobertaConfig, _COMMON),
+    "XLM-R": (hf.XLMRobertaForMaskedLM, hf.XLMRobertaConfig, _COMMON),
+    "ELECTRA": (hf.ElectraForPreTraining, hf.ElectraConfig, _COMMON | {"embedding_size": 48}),
+    "ELECTRA generator": (hf.ElectraForMaskedLM, hf.ElectraConfig, _COMMON | {"embedding_size": 48}),
+    "ELECTRA small": (hf.ElectraForMaskedLM, hf.ElectraConfig, _COMMON | {"embedding_size": 20}),
+    "DistilBERT": (hf.DistilBertForMaskedLM, _distilbert, {}),
+    "ModernBERT": (hf.ModernBertForMaskedLM, _modernbert, {}),
+    "GPT-2": (hf.GPT2LMHeadModel, _gpt2, {}),
+    "OPT": (hf.OPTForCausalLM, hf.OPTConfig, _OPT),
+    "GPT-NeoX": (hf.GPTNeoXForCausalLM, hf.GPTNeoXConfig, _COMMON),
+    "Llama": (hf.LlamaForCausalLM, hf.LlamaConfig, _GROUPED | {"tie_word_embeddings": True}),
+    "Llama with a wide head_dim": (hf.LlamaForCausalLM, hf.LlamaConfig, _GROUPED | {"head_dim": 20}),
+    "Mistral": (hf.MistralForCausalLM, hf.MistralConfig, _GROUPED),
+    "Qwen2": (hf.Qwen2ForCausalLM, hf.Qwen2Config, _GROUPED),
+    "Qwen3": (hf.Qwen3ForCausalLM, hf.Qwen3Config, _GROUPED | {"head_dim": 16}),
+}
+OTHERS: dict[str, Make] = {
+    "RoBERTa encoder": (hf.RobertaModel, hf.RobertaConfig, _COMMON),
+    "RoBERTa sequence": (hf.RobertaForSequenceClassification, hf.RobertaConfig, _COMMON),
+    "RoBERTa token": (hf.RobertaForTokenClassification, hf.RobertaConfig, _COMMON),
+    "RoBERTa question": (hf.RobertaForQuestionAnswering, hf.RobertaConfig, _COMMON),
+    "ELECTRA encoder": (hf.ElectraModel, hf.ElectraConfig, _COMMON | {"embedding_size": 20}),
+    "ELECTRA sequence": (hf.ElectraForSequenceClassification, hf.ElectraConfig, _COMMON | {"embedding_size": 48}),
+    "DistilBERT encoder": (hf.DistilBertModel, _distilbert, {}),
+    "DistilBERT sequence": (hf.DistilBertForSequenceClassification, _distilbert, {}),
+    "DistilBERT token": (hf.DistilBertForTokenClassification, _distilbert, {}),
+    "DistilBERT question": (hf.DistilBertForQuestionAnswering, _distilbert, {}),
+    "ModernBERT encoder": (hf.ModernBertModel, _modernbert, {}),
+    "ModernBERT sequence": (hf.ModernBertForSequenceClassification, _modernbert, {}),
+    "ModernBERT token": (hf.ModernBertForTokenClassification, _modernbert, {}),
+    "GPT-2 encoder": (hf.GPT2Model, _gpt2, {}),
+    "Llama encoder": (hf.LlamaModel, hf.LlamaConfig, _GROUPED),
+    "Llama sequence": (hf.LlamaForSequenceClassification, hf.LlamaConfig, _GROUPED),
+}
+EVERY = FAMILIES | OTHERS
+
+
+def tiny(name: str, **changes: Any) -> Any:
+    """A model whose biases and norms are random too, so that cutting them wrongly shows."""
+    model_class, config, options = EVERY[name]
+    torch.manual_seed(0)
+    model = model_class(config(**options | changes)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    return model
