@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from transformers import BertForMaskedLM, BertForNextSentencePrediction, BertModel, GPT2Config, GPT2LMHeadModel
+from transformers import BertForMaskedLM, BertForNextSentencePrediction, BertModel, BloomConfig, BloomForCausalLM
 
 import homodistil
 from conftest import make
@@ -33,7 +33,7 @@ def _refused(out: Path, pattern: str, **values: Any) -> str:
 def _broken_teacher(kind: str, folder: Path, tokenizer: Any) -> None:
     folder.mkdir()
     if kind == "unknown family":
-        GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=50)).save_pretrained(folder)
+        BloomForCausalLM(BloomConfig(n_layer=1, hidden_size=8, n_head=2, vocab_size=50)).save_pretrained(folder)
     elif kind == "no loss":
         make(BertForNextSentencePrediction).save_pretrained(folder)
     else:
@@ -188,9 +188,9 @@ def test_a_loss_that_is_no_number_stops_before_it_does_harm(
     """The term and the step are named, and the checkpoint before is whole and can be resumed."""
     real, calls = losses.hidden, iter(range(10**6))
 
-    def breaks(*arguments: Any) -> torch.Tensor:
+    def breaks(*arguments: Any, **options: Any) -> torch.Tensor:
         # three hidden states, embeddings included, a batch: the seventh call is in the third step
-        return real(*arguments) * (torch.nan if next(calls) == 6 else 1)
+        return real(*arguments, **options) * (torch.nan if next(calls) == 6 else 1)
 
     monkeypatch.setattr(losses, "hidden", breaks)
     often = {"checkpoint_minutes": 0, "evaluations": 0, "cutting": {"calibration": 0}}

