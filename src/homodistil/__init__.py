@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from homodistil.api import distil, plan, resume
+    from homodistil.axes.families import Family, read_family, register
     from homodistil.compress.plan import Planned
     from homodistil.compress.shrink import shrink
     from homodistil.distill.loop import Result
@@ -19,9 +20,23 @@ if TYPE_CHECKING:
     from homodistil.recipe import Recipe
 
 __version__ = "0.1.0"
-__all__ = ["Planned", "Recipe", "Result", "RunStopped", "UserError", "distil", "plan", "resume", "shrink"]
+__all__ = [
+    "Family",
+    "Planned",
+    "Recipe",
+    "Result",
+    "RunStopped",
+    "UserError",
+    "distil",
+    "plan",
+    "read_family",
+    "register",
+    "resume",
+    "shrink",
+]
 
 _HOMES = {
+    "Family": "homodistil.axes.families",
     "Planned": "homodistil.compress.plan",
     "Recipe": "homodistil.recipe",
     "Result": "homodistil.distill.loop",
@@ -29,6 +44,8 @@ _HOMES = {
     "UserError": "homodistil.errors",
     "distil": "homodistil.api",
     "plan": "homodistil.api",
+    "read_family": "homodistil.axes.families",
+    "register": "homodistil.axes.families",
     "resume": "homodistil.api",
     "shrink": "homodistil.compress.shrink",
 }

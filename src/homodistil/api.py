@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from homodistil.axes.families import read_family, register
 from homodistil.compress import plan as planning
 from homodistil.compress.plan import Planned
 from homodistil.distill import loop
@@ -87,15 +88,21 @@ def resume(out: str | PathLike[str], *, data: Iterable[str] | None = None, displ
 
 
 def plan(
-    teacher: str | PathLike[str], target: str | Sequence[str], *, trust_remote_code: bool = False
+    teacher: str | PathLike[str],
+    target: str | Sequence[str],
+    *,
+    trust_remote_code: bool = False,
+    family: str | PathLike[str] | None = None,
 ) -> tuple[Planned, list[Planned]]:
     """What would come out of a teacher: its own figures, and those of each target, widest first. No training.
 
-    Reads the teacher's configuration and no weights.
+    Reads the teacher's configuration and no weights, and the file `family` if the teacher's is none of the package's.
 
     Raises:
         UserError: the teacher or a target cannot be used.
     """
+    if family is not None:
+        register(read_family(str(family)))
     layout, shape = architecture(str(teacher), trust_remote_code=trust_remote_code)
     targets = [target] if isinstance(target, str) else list(target)
     return planning.teacher_figures(layout, shape), planning.plan(layout, shape, targets)

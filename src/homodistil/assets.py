@@ -198,6 +198,6 @@ ASSETS: dict[str, Asset] = {
         licence="CC BY-SA",
     ),
 }
-"""all-MiniLM-L6-v2 (a sentence encoder), rxnfp (a masked language model of chemical reactions), SmolLM2-135M-Instruct (a
-small language model, dequantised from four bits), and the lead
-sections of 10,033 articles of Wikipedia, one a line."""
+"""all-MiniLM-L6-v2 (a sentence encoder), rxnfp (a masked language model of chemical reactions), SmolLM2-135M-Instruct
+(a small language model, dequantised from four bits), and the lead sections of 10,033 articles of Wikipedia, one a
+line."""

@@ -24,6 +24,7 @@ its least important units are cut away.
   plan      what would come out: shape, parameters, operations, memory; no training
   distil    make smaller students of a teacher, or go on with a run that was stopped
   evaluate  what a model can do, how large and how fast it is, beside its teacher
+  families  which models can be cut, along which axes
   report    one page of pictures and tables out of runs
   demo      halve all-MiniLM-L6-v2 on real text and show what came out
 
@@ -73,11 +74,14 @@ def _plan(words: list[str]) -> None:
     parser.add_argument("--target", action="append", required=True, help=TARGET_HELP)
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with a teacher")
+    parser.add_argument("--family", help="a file that describes the teacher's family (docs/adding-a-family.md)")
     options = parser.parse_args(words)
 
     from homodistil.api import plan
 
-    teacher, targets = plan(options.teacher, options.target, trust_remote_code=options.trust_remote_code)
+    teacher, targets = plan(
+        options.teacher, options.target, trust_remote_code=options.trust_remote_code, family=options.family
+    )
     if options.json:
         own = {k: v for k, v in teacher.as_json().items() if k != "target"}
         print(json.dumps({"teacher": own, "targets": [p.as_json() for p in targets]}, indent=2))
@@ -329,10 +333,34 @@ def _be_quiet() -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")
 
 
+def _families(words: list[str]) -> None:
+    parser = argparse.ArgumentParser("homodistil families", description="Which models can be cut, along which axes.")
+    parser.add_argument("--family", help="a file of your own (docs/adding-a-family.md), checked and listed as well")
+    options = parser.parse_args(words)
+
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from homodistil.axes.families import known, read_family, register
+
+    if options.family:
+        register(read_family(options.family))
+    table = Table("family", "model types", "widths", "rules", box=box.SIMPLE_HEAD)
+    for family in known():
+        head_dim = "head_dim" if "head_dim" in family.widths.values() else "a fixed head_dim"
+        rules = [f"hidden = heads x {head_dim}"] if family.bound else []
+        rules += [family.note] if family.note else []
+        widths = ", ".join(dict.fromkeys(family.widths.values()))
+        table.add_row(family.name, ", ".join(family.model_types), widths, "; ".join(rules))
+    Console(width=max(110, Console().width)).print(table)
+
+
 VERBS: dict[str, Callable[[list[str]], Any]] = {
     "plan": _plan,
     "distil": _distil,
     "evaluate": _evaluate,
+    "families": _families,
     "report": _report,
     "demo": _demo,
 }

@@ -148,6 +148,7 @@ class Recipe:
         evaluations: how often the held-out text is measured during the run, evenly; each target is measured as well.
         checkpoint_minutes: minutes between two checkpoints; 0 is one at each step.
         trust_remote_code: run code that comes with a teacher.
+        family: a file that describes the teacher's family, where it is none of the package's.
     """
 
     teacher: str
@@ -169,6 +170,7 @@ class Recipe:
     evaluations: int = 5
     checkpoint_minutes: float = 5.0
     trust_remote_code: bool = False
+    family: str | None = None
 
     def __post_init__(self) -> None:
         """Check what can be checked without the teacher or the text.
@@ -252,6 +254,8 @@ class Recipe:
         places = {"teacher": Path(self.teacher).expanduser(), "data": Path(self.data).expanduser()}
         if self.student is not None:
             places["student"] = Path(self.student).expanduser()
+        if self.family is not None:
+            places["family"] = Path(self.family).expanduser()
         absolute: dict[str, Any] = {name: str(path.resolve()) for name, path in places.items() if path.exists()}
         return replace(self, **absolute)
 

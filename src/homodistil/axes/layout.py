@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from homodistil.axes.families import FAMILIES, Family
+from homodistil.axes.families import Family, known
 from homodistil.axes.notation import Dim, expand_braces, parse_table
 from homodistil.errors import UserError
 
@@ -211,13 +211,14 @@ def families_of(model_type: str) -> list[Family]:
     Raises:
         UserError: none of ours; the message names those that are.
     """
-    if found := [family for family in FAMILIES if model_type in family.model_types]:
+    if found := [family for family in known() if model_type in family.model_types]:
         return found
-    known = ", ".join(f"{f.name} ({', '.join(f.model_types)})" for f in FAMILIES)
+    names = ", ".join(f"{f.name} ({', '.join(f.model_types)})" for f in known())
     raise UserError(
         f"Cannot cut a model of type {model_type!r}.",
         "A model's family must be known, because its table says which dimensions belong together.",
-        f"Use a model of one of these families: {known}.",
+        f"Use a model of one of these families: {names}. Or describe its family (docs/adding-a-family.md) and give "
+        "--family.",
     )
 
 

@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from homodistil.axes.families import read_family, register
 from homodistil.compress.compensate import InputMoments
 from homodistil.compress.importance import Importance, Method
 from homodistil.compress.plan import Planned, plan, teacher_figures
@@ -83,6 +84,8 @@ def prepare(recipe: Recipe, *, resume: bool, texts: Iterable[str] | None) -> Run
             "A run is one process for now.",
             "Start it without a launcher.",
         )
+    if recipe.family is not None:
+        register(read_family(recipe.family))
     teacher = load_teacher(recipe.teacher, trust_remote_code=recipe.trust_remote_code)
     origin = teacher if recipe.student is None else _first_student(recipe, teacher)
     start = origin.layout.shape(origin.model)

@@ -3,7 +3,14 @@
 from homodistil.axes.families.decoders import GPT2, LLAMA, NEOX, OPT
 from homodistil.axes.families.encoders import BERT, DISTILBERT, ELECTRA, ELECTRA_SMALL, MODERNBERT, ROBERTA
 from homodistil.axes.families.family import Family
+from homodistil.axes.families.own import read_family, register, registered
 
 FAMILIES: tuple[Family, ...] = (BERT, ROBERTA, ELECTRA, ELECTRA_SMALL, DISTILBERT, MODERNBERT, GPT2, OPT, NEOX, LLAMA)
 
-__all__ = ["FAMILIES", "Family"]
+
+def known() -> tuple[Family, ...]:
+    """All families: users' own first."""
+    return (*registered, *FAMILIES)
+
+
+__all__ = ["FAMILIES", "Family", "known", "read_family", "register"]

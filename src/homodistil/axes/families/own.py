@@ -1,0 +1,94 @@
+"""Families of users' own: read from a file or made in Python, checked, and known from then on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from homodistil.axes.families.family import Family
+from homodistil.axes.notation import expand_braces, parse_table
+from homodistil.errors import UserError, nearest
+
+registered: list[Family] = []
+"""Families that users added; the newest first, and before those of the package."""
+
+
+def register(family: Family) -> None:
+    """Make a family known. One that has its name already is replaced.
+
+    Raises:
+        UserError: its table or its rules cannot be read or do not fit together; the message names the row.
+    """
+    check(family)
+    registered[:] = [family, *(f for f in registered if f.name != family.name)]
+
+
+def read_family(path: str | Path) -> Family:
+    """A family out of a YAML file with the fields of `Family`.
+
+    Raises:
+        UserError: it cannot be read, or a field is unknown or missing.
+    """
+    try:
+        content = yaml.safe_load(Path(path).expanduser().read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(
+            f"Cannot read the family {path}: {str(error).splitlines()[0]}",
+            "A family is a YAML file with the fields that docs/adding-a-family.md describes.",
+            "Check the path, or correct the file.",
+        ) from error
+    known = {f.name: f for f in fields(Family)}
+    given: Mapping[str, Any] = content if isinstance(content, dict) else {}
+    needed = {n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING}
+    wrong = sorted(set(given) - set(known)) or sorted(needed - set(given))
+    if wrong:
+        raise UserError(
+            f"Cannot use the family {path}: the field {wrong[0]!r} is {'unknown' if wrong[0] in given else 'missing'}.",
+            f"A family must have {', '.join(sorted(needed))}, and may have {', '.join(sorted(set(known) - needed))}.",
+            nearest(wrong[0], known) if wrong[0] in given else f"Add {wrong[0]}.",
+        )
+    values: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in given.items()}
+    return Family(**values)
+
+
+def check(family: Family) -> None:
+    """Whether a family's fields can be read and speak of each other's axes and widths.
+
+    Raises:
+        UserError: they do not; the message names the row or the rule.
+    """
+    axes: set[str] = set()
+    for table, text in {"rows": family.rows, **family.heads}.items():
+        try:
+            rows = parse_table(text)
+        except ValueError as error:
+            raise _unfit(family, f"{table}: {error}", "Rows are written as docs/adding-a-family.md shows.") from error
+        axes |= {p.removesuffix("*") for row in rows for dim in row.dims for p in dim if isinstance(p, str)}
+    widths = set(family.widths.values())
+    for rule, names, known in (
+        ("widths", family.widths, axes),
+        ("counted", family.counted, axes),
+        ("config", _words(family.config.values()), widths | axes),
+        ("attributes", _words(p for own in family.attributes.values() for p in own.values()), widths | axes),
+        ("unequal", family.unequal, widths),
+    ):
+        if strange := sorted(set(names) - known):
+            raise _unfit(family, f"{rule} speaks of {strange[0]!r}.", f"Known there are {', '.join(sorted(known))}.")
+    if missing := {"hidden", "ffn"} - widths:
+        raise _unfit(family, f"widths has no {min(missing)}.", "The widths hidden and ffn must be there.")
+    patterns = {row.pattern for text in (family.rows, *family.heads.values()) for row in parse_table(text)}
+    for rule, named in (("queries", family.queries), ("once", (*family.once, *family.once_with_pooler))):
+        if strange := sorted({n for pattern in named for n in expand_braces(pattern)} - patterns):
+            raise _unfit(family, f"{rule} names {strange[0]}, for which there is no row.", "It must be a row's name.")
+
+
+def _words(products: Iterable[str]) -> set[str]:
+    return {word.partition("^")[0] for product in products for word in product.split()}
+
+
+def _unfit(family: Family, what: str, rule: str) -> UserError:
+    return UserError(f"Cannot use the family {family.name}: {what}", rule, "Correct it there.")

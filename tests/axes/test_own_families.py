@@ -1,0 +1,119 @@
+"""Families of users' own: the one that the documentation makes, and what is refused."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, PhiConfig, PhiForCausalLM, PreTrainedTokenizerBase
+
+import homodistil
+from homodistil.axes.families import FAMILIES, own
+from homodistil.axes.layout import Layout
+from homodistil.cli import main
+from homodistil.errors import UserError
+
+PAGE = (Path(homodistil.__file__).parents[2] / "docs" / "adding-a-family.md").read_text()
+
+
+@pytest.fixture(autouse=True)
+def _forget() -> Iterator[None]:
+    """What a test registers is its own."""
+    yield
+    own.registered.clear()
+
+
+@pytest.fixture
+def phi(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[Path, Path]:
+    """A tiny Phi, and the documentation's file."""
+    torch.manual_seed(0)
+    config = PhiConfig(
+        vocab_size=32, hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=4, max_position_embeddings=64, initializer_range=0.2, pad_token_id=0, eos_token_id=3,
+        bos_token_id=2, resid_pdrop=0.0,
+    )  # fmt: skip
+    PhiForCausalLM(config).save_pretrained(tmp_path / "phi")
+    tokenizer.save_pretrained(tmp_path / "phi")
+    found = re.search(r"```yaml\n(.+?)```", PAGE, re.DOTALL)
+    assert found is not None
+    (tmp_path / "phi.yaml").write_text(found[1])
+    return tmp_path / "phi", tmp_path / "phi.yaml"
+
+
+def test_the_family_of_the_documentation_can_be_distilled(
+    phi: tuple[Path, Path],
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its two commands run, and the student opens with plain transformers."""
+    monkeypatch.chdir(tmp_path)
+    commands = re.findall(r"^    homodistil (.+)$", PAGE, re.MULTILINE)
+    assert [command.split()[0] for command in commands] == ["plan", "distil"]
+    for command in commands:
+        words = [{"path/to/phi": str(phi[0]), "corpus.txt": str(corpus)}.get(w, w) for w in command.split()]
+        extra = ["--steps", "4", "--batch", "4", "--text.length", "16"] if "--data" in words else []
+        assert main([*words, *extra]) == 0, capsys.readouterr().err
+    student = AutoModelForCausalLM.from_pretrained(tmp_path / "runs" / "phi" / "students" / "0.75")
+    assert (student.config.hidden_size, student.config.num_attention_heads) == (32, 3)
+    assert student(torch.arange(4, 12)[None]).logits.isfinite().all()
+
+
+def test_a_family_is_unknown_until_it_is_registered(phi: tuple[Path, Path]) -> None:
+    """Registering makes a model type known; the message before says how to do it."""
+    model = PhiForCausalLM.from_pretrained(phi[0])
+    with pytest.raises(UserError, match="--family"):
+        Layout.of(model)
+    homodistil.register(homodistil.read_family(phi[1]))
+    assert homodistil.shrink(model, "0.5").shape == {"hidden": 24, "kv_heads": 2, "ffn": 48}
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
+def test_the_packages_own_families_pass_the_check(family: homodistil.Family) -> None:
+    """What users' families must hold, ours hold."""
+    own.check(family)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"rows": "embed.weight  vocab (hidden"}, "embed.weight  vocab (hidden"),
+        ({"widths": {"hidden": "hidden", "ffm": "ffn"}}, "widths speaks of 'ffm'"),
+        ({"config": {"hidden_size": "hiden"}}, "config speaks of 'hiden'"),
+        ({"counted": {"kvs": "num_key_value_heads"}}, "counted speaks of 'kvs'"),
+        ({"queries": ("layers.*.attn.q.weight",)}, "queries names layers.*.attn.q.weight"),
+        ({"widths": {"hidden": "hidden"}, "config": {}, "attributes": {}}, "widths has no ffn"),
+    ],
+)
+def test_what_does_not_fit_is_named(changes: dict[str, object], said: str) -> None:
+    """The row or the rule that is wrong is in the message."""
+    llama = next(family for family in FAMILIES if family.name == "Llama")
+    with pytest.raises(UserError) as refusal:
+        homodistil.register(replace(llama, **changes))  # type: ignore[arg-type]
+    assert said in str(refusal.value)
+    assert not own.registered
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("name: [", "Cannot read"), ("nme: Phi", "'nme' is unknown"), ("name: Phi", "is missing")],
+)
+def test_a_file_that_is_no_family_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    """YAML that is broken, or has other fields than a family, is refused by name."""
+    (tmp_path / "own.yaml").write_text(text)
+    with pytest.raises(UserError, match=said):
+        homodistil.read_family(tmp_path / "own.yaml")
+
+
+def test_families_are_listed(phi: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    """The verb shows every family with its widths, and a user's own."""
+    assert main(["families", "--family", str(phi[1])]) == 0
+    listed = capsys.readouterr().out
+    assert all(f.name.split()[0] in listed for f in FAMILIES)
+    assert "Phi" in listed
+    assert "kv_heads" in listed
