@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
-from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
 import homodistil
 from homodistil.assets import fetch
@@ -85,3 +86,24 @@ def test_rxnfp_goes_through_two_targets_and_comes_out_loadable(tmp_path: Path, r
         assert model.cls.predictions.decoder.weight is model.bert.embeddings.word_embeddings.weight
         tokenizer = AutoTokenizer.from_pretrained(result.students[target])
         assert tokenizer.tokenize("BrC[C@@H]Cl>>C") == ["Br", "C", "[C@@H]", "Cl", ">>", "C"]
+
+
+def test_smollm2_loses_and_regains_in_a_few_steps(tmp_path: Path) -> None:
+    """A real Llama with grouped queries, from four bits: cut to 0.75, it nears its teacher in some steps."""
+    learn = tmp_path / "learn.txt"
+    learn.write_text("\n".join(fetch("wiki-leads").read_text().splitlines()[:60]) + "\n")
+    out = tmp_path / "run"
+    result = homodistil.distil(
+        fetch("smollm2"), learn, "0.75", out, steps=8, batch=2, log_every=1, evaluations=0,
+        text={"length": 64, "heldout": 0.05}, cutting={"ramp_end": 0.0, "calibration": 2},
+        optim={"learning_rate": 3e-4, "warmup": 0.0},
+    )  # fmt: skip
+    path = [json.loads(line)["discrepancy"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert sum(path[-2:]) < sum(path[:2])
+    held = result.heldout["0.75"]
+
+    assert held["teacher_accuracy"] > 0.3
+    assert held["lm"] < 10
+    model = AutoModelForCausalLM.from_pretrained(result.students["0.75"])
+    assert (model.config.hidden_size, model.config.num_attention_heads, model.config.head_dim) == (432, 6, 64)
+    assert model.lm_head.weight is model.model.embed_tokens.weight

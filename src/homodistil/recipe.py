@@ -27,8 +27,8 @@ class Losses:
         attention: L_att, distance of each layer's attention; by default 0.1 for encoders whose layers attend to the
             whole sequence, and 0 for all others.
         embedding: L_emb, distance of the embeddings.
-        hidden_kind: what L_hid is: the mean squared error, or that relative to the teacher's own mean square at each
-            token; `auto` is relative for causal language models, some of whose states are a thousand times the others.
+        hidden_kind: what L_hid is: the mean squared error, or that relative to both sides' mean square at each token;
+            `auto` is relative for causal language models, some of whose states are a thousand times the others.
         attention_kind: what L_att compares: scores before the softmax (faster), or probabilities after it.
         temperature: T of L_pred.
         similarity_temperature: by what cosine similarities are divided in L_pred of sentence encoders.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 from collections.abc import Callable
@@ -177,3 +178,24 @@ def test_streams_are_cropped_too_and_blocks_never(tokenizer: Any, tmp_path: Path
     assert _sequences(corpus, 20, start=30) == seen[30:]
     packed = load_corpus(long, tokenizer, length=32, packed=True, crops=0.5, batch=4)
     assert {len(ids) for ids in _sequences(packed, 20)} == {32}
+
+
+def test_every_token_but_the_last_predicts_the_next_in_causal_batches(tokenizer: Any) -> None:
+    """Labels are what follows, of tokens only: padding neither predicts nor is predicted."""
+    collate = Collator(tokenizer, False, seed=0, causal=True)
+    batch = collate([[2, 7, 8, 9, 3], [2, 10, 3]], 0)
+    rows, columns = batch["positions"] // 8, batch["positions"] % 8
+    assert list(zip(rows.tolist(), columns.tolist(), strict=True)) == [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1)]
+    assert batch["labels"].tolist() == [7, 8, 9, 3, 10, 3]
+    assert batch["input_ids"][1].tolist() == [2, 10, 3, 0, 0, 0, 0, 0]
+
+
+def test_texts_of_a_block_are_apart_even_where_a_tokenizer_ends_none(tokenizer: Any) -> None:
+    """Without a special token of the tokenizer's own between two texts, the end-of-text token stands there."""
+    plain = copy.deepcopy(tokenizer)
+    plain.backend_tokenizer.post_processor = None
+    plain.eos_token = "[SEP]"
+    cutter = Cutter(plain, "text", 8, packed=True)
+    assert (cutter.prefix, cutter.suffix) == ([], [])
+    ids = cutter({"text": ["the cat sees", "the dog sees"]})["input_ids"][0]
+    assert ids[3] == ids[7] == plain.eos_token_id

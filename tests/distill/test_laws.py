@@ -20,7 +20,7 @@ from transformers import (
 
 from homodistil.compress.importance import magnitude
 from homodistil.compress.shrink import select
-from homodistil.distill import attention, losses
+from homodistil.distill import attention, losses, outputs
 from homodistil.distill.attention import IMPLEMENTATION, QueriesKeys, captured
 from homodistil.distill.data import batches
 from homodistil.distill.loop import calibrate, lost_heads
@@ -259,3 +259,36 @@ def test_a_shallow_student_is_compared_with_evenly_spaced_layers() -> None:
     assert opposite(range(2), range(6)) == [2, 5]
     assert opposite(range(1), range(4)) == [3]
     assert opposite(range(4), range(4)) == [0, 1, 2, 3]
+
+
+def test_next_tokens_in_chunks_equal_all_logits_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loss and gradients of a causal language model are the same however few positions are predicted at a time."""
+    torch.manual_seed(0)
+    states, weight = torch.randn(13, 6), torch.randn(9, 6)
+    labels, theirs = torch.randint(9, (13,)), torch.randn(13, 9)
+    gradients, values = [], []
+    for size in (1 << 20, 4 * 9, 1):
+        monkeypatch.setattr(outputs, "CHUNK", size)
+        mine, head = states.clone().requires_grad_(), weight.clone().requires_grad_()
+        student = outputs.NextTokens(mine, lambda x, head=head: x @ head.T, 9)  # type: ignore[misc]
+        teacher = outputs.NextTokens(theirs, lambda x: x, 9)
+        both = losses.following(student, teacher, labels, 2.0)
+        (both[0] + 3 * both[1]).backward()  # type: ignore[no-untyped-call]
+        values.append(torch.stack(both).detach())
+        gradients.append((mine.grad, head.grad))
+    logits = states @ weight.T
+    expected = torch.stack((losses.lm(logits, labels), losses.prediction(logits, theirs, 2.0)))
+    for value, gradient in zip(values, gradients, strict=True):
+        torch.testing.assert_close(value, expected)
+        torch.testing.assert_close(gradient, gradients[0])
+
+
+def test_relative_distances_do_not_see_the_scale_of_a_token() -> None:
+    """A token a thousand times as loud counts like another, on either side; equal states have none."""
+    torch.manual_seed(0)
+    student, teacher, eye, mask = torch.randn(2, 5, 8), torch.randn(2, 5, 8), torch.eye(8), torch.ones(2, 5).long()
+    loud = torch.ones(2, 5, 1).index_fill_(1, torch.tensor([0]), 1000.0)
+    plain = losses.hidden(student, teacher, eye, mask, relative=True)
+    torch.testing.assert_close(losses.hidden(student * loud, teacher * loud, eye, mask, relative=True), plain)
+    assert losses.hidden(student * loud, teacher, eye, mask, relative=True) <= 4
+    assert losses.hidden(teacher, teacher, eye, mask, relative=True) == 0

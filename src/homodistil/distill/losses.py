@@ -90,16 +90,19 @@ def hidden(
     *,
     relative: bool = False,
 ) -> Float[Tensor, ""]:
-    """MSE(H_t, H_s W), mean over tokens and the teacher's width; `relative` to the teacher's mean square at each token.
+    """MSE(H_t, H_s W), mean over tokens and the teacher's width; `relative` to the mean square of both at each token.
 
     Some models have tokens whose states are a thousand times those of others: of a plain mean they would be all.
+    Relative to both sides, and not to the teacher's alone, no token adds more than 4, also where the student's is large
+    and the teacher's is not.
     """
     projected = student @ projection
     # autocast may have rounded the product; the teacher is rounded alike, or equal states would differ
     difference = (projected - teacher.to(projected.dtype)).float()
     squares = difference.square().mean(-1)
     if relative:
-        squares = squares / teacher.float().square().mean(-1).clamp(min=1e-12)
+        both = (projected.float().square() + teacher.float().square()).mean(-1) / 2
+        squares = squares / both.clamp(min=1e-12)
     return (squares * mask).sum() / mask.sum()
 
 
