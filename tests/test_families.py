@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, RobertaConfig, RobertaForCausalLM
 
 import homodistil
 from homodistil.axes.families import FAMILIES as TABLES
@@ -28,6 +28,9 @@ from zoo import EVERY, FAMILIES, tiny
 
 IDS = torch.arange(4, 25).reshape(3, 7)
 MASK = torch.tensor([[1] * 7, [1] * 5 + [0] * 2, [1] * 3 + [0] * 4])
+ALSO_DISTILLED = ["RoBERTa encoder", "RoBERTa sequence", "ELECTRA encoder", "DistilBERT encoder", "DistilBERT token",
+                  "ModernBERT encoder", "ModernBERT token", "Llama encoder"]  # fmt: skip
+distilled = pytest.mark.parametrize("name", [*FAMILIES, *ALSO_DISTILLED])
 families = pytest.mark.parametrize("name", FAMILIES)
 every = pytest.mark.parametrize("name", EVERY)
 
@@ -272,7 +275,7 @@ assert "homodistil" not in sys.modules
             torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5, msg=name)
 
 
-@families
+@distilled
 def test_ten_steps_after_a_cut_lower_the_discrepancy(
     name: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, corpus: Path
 ) -> None:
@@ -294,7 +297,7 @@ def test_ten_steps_after_a_cut_lower_the_discrepancy(
     assert Layout.of(student).shape(student) == plan(Layout.of(model), Layout.of(model).shape(model), [target])[0].shape
 
 
-@families
+@distilled
 def test_an_uncut_student_has_no_discrepancy(
     name: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, corpus: Path
 ) -> None:
@@ -318,6 +321,27 @@ def test_a_budget_is_met(name: str) -> None:
     planned = plan(layout, whole, [str(budget)])[0]
     assert abs(planned.parameters / budget - 1) < 0.1
     assert all(planned.shape[w] <= whole[w] for w in whole)
+
+
+def test_an_encoder_is_no_language_model_of_next_tokens(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, corpus: Path
+) -> None:
+    """An encoder's class for next tokens is refused: without a causal mask it would read the answer."""
+    RobertaForCausalLM(RobertaConfig(vocab_size=32, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+                                     intermediate_size=8)).save_pretrained(tmp_path / "teacher")  # fmt: skip
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    with pytest.raises(UserError, match="RoBERTa models are encoders"):
+        homodistil.distil(tmp_path / "teacher", corpus, "0.5", tmp_path / "run")
+
+
+def test_the_attention_of_a_decoder_is_not_compared(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, corpus: Path
+) -> None:
+    """A weight for it is refused, in place of comparing what no token sees."""
+    tiny("Llama").save_pretrained(tmp_path / "teacher")
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    with pytest.raises(UserError, match=r"attention of a Llama model"):
+        homodistil.distil(tmp_path / "teacher", corpus, "0.5", tmp_path / "run", losses={"attention": 0.1})
 
 
 def test_every_table_has_a_tiny_model_here() -> None:

@@ -34,7 +34,7 @@ Pooling = Literal["mean", "cls", "max"]
 _KINDS: dict[str, Kind] = {
     "ForMaskedLM": "masked-lm",
     "ForCausalLM": "causal-lm",
-    "LMHeadModel": "causal-lm",
+    "GPT2LMHeadModel": "causal-lm",
     "ElectraForPreTraining": "token-labels",
     "ForSequenceClassification": "labels",
     "ForTokenClassification": "token-labels",
@@ -89,10 +89,18 @@ def load_teacher(source: str, *, trust_remote_code: bool = False) -> Teacher:
             "A masked language model needs a tokenizer with a mask token, and this one has none.",
             "Use the tokenizer that the model was trained with.",
         )
+    layout = Layout.of(model)
+    assert layout.family is not None
+    if kind == "causal-lm" and layout.family.attention_loss:
+        raise UserError(
+            f"Cannot distil {source} as a {model_class.__name__}.",
+            f"{layout.family.name} models are encoders: a language model of next tokens must not see them.",
+            "Name its masked language model or its bare encoder in `architectures` of its config.json.",
+        )
     model.requires_grad_(False)
     model.eval()
     model.set_attn_implementation(IMPLEMENTATION)
-    return Teacher(source, model, tokenizer, Layout.of(model), kind, pooling, sentence_folder)
+    return Teacher(source, model, tokenizer, layout, kind, pooling, sentence_folder)
 
 
 def architecture(source: str, *, trust_remote_code: bool = False) -> tuple[Layout, dict[str, int]]:
