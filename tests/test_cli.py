@@ -16,7 +16,8 @@ import pytest
 import yaml
 from transformers import BertForMaskedLM
 
-from homodistil.cli import _read_recipe, main
+from homodistil.cli import main
+from homodistil.cli.distil import read_recipe
 from homodistil.errors import UserError
 from homodistil.reading import load
 from homodistil.recipe import Recipe
@@ -32,7 +33,7 @@ def _run(*words: str | Path, timeout: float = 120) -> subprocess.CompletedProces
 def test_help_is_printed_without_torch(capsys: pytest.CaptureFixture[str]) -> None:
     """Help must come at once, so nothing heavy may be imported for it."""
     code = (
-        "import sys; from homodistil.cli import _read_recipe, main\n"
+        "import sys; from homodistil.cli import main; from homodistil.cli.distil import read_recipe\n"
         "try: main(['distil', '--help'])\nexcept SystemExit as left: assert left.code == 0\n"
         "assert main(['--help']) == 0\n"
         "assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)"
@@ -89,9 +90,9 @@ def test_a_runs_own_recipe_starts_another_run(tmp_path: Path) -> None:
     recipe = Recipe(teacher="t", data="d", out="one", target=["0.5", "hidden=24,heads=2"], steps=7)
     file = tmp_path / "recipe.yaml"
     file.write_text(recipe.to_yaml())
-    again = _read_recipe(["--config", str(file), "--out", "two"])
+    again = read_recipe(["--config", str(file), "--out", "two"])
     assert again == replace(recipe, out="two")
-    assert _read_recipe(["--config", str(file), "--out", "two", "--target", "0.3"]).target == ["0.3"]
+    assert read_recipe(["--config", str(file), "--out", "two", "--target", "0.3"]).target == ["0.3"]
 
 
 @pytest.mark.parametrize(
@@ -162,8 +163,8 @@ def test_a_signal_saves_and_the_last_line_says_how_to_go_on(
 def test_a_preset_gives_way_to_options() -> None:
     """What comes after it wins; what it does not say is as by default."""
     words = ["teacher", "--data", "text", "--target", "0.5", "--out", "runs/x", "--preset", "paper"]
-    read = _read_recipe([*words, "--cutting.grain", "4"])
+    read = read_recipe([*words, "--cutting.grain", "4"])
     assert (read.cutting.importance, read.cutting.compensate, read.cutting.grain) == ("sensitivity", "none", 4)
     assert read.optim == Recipe(teacher="", data="", out="", target=[]).optim
     with pytest.raises(UserError, match="Did you mean 'paper'"):
-        _read_recipe([*words[:-1], "papper"])
+        read_recipe([*words[:-1], "papper"])

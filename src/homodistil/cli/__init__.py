@@ -1,0 +1,79 @@
+"""The command line: its verbs, each of which imports what it needs when it is called."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from homodistil.cli.distil import distil
+from homodistil.cli.evaluate import evaluate
+from homodistil.cli.plan import families, plan
+from homodistil.cli.report import demo, report
+from homodistil.errors import RunStopped, UserError, nearest
+
+USAGE = """usage: homodistil VERB ...
+
+Make pre-trained transformers small. The student starts as a copy of the teacher and is distilled on plain text while
+its least important units are cut away.
+
+  plan      what would come out: shape, parameters, operations, memory; no training
+  distil    make smaller students of a teacher, or go on with a run that was stopped
+  evaluate  what a model can do, how large and how fast it is, beside its teacher
+  families  which models can be cut, along which axes
+  report    one page of pictures and tables out of runs
+  demo      halve all-MiniLM-L6-v2 on real text and show what came out
+
+`homodistil VERB --help` says more.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status: 0, 2 for input to correct, 128 + signal for a stop."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    _be_quiet()
+    try:
+        if not words or words[0] in ("-h", "--help"):
+            print(USAGE, end="")
+            return 0 if words else 2
+        if words[0] == "--version":
+            from homodistil import __version__
+
+            print(f"homodistil {__version__}")
+            return 0
+        if words[0] not in VERBS:
+            raise UserError(
+                f"There is no verb {words[0]!r}.",
+                f"The verbs are {', '.join(VERBS)}.",
+                nearest(words[0], VERBS),
+            )
+        VERBS[words[0]](words[1:])
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except RunStopped as stop:
+        print(stop, file=sys.stderr)
+        return 128 + stop.signal_number
+    except KeyboardInterrupt:
+        print("Stopped before the next save; what was saved before is whole.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _be_quiet() -> None:
+    """One display at a time: other libraries' progress bars and notes would tear ours."""
+    for variable in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
+        os.environ.setdefault(variable, "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+
+
+VERBS: dict[str, Callable[[list[str]], Any]] = {
+    "plan": plan,
+    "distil": distil,
+    "evaluate": evaluate,
+    "families": families,
+    "report": report,
+    "demo": demo,
+}

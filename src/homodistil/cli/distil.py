@@ -1,0 +1,106 @@
+"""The main job: `homodistil distil`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING
+
+from homodistil.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from homodistil.distill.loop import Result
+    from homodistil.recipe import Recipe
+
+
+def distil(words: list[str]) -> None:
+    """Make students, or go on with a run."""
+    if any(word.partition("=")[0] == "--resume" for word in words):
+        parser = argparse.ArgumentParser("homodistil distil", usage="homodistil distil --resume FOLDER")
+        parser.add_argument("--resume", metavar="FOLDER")
+        known, others = parser.parse_known_args(words)
+        if others:
+            raise UserError(
+                f"Cannot resume with other options ({' '.join(others)}).",
+                "A run goes on with the recipe that it was started with.",
+                f"Use `homodistil distil --resume {known.resume}` alone, or start a new run.",
+            )
+
+        from homodistil.api import resume
+        from homodistil.report.live import Display
+
+        _show_result(resume(known.resume, display=Display()))
+        return
+    recipe = read_recipe(words)
+
+    from homodistil.distill.loop import distil
+    from homodistil.report.live import Display
+
+    _show_result(distil(recipe, display=Display()))
+
+
+def read_recipe(words: list[str]) -> Recipe:
+    """The recipe that the options of `distil` describe, on top of `--config` if it is given."""
+    import yaml
+    from jsonargparse import ArgumentError
+
+    from homodistil.reading import PRESETS, parser, preset, refuse_unknown, unreadable
+    from homodistil.recipe import Recipe
+
+    reader = parser(
+        prog="homodistil distil",
+        usage="homodistil distil TEACHER --data TEXT --target 0.5 --out FOLDER [options]\n"
+        "       homodistil distil --config RECIPE.yaml [options]\n"
+        "       homodistil distil --resume FOLDER",
+    )
+    if words and not words[0].startswith("-"):
+        words = ["--teacher", *words]
+    known = {option.lstrip("-") for action in reader._actions for option in action.option_strings}
+    rewritten: list[str] = []
+    targets = 0
+    pending = iter(words)
+    for word in pending:
+        name, equals, value = word.partition("=")
+        if name.startswith("--") and name[2:].rstrip("+") not in {*known, "preset"}:
+            raise UserError(
+                f"There is no option {name}.",
+                "Options are those of a recipe.",
+                nearest(name[2:], sorted(known)),
+            )
+        if name == "--target":
+            value = value if equals else next(pending, "")
+            # the first one replaces what a --config says, the others come on top
+            rewritten.append(f"--target+={value}" if targets else f"--target={json.dumps([value])}")
+            targets += 1
+            continue
+        if name == "--preset":
+            value = value if equals else next(pending, "")
+            preset(value)
+            rewritten.append(f"--config={PRESETS / value}.yaml")
+            continue
+        if name == "--config":
+            value = value if equals else next(pending, "")
+            try:
+                with open(value) as file:
+                    content = yaml.safe_load(file)
+            except (OSError, yaml.YAMLError) as error:
+                raise UserError(
+                    f"Cannot read the recipe {value}: {str(error).splitlines()[0]}",
+                    "--config takes a YAML file of the options that --help lists.",
+                    "Check the path, or correct the file.",
+                ) from error
+            refuse_unknown(content if isinstance(content, dict) else {})
+            rewritten.append(f"--config={value}")
+            continue
+        rewritten.append(word)
+    try:
+        read = vars(reader.instantiate(reader.parse_args(rewritten)))
+    except ArgumentError as error:
+        raise unreadable(str(error)) from error
+    return Recipe(**{name: value for name, value in read.items() if name != "config"}).resolved()
+
+
+def _show_result(result: Result) -> None:
+    for target, folder in result.students.items():
+        held = "  ".join(f"{name} {value:.4f}" for name, value in result.heldout[target].items())
+        print(f"{target}: {folder}\n    on held-out text: {held}")

@@ -1,0 +1,89 @@
+"""Numbers about a model: `homodistil evaluate`."""
+
+from __future__ import annotations
+
+import argparse
+
+from homodistil.errors import UserError
+
+
+def evaluate(words: list[str]) -> None:
+    """Measure, print a table, keep the numbers."""
+    parser = argparse.ArgumentParser(
+        "homodistil evaluate",
+        description="What a model can do, how large and how fast it is. Numbers of finished parts are kept in --json.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="a folder or hub name that from_pretrained opens")
+    add("--against", metavar="TEACHER", help="the teacher, which is measured alike, beside it")
+    add("--tasks", type=_names, default=[], help="fine-tune on them: names of GLUE, squad, squad_v2, or own files")
+    add(
+        "--pairs",
+        type=_names,
+        default=[],
+        help="compare pairs by similarity, without fine-tuning: stsb, or a file",
+    )
+    add("--text", help="plain text that it did not learn from: language modelling, agreement with the teacher")
+    add("--data-dir", help="where the tasks lie, as NAME/train.jsonl or glue/NAME/train.jsonl (default: the hub)")
+    add("--seeds", type=int, default=3, help="how often each task is learnt (default: 3)")
+    add("--grid", action="store_true", help="choose the learning rate on training rows that are held out")
+    add("--limit", type=int, help="learn each task from that many rows at most")
+    add("--columns", type=_names, default=[], help="the text columns of one's own tasks")
+    add("--label", default="label", help="the label's column of one's own tasks (default: label)")
+    add("--text-column", default="text", help="the column of --text, where it has columns (default: text)")
+    add("--lengths", type=_numbers, default=[32, 128], help="tokens at which it is timed (default: 32,128)")
+    add("--threads", type=int, help="of the processor while timing (default: all)")
+    add("--no-speed", action="store_true", help="leave the timing out")
+    add("--trust-remote-code", action="store_true", help="run code that comes with a model")
+    add("--json", metavar="FILE", help="keep the numbers there; those that it holds are not measured again")
+    options = parser.parse_args(words)
+    for name in ("seeds", "limit", "threads"):
+        _check_count(f"--{name}", getattr(options, name))
+    for length in options.lengths:
+        _check_count("--lengths", length)
+
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from homodistil.evaluate.evaluation import evaluate
+    from homodistil.report.tables import terminal
+
+    notes = Console(stderr=True)
+    records = evaluate(
+        options.model,
+        tasks=options.tasks,
+        pairs=options.pairs,
+        text=options.text,
+        data_dir=options.data_dir,
+        against=options.against,
+        seeds=options.seeds,
+        grid=options.grid,
+        limit=options.limit,
+        columns=options.columns,
+        label=options.label,
+        text_column=options.text_column,
+        lengths=options.lengths,
+        threads=options.threads,
+        time=not options.no_speed,
+        trust_remote_code=options.trust_remote_code,
+        json=Path(options.json) if options.json else None,
+        say=lambda what: notes.print(f"measuring {what} ...", highlight=False),
+    )
+    # a pipe counts as 80 columns, which would cut figures off
+    Console(width=max(120, Console().width)).print(terminal(records))
+    print("± is the standard deviation over seeds; scores are 0 to 100, as GLUE defines them.")
+
+
+def _names(text: str) -> list[str]:
+    return [name for name in (word.strip() for word in text.split(",")) if name]
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(word) for word in _names(text)]
+
+
+def _check_count(option: str, value: int | None) -> None:
+    if value is not None and value < 1:
+        raise UserError(f"Cannot use {option} {value}.", "It must be a whole number from 1 up.", f"Use {option} 1.")

@@ -1,0 +1,91 @@
+"""What can be cut, and what would come out: `homodistil families` and `homodistil plan`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from homodistil.compress.plan import Planned
+
+TARGET_HELP = (
+    "a keep ratio of the width (0.5), a parameter budget (17.3M), a shape (hidden=240,heads=12,ffn=960) or a preset "
+    "(homobert-base, homobert-small, homobert-xsmall, homobert-tiny); several times for several"
+)
+
+
+def plan(words: list[str]) -> None:
+    """Print what would come out."""
+    parser = argparse.ArgumentParser("homodistil plan", description="What would come out of a teacher. No training.")
+    parser.add_argument("teacher", metavar="TEACHER", help="a folder or a hub name; only its configuration is read")
+    parser.add_argument("--target", action="append", required=True, help=TARGET_HELP)
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with a teacher")
+    parser.add_argument("--family", help="a file that describes the teacher's family (docs/adding-a-family.md)")
+    options = parser.parse_args(words)
+
+    from homodistil.api import plan
+
+    teacher, targets = plan(
+        options.teacher, options.target, trust_remote_code=options.trust_remote_code, family=options.family
+    )
+    if options.json:
+        own = {k: v for k, v in teacher.as_json().items() if k != "target"}
+        print(json.dumps({"teacher": own, "targets": [p.as_json() for p in targets]}, indent=2))
+    else:
+        _show_plan(teacher, targets)
+
+
+def _show_plan(teacher: Planned, targets: Sequence[Planned]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    budgets = any(row.missed is not None for row in targets)
+    whole_heads = "head_dim" not in teacher.shape
+    header = [
+        *(teacher.shape if whole_heads else ("hidden", "heads", "ffn")),
+        "parameters",
+        "MFLOPs/token",
+        "MB",
+        *(["off budget"] if budgets else []),
+    ]
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("", no_wrap=True)
+    for name in header:
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in (teacher, *targets):
+        shape = row.shape
+        both = () if whole_heads else (shape["hidden"], f"{shape['heads']} x {shape['head_dim']}", shape["ffn"])
+        cells = [str(width) for width in (both or shape.values())]
+        cells += [f"{row.parameters:,}", f"{row.flops_per_token / 1e6:.1f}", f"{row.memory_bytes / 1e6:.1f}"]
+        table.add_row(row.target, *cells, *(["" if row.missed is None else f"{row.missed:+.2%}"] if budgets else []))
+    # a pipe counts as 80 columns, which would cut figures off
+    Console(width=max(100, Console().width)).print(table)
+    print("FLOPs of a forward pass at 128 tokens a sequence; MB of the weights in float32.")
+
+
+def families(words: list[str]) -> None:
+    """List the families."""
+    parser = argparse.ArgumentParser("homodistil families", description="Which models can be cut, along which axes.")
+    parser.add_argument("--family", help="a file of your own (docs/adding-a-family.md), checked and listed as well")
+    options = parser.parse_args(words)
+
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from homodistil.axes.families import known, read_family, register
+
+    if options.family:
+        register(read_family(options.family))
+    table = Table("family", "model types", "widths", "rules", box=box.SIMPLE_HEAD)
+    for family in known():
+        head_dim = "head_dim" if "head_dim" in family.widths.values() else "a fixed head_dim"
+        rules = [f"hidden = heads x {head_dim}"] if family.bound else []
+        rules += [family.note] if family.note else []
+        widths = ", ".join(dict.fromkeys(family.widths.values()))
+        table.add_row(family.name, ", ".join(family.model_types), widths, "; ".join(rules))
+    Console(width=max(110, Console().width)).print(table)
