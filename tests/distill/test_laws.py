@@ -131,13 +131,13 @@ def test_a_term_of_weight_zero_is_not_computed(ready: Callable[..., Run], monkey
     def never(*_: object, **__: object) -> None:
         raise AssertionError("computed")
 
-    for name in ("lm", "prediction", "attention_scores", "similarity"):
+    for name in ("tokens", "prediction", "attention_scores", "similarity"):
         monkeypatch.setattr(losses, name, never)
     run.state.student.cls.register_forward_hook(never)
     run.teacher.model.cls.register_forward_hook(never)
     outputs = run.runner(run.state.student, _batch(run))
     assert outputs.attention == ()
-    assert outputs.prediction is None
+    assert outputs.tokens is None
     assert list(_terms(run, _batch(run))) == ["hidden"]
 
 
@@ -146,8 +146,9 @@ def test_logits_at_predicted_positions_are_the_models_own(ready: Callable[..., R
     run = ready(BertForMaskedLM)
     batch = _batch(run)
     whole = run.teacher.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    made = run.runner(run.teacher.model, batch).prediction
-    assert made is not None
+    tokens = run.runner(run.teacher.model, batch).tokens
+    assert tokens is not None
+    made = tokens.head(tokens.states)
     torch.testing.assert_close(made, whole.flatten(0, 1)[batch["positions"]])
 
 
@@ -261,8 +262,8 @@ def test_a_shallow_student_is_compared_with_evenly_spaced_layers() -> None:
     assert opposite(range(4), range(4)) == [0, 1, 2, 3]
 
 
-def test_next_tokens_in_chunks_equal_all_logits_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Loss and gradients of a causal language model are the same however few positions are predicted at a time."""
+def test_predictions_of_tokens_in_chunks_equal_all_logits_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loss and gradients of a language model are the same however few positions are predicted at a time."""
     torch.manual_seed(0)
     states, weight = torch.randn(13, 6), torch.randn(9, 6)
     labels, theirs = torch.randint(9, (13,)), torch.randn(13, 9)
@@ -270,14 +271,14 @@ def test_next_tokens_in_chunks_equal_all_logits_at_once(monkeypatch: pytest.Monk
     for size in (1 << 20, 4 * 9, 1):
         monkeypatch.setattr(outputs, "CHUNK", size)
         mine, head = states.clone().requires_grad_(), weight.clone().requires_grad_()
-        student = outputs.NextTokens(mine, lambda x, head=head: x @ head.T, 9)  # type: ignore[misc]
-        teacher = outputs.NextTokens(theirs, lambda x: x, 9)
-        both = losses.following(student, teacher, labels, 2.0)
+        student = outputs.TokenPredictions(mine, lambda x, head=head: x @ head.T, 9)  # type: ignore[misc]
+        teacher = outputs.TokenPredictions(theirs, lambda x: x, 9)
+        both = losses.tokens(student, teacher, labels, 2.0)
         (both[0] + 3 * both[1]).backward()  # type: ignore[no-untyped-call]
         values.append(torch.stack(both).detach())
         gradients.append((mine.grad, head.grad))
     logits = states @ weight.T
-    expected = torch.stack((losses.lm(logits, labels), losses.prediction(logits, theirs, 2.0)))
+    expected = torch.stack((torch.nn.functional.cross_entropy(logits, labels), losses.prediction(logits, theirs, 2.0)))
     for value, gradient in zip(values, gradients, strict=True):
         torch.testing.assert_close(value, expected)
         torch.testing.assert_close(gradient, gradients[0])

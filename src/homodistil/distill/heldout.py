@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from homodistil.distill.objective import Objective
-from homodistil.distill.outputs import Batch, NextTokens, Runner
+from homodistil.distill.outputs import Batch, Runner, TokenPredictions
 from homodistil.distill.teacher import Kind
 
 
@@ -38,8 +38,8 @@ def measure(
         with precision:
             mine, theirs = run(student, batch), run(teacher, batch)
             terms = objective.terms(mine, theirs, batch, heads)
-            if mine.next is not None and theirs.next is not None:
-                said.append((_following(mine.next), _following(theirs.next)))
+            if mine.tokens is not None and theirs.tokens is not None:
+                said.append((_said(mine.tokens), _said(theirs.tokens)))
                 labels.append(batch["labels"].cpu())
         for name, term in terms.items():
             sums[name] += term.item()
@@ -72,7 +72,7 @@ def agreement(kind: Kind, ours: Tensor, others: Tensor) -> float:
     return (ours == others).float().mean().item()
 
 
-def _following(predictions: NextTokens) -> Tensor:
+def _said(predictions: TokenPredictions) -> Tensor:
     return torch.cat([predictions.head(predictions.states[part]).argmax(-1).cpu() for part in predictions.chunks()])
 
 

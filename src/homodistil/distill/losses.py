@@ -15,33 +15,29 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from homodistil.distill.attention import QueriesKeys
-from homodistil.distill.outputs import NextTokens
+from homodistil.distill.kernels import over_vocabulary, squared_distance
+from homodistil.distill.outputs import TokenPredictions
 
 
-def lm(logits: Float[Tensor, "positions vocab"], labels: Int[Tensor, " positions"]) -> Float[Tensor, ""]:
-    """Cross-entropy of the student's own predictions, mean over predicted positions."""
-    return F.cross_entropy(logits.float(), labels)
-
-
-def following(
-    student: NextTokens, teacher: NextTokens, labels: Int[Tensor, " positions"], temperature: float
+def tokens(
+    student: TokenPredictions, teacher: TokenPredictions | None, labels: Int[Tensor, " positions"], temperature: float
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """`lm` and `prediction` of causal language models, mean over positions, without all logits at once.
+    """L_lm and L_pred of language models: cross-entropy of the student's own predictions, and `prediction`.
 
-    Chunks of positions are predicted one after the other, and again in the backward pass.
+    Both are means over predicted positions, without all logits at once: chunks of positions are predicted one after
+    the other, and again in the backward pass. Without a teacher, L_pred is 0.
     """
 
-    def chunk(mine: Tensor, theirs: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-        logits = student.head(mine)
+    def chunk(mine: Tensor, theirs: Tensor | None, right: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            others = teacher.head(theirs)
-        n = len(right)
-        return lm(logits, right) * n, prediction(logits, others, temperature) * n
+            others = teacher.head(theirs) if teacher is not None and theirs is not None else None
+        own, other = over_vocabulary(student.head(mine), others, right, temperature)
+        return own * len(right), other * len(right)
 
     sums: list[tuple[Tensor, Tensor]] = []
     parts = student.chunks()
     for part in parts:
-        inputs = student.states[part], teacher.states[part], labels[part]
+        inputs = student.states[part], teacher.states[part] if teacher is not None else None, labels[part]
         if len(parts) == 1 or not torch.is_grad_enabled():
             sums.append(chunk(*inputs))
         else:
@@ -98,11 +94,11 @@ def hidden(
     """
     projected = student @ projection
     # autocast may have rounded the product; the teacher is rounded alike, or equal states would differ
+    if not relative:
+        return squared_distance(projected, teacher, mask)
     difference = (projected - teacher.to(projected.dtype)).float()
-    squares = difference.square().mean(-1)
-    if relative:
-        both = (projected.float().square() + teacher.float().square()).mean(-1) / 2
-        squares = squares / both.clamp(min=1e-12)
+    both = (projected.float().square() + teacher.float().square()).mean(-1) / 2
+    squares = difference.square().mean(-1) / both.clamp(min=1e-12)
     return (squares * mask).sum() / mask.sum()
 
 

@@ -51,10 +51,9 @@ class Objective:
         """
         w, mask = self.weights, batch["attention_mask"]
         terms: dict[str, Tensor] = {}
-        if w.lm and self.kind == "masked-lm" and student.prediction is not None:
-            terms["lm"] = losses.lm(student.prediction, batch["labels"])
-        if student.next is not None and teacher.next is not None:
-            both = losses.following(student.next, teacher.next, batch["labels"], w.temperature)
+        if student.tokens is not None:
+            theirs = teacher.tokens if w.prediction else None
+            both = losses.tokens(student.tokens, theirs, batch["labels"], w.temperature)
             terms |= {n: t for n, t in zip(("lm", "prediction"), both, strict=True) if getattr(w, n)}
         if w.prediction and student.prediction is not None and teacher.prediction is not None:
             terms["prediction"] = self._prediction(student.prediction, teacher.prediction)

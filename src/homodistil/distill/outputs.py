@@ -28,8 +28,8 @@ CHUNK = 1 << 26
 
 
 @dataclass(frozen=True)
-class NextTokens:
-    """Predictions of next tokens that are not made yet: all logits of a batch may be more than memory holds.
+class TokenPredictions:
+    """What a language model says of tokens, not said yet: all logits of a batch may be more than memory holds.
 
     Attributes:
         states: at the positions that predict, (positions, hidden).
@@ -56,14 +56,14 @@ class Outputs:
         attention: queries and keys of each layer, empty if not asked for.
         prediction: logits (rows, classes), or normalised embeddings (batch, hidden); None if not asked for.
         pooled: the pooler's vector (batch, hidden) of a bare encoder that has one.
-        next: for causal language models, in place of `prediction`.
+        tokens: for language models, in place of `prediction`.
     """
 
     hidden: tuple[Tensor, ...]
     attention: tuple[QueriesKeys, ...]
     prediction: Tensor | None
     pooled: Tensor | None
-    next: NextTokens | None = None
+    tokens: TokenPredictions | None = None
 
 
 @dataclass(frozen=True)
@@ -96,13 +96,14 @@ class Runner:
                 output_hidden_states=True,
             )
         hidden: tuple[Tensor, ...] = raw.hidden_states
-        made, following = None, None
-        if self.kind == "causal-lm" and self.prediction:
+        made, tokens = None, None
+        if self.prediction and self.kind in ("masked-lm", "causal-lm"):
+            # the vocabulary projection is most of a small model's step, so it only sees the positions that count
             at = hidden[-1].flatten(0, 1).index_select(0, batch["positions"])
-            following = NextTokens(at, functools.partial(self._logits, model), model.config.vocab_size)
+            tokens = TokenPredictions(at, functools.partial(self._logits, model), model.config.vocab_size)
         elif self.prediction:
             made = _PREDICT[self.kind](self, model, raw, hidden[-1], batch)
-        return Outputs(hidden, tuple(layers), made, self._pooled(model, hidden[-1]), following)
+        return Outputs(hidden, tuple(layers), made, self._pooled(model, hidden[-1]), tokens)
 
     def _logits(self, model: PreTrainedModel, states: Tensor) -> Tensor:
         """Logits over the vocabulary, by the modules that the family names."""
@@ -131,11 +132,6 @@ def embed(states: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
     return F.normalize(pooled().float(), dim=-1)
 
 
-def _masked_lm(run: Runner, model: PreTrainedModel, raw: Any, last: Tensor, batch: Batch) -> Tensor:
-    # the vocabulary projection is most of a small model's step, so it only sees the positions that count
-    return run._logits(model, last.flatten(0, 1).index_select(0, batch["positions"]))
-
-
 def _similarity(run: Runner, model: PreTrainedModel, raw: Any, last: Tensor, batch: Batch) -> Tensor:
     return embed(last, batch["attention_mask"], run.pooling)
 
@@ -158,7 +154,6 @@ def _span(run: Runner, model: PreTrainedModel, raw: Any, last: Tensor, batch: Ba
 
 
 _PREDICT: dict[Kind, Callable[[Runner, PreTrainedModel, Any, Tensor, Batch], Tensor]] = {
-    "masked-lm": _masked_lm,
     "similarity": _similarity,
     "labels": _labels,
     "token-labels": _token_labels,

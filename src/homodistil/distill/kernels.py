@@ -1,0 +1,113 @@
+"""Losses whose gradients are written out, because autograd would carry large matrices through memory many times.
+
+Both equal their plain formulas to rounding, and are exactly zero, gradients included, where student and teacher agree.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+CACHED = 1 << 18
+"""Numbers that a CPU handles at once: a megabyte, which its cache holds while several operations pass over it."""
+
+
+def over_vocabulary(
+    student: Tensor, teacher: Tensor | None, labels: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy with the labels, and T² · KL from the teacher (0 without one), both means over rows.
+
+    Args:
+        student: logits, (rows, vocab).
+        teacher: logits, the same shape, without gradients; or None.
+        labels: the right tokens, (rows,).
+        temperature: T.
+    """
+    both: tuple[Tensor, Tensor] = _OverVocabulary.apply(student, teacher, labels, temperature)  # type: ignore[no-untyped-call]
+    return both
+
+
+def squared_distance(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+    """Mean of squared differences over the tokens of a mask and over the last dimension.
+
+    Args:
+        student: (batch, seq, width).
+        teacher: the same shape; it gets no gradient, and is rounded to the student's type.
+        mask: 1 for tokens that count, (batch, seq).
+    """
+    distance: Tensor = _SquaredDistance.apply(student, teacher, mask)  # type: ignore[no-untyped-call]
+    return distance
+
+
+class _OverVocabulary(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, student: Tensor, teacher: Tensor | None, labels: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(student, teacher, labels)
+        ctx.temperature = temperature
+        lm = student.new_zeros((), dtype=torch.float32)
+        divergence = lm.clone()
+        for part in _parts(student):
+            log_s = student[part].float().log_softmax(-1)
+            lm -= log_s.gather(1, labels[part][:, None]).sum()
+            if teacher is not None:
+                if temperature != 1:
+                    log_s = _tempered(student[part], temperature).log_softmax(-1)
+                log_t = _tempered(teacher[part], temperature).log_softmax(-1)
+                difference = log_t - log_s
+                # in place: the memory of what is used up is in the cache
+                divergence += log_t.exp_().mul_(difference).sum()
+        rows = max(1, len(student))
+        return lm / rows, divergence * (temperature**2 / rows)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_lm: Tensor, of_divergence: Tensor) -> tuple[Tensor, None, None, None]:
+        student, teacher, labels = ctx.saved_tensors
+        rows, temperature = max(1, len(student)), ctx.temperature
+        of_lm, of_divergence = of_lm / rows, of_divergence * (temperature / rows)
+        gradient = torch.empty_like(student)
+        for part in _parts(student):
+            p_s = student[part].float().softmax(-1)
+            right = labels[part][:, None]
+            total = p_s * of_lm
+            total.scatter_add_(1, right, -of_lm.expand(right.shape))
+            if teacher is not None:
+                p_t = _tempered(teacher[part], temperature).softmax(-1)
+                if temperature != 1:
+                    p_s = _tempered(student[part], temperature).softmax(-1)
+                total += p_s.sub_(p_t).mul_(of_divergence)
+            gradient[part] = total
+        return gradient, None, None, None
+
+
+class _SquaredDistance(Function):
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+        difference = student - teacher.to(student.dtype)
+        count = mask.sum() * student.shape[-1]
+        squares = difference.float().square().sum(-1)
+        ctx.save_for_backward(difference, mask, count)
+        return (squares * mask).sum() / count
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_distance: Tensor) -> tuple[Tensor, None, None]:
+        difference, mask, count = ctx.saved_tensors
+        scale = 2 * of_distance / count * mask[..., None]
+        return difference * scale.to(difference.dtype), None, None
+
+
+def _tempered(logits: Tensor, temperature: float) -> Tensor:
+    return logits.float() if temperature == 1 else logits.float() / temperature
+
+
+def _parts(matrix: Tensor) -> list[slice]:
+    """Rows that are handled at once; on an accelerator, which has no use for small parts, all of them."""
+    rows = max(1, CACHED // matrix.shape[-1]) if matrix.device.type == "cpu" else max(1, len(matrix))
+    return [slice(at, at + rows) for at in range(0, len(matrix), rows)]
