@@ -113,6 +113,17 @@ def test_tied_weights_count_once() -> None:
     torch.testing.assert_close(twice - once, table.abs().sum(0), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("cached", [1, 100, 1 << 18])
+def test_scores_do_not_depend_on_how_many_rows_are_folded_at_once(cached: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One row, some, or all: the sums are the same."""
+    model = _small()
+    torch.autograd.backward(_loss(model))
+    layout = Layout.of(model)
+    expected = importance.sensitivity(layout, model)
+    monkeypatch.setattr(importance, "CACHED", cached)
+    torch.testing.assert_close(importance.sensitivity(layout, model), expected)
+
+
 @pytest.mark.parametrize("axis", AXES)
 def test_importance_predicts_the_change_of_the_loss(axis: str) -> None:
     """Scaling a unit's weights by 1 - e changes the loss by -e times their signed sum, at most e times the score."""
@@ -121,8 +132,12 @@ def test_importance_predicts_the_change_of_the_loss(axis: str) -> None:
     torch.autograd.backward(loss)
     layout = Layout.of(model)
     bound = importance.sensitivity(layout, model)[axis]
-    products = ((n, (p * p.grad).detach()) for n, p in model.named_parameters() if p.grad is not None)
-    signed = importance.fold(layout, layout.sizes(model), products)[axis]
+    products = {n: (p * p.grad).detach() for n, p in model.named_parameters() if p.grad is not None}
+    up, down = (
+        importance.fold(layout, layout.sizes(model), ((n, ((sign * p).clamp(min=0),)) for n, p in products.items()))
+        for sign in (1, -1)
+    )
+    signed = up[axis] - down[axis]
     scale = float(bound.max())
     e = 1e-5
     for unit in _units(axis)[::3]:

@@ -197,6 +197,25 @@ def test_the_attention_loss_without_maps_equals_the_one_with_maps() -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("size", [1 << 24, 2 * 3 * 7 * 3, 1])
+def test_attention_probabilities_in_blocks_equal_the_whole_map(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Value and gradients, with padding, however few queries are compared at a time."""
+    monkeypatch.setattr(losses, "MAP", size)
+    student, teacher = _layers(4, 0), _layers(6, 1)
+    mask = torch.tensor([[1] * 7, [1] * 4 + [0] * 3])
+    hidden = (mask == 0)[:, None, None]
+    maps = [
+        (x.queries @ x.keys.transpose(-1, -2) * x.scaling).masked_fill(hidden, -1e9).softmax(-1)
+        for x in (student, teacher)
+    ]
+    pairs = (mask[:, :, None] * mask[:, None, :])[:, None].expand(2, 3, 7, 7).bool()
+    plain = (maps[0] - maps[1])[pairs].square().mean()
+    made = losses.attention_probabilities(student, teacher, mask)
+    torch.testing.assert_close(made, plain)
+    inputs = [student.queries, student.keys]
+    torch.testing.assert_close(torch.autograd.grad(made, inputs), torch.autograd.grad(plain, inputs))
+
+
 def test_the_similarity_loss_equals_a_plain_loop() -> None:
     """Each text's softmax over the others, Kullback-Leibler, mean over texts."""
     draw = torch.Generator().manual_seed(0)

@@ -10,6 +10,7 @@ fixed factor.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 from collections.abc import Iterator
@@ -35,12 +36,16 @@ class Row:
 
     def bind(self, name: str) -> tuple[Dim, ...] | None:
         """The dims of parameter `name` with every `axis*` made `axis.<layer>`, or None if the row is not its row."""
-        pattern = re.escape(self.pattern).replace(r"\*", r"(\d+)").replace(r"\^", r"([1-9]\d*)")
-        match = re.fullmatch(pattern, name)
+        match = _expression(self.pattern).fullmatch(name)
         if match is None:
             return None
         layer = ".".join(match.groups())
         return tuple(tuple(p.replace("*", f".{layer}") if isinstance(p, str) else p for p in d) for d in self.dims)
+
+
+@functools.cache
+def _expression(pattern: str) -> re.Pattern[str]:
+    return re.compile(re.escape(pattern).replace(r"\*", r"(\d+)").replace(r"\^", r"([1-9]\d*)"))
 
 
 def parse_dims(text: str) -> tuple[Dim, ...]:

@@ -14,7 +14,7 @@ A weight's own score is never kept: it is folded at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -26,31 +26,30 @@ from homodistil.axes.layout import Layout
 Method = Literal["sensitivity", "platon", "output", "magnitude"]
 Scores = dict[str, Tensor]
 """For each axis one score a unit: (units,), or (parent units, units) for a nested axis. float32."""
+CACHED = 1 << 18
+"""Weights whose scores a CPU folds at once: a megabyte, which its cache holds."""
 
 
-def fold(layout: Layout, sizes: Mapping[str, int], weights: Iterable[tuple[str, Tensor]]) -> Scores:
+def fold(layout: Layout, sizes: Mapping[str, int], weights: Iterable[tuple[str, Sequence[Tensor]]]) -> Scores:
     """Sum weights' scores over everything but an axis, for each axis that may be cut.
 
     Args:
         layout: the axes of each parameter.
         sizes: how many units each axis has (`Layout.sizes`).
-        weights: a parameter's name and its non-negative scores, of the parameter's shape; tied ones once.
+        weights: a parameter's name, and tensors of its shape whose product's absolute values are its weights' scores;
+            tied ones once.
 
     Returns:
         A score for each unit of every axis, zero where no weight was given.
     """
     scores: Scores = {}
-    for name, values in weights:
+    for name, factors in weights:
         dims = layout.dims[name]
-        for i, dim in enumerate(dims):
-            cuttable = [p for p in dim if isinstance(p, str) and p not in layout.fixed]
-            if not cuttable:
-                continue
-            others = tuple(j for j in range(len(dims)) if j != i)
-            # torch sums over everything when it is given no dimension
-            flat = values.sum(others, dtype=torch.float32) if others else values.float()
+        cuttable = {i: [p for p in dim if isinstance(p, str) and p not in layout.fixed] for i, dim in enumerate(dims)}
+        for i, flat in _sums(factors, [i for i, axes in cuttable.items() if axes]).items():
+            dim = dims[i]
             shaped = flat.reshape([p if isinstance(p, int) else sizes[p] for p in dim])
-            for axis in cuttable:
+            for axis in cuttable[i]:
                 kept = {dim.index(axis)} | ({dim.index(layout.parent[axis])} if axis in layout.parent else set())
                 rest = tuple(k for k in range(len(dim)) if k not in kept)
                 part = shaped.sum(rest) if rest else shaped
@@ -62,17 +61,40 @@ def fold(layout: Layout, sizes: Mapping[str, int], weights: Iterable[tuple[str, 
     return scores
 
 
+def _sums(factors: Sequence[Tensor], wanted: Sequence[int]) -> dict[int, Tensor]:
+    """For each of these dimensions the sums over all others of the product's absolute values, in float32.
+
+    A few rows at a time: a CPU would carry a matrix of products through memory several times.
+    """
+    first = factors[0]
+    rows = max(1, CACHED * len(first) // first.numel()) if first.device.type == "cpu" else len(first)
+    sums: dict[int, Tensor] = {}
+    whole = {i: torch.empty(len(first), device=first.device) for i in wanted if i == 0}
+    for at in range(0, len(first) if wanted else 0, rows):
+        parts = [factor[at : at + rows] for factor in factors]
+        values = parts[0].abs() if len(parts) == 1 else torch.mul(*parts).abs_()
+        for i in wanted:
+            others = tuple(j for j in range(first.dim()) if j != i)
+            # torch sums over everything when it is given no dimension
+            flat = values.sum(others, dtype=torch.float32) if others else values.float()
+            if i == 0:
+                whole[0][at : at + rows] = flat
+            else:
+                sums[i] = sums[i] + flat if i in sums else flat
+    return whole | sums
+
+
 def sensitivity(layout: Layout, model: PreTrainedModel) -> Scores:
     """|θ · ∂L/∂θ| out of the gradients that a backward pass has left in `model`, folded."""
-    weights = ((n, p * p.grad) for n, p in model.named_parameters() if p.grad is not None)
+    weights = ((n, (p, p.grad)) for n, p in model.named_parameters() if p.grad is not None)
     with torch.no_grad():
-        return fold(layout, layout.sizes(model), ((n, product.abs_()) for n, product in weights))
+        return fold(layout, layout.sizes(model), weights)
 
 
 def magnitude(layout: Layout, model: PreTrainedModel) -> Scores:
     """|θ|, folded."""
     with torch.no_grad():
-        return fold(layout, layout.sizes(model), ((n, p.abs()) for n, p in model.named_parameters()))
+        return fold(layout, layout.sizes(model), ((n, (p,)) for n, p in model.named_parameters()))
 
 
 def output(layout: Layout, model: PreTrainedModel, hidden: Tensor, mask: Tensor, seed: int) -> Scores:
@@ -91,7 +113,7 @@ def output(layout: Layout, model: PreTrainedModel, hidden: Tensor, mask: Tensor,
     gradients = torch.autograd.grad(
         hidden, [p for _, p in named], v.to(hidden.dtype), retain_graph=True, allow_unused=True
     )
-    weights = ((n, (p * g).abs_()) for (n, p), g in zip(named, gradients, strict=True) if g is not None)
+    weights = ((n, (p, g)) for (n, p), g in zip(named, gradients, strict=True) if g is not None)
     with torch.no_grad():
         return fold(layout, layout.sizes(model), weights)
 

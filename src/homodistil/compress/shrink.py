@@ -123,14 +123,15 @@ def cut(
         if all(index is None for index in indices):
             continue
         sliced = _sliced(old.detach(), indices)
-        factor = torch.ones((), device=old.device)
+        factor = None
         if names[0] in scale:
             power, share = scale[names[0]]
             along = layout.dims[names[0]].index(layout.head_dims(names[0]))
             factor = torch.ones([n if i == along else 1 for i, n in enumerate(sliced.shape)], device=old.device)
             factor.narrow(along, 0, sliced.shape[along] // share).fill_(power)
+            sliced.mul_(factor)
         # a new Parameter, because autograd's accumulator of the old one remembers the old size
-        new = nn.Parameter(sliced.mul_(factor), requires_grad=old.requires_grad)
+        new = nn.Parameter(sliced, requires_grad=old.requires_grad)
         for name in names:
             module = model.get_submodule(name.rpartition(".")[0])
             setattr(module, name.rpartition(".")[2], new)
@@ -176,7 +177,9 @@ def _sizes(module: nn.Module, layout: Layout) -> dict[str, int]:
 def _sliced(tensor: Tensor, indices: list[Tensor | None]) -> Tensor:
     for i, index in enumerate(indices):
         if index is not None:
-            tensor = tensor.index_select(i, index.to(tensor.device))
+            index = index.to(tensor.device)
+            # of columns, a CPU's index_select takes twice the time of indexing
+            tensor = tensor.index_select(0, index) if i == 0 else tensor[(slice(None),) * i + (index,)].contiguous()
     return tensor
 
 
@@ -199,7 +202,7 @@ def _follow(module: nn.Module) -> None:
 
 
 def _migrate(
-    optimizer: Optimizer, old: nn.Parameter, new: nn.Parameter, indices: list[Tensor | None], factor: Tensor
+    optimizer: Optimizer, old: nn.Parameter, new: nn.Parameter, indices: list[Tensor | None], factor: Tensor | None
 ) -> None:
     """Put the new parameter in the old one's place, with its moments sliced alike.
 
@@ -212,11 +215,12 @@ def _migrate(
         return
     powers = {"exp_avg": -1, "exp_avg_sq": -2, "max_exp_avg_sq": -2, "momentum_buffer": -1}
     optimizer.state[new] = {
-        key: _sliced(value, indices) * factor ** powers.get(key, 0)
-        if isinstance(value, Tensor) and value.shape == old.shape
-        else value
+        key: _sliced(value, indices) if isinstance(value, Tensor) and value.shape == old.shape else value
         for key, value in state.items()
     }
+    for key, power in powers.items():
+        if factor is not None and key in optimizer.state[new]:
+            optimizer.state[new][key].mul_(factor**power)
 
 
 def _write_widths(model: PreTrainedModel, layout: Layout, shape: Shape) -> None:

@@ -18,6 +18,9 @@ from homodistil.distill.attention import QueriesKeys
 from homodistil.distill.kernels import over_vocabulary, squared_distance
 from homodistil.distill.outputs import TokenPredictions
 
+MAP = 1 << 24
+"""Attention probabilities that are compared at once at most."""
+
 
 def tokens(
     student: TokenPredictions, teacher: TokenPredictions | None, labels: Int[Tensor, " positions"], temperature: float
@@ -131,16 +134,37 @@ def attention_scores(student: QueriesKeys, teacher: QueriesKeys, mask: Int[Tenso
 def attention_probabilities(
     student: QueriesKeys, teacher: QueriesKeys, mask: Int[Tensor, "batch seq"]
 ) -> Float[Tensor, ""]:
-    """MSE(A_t, A_s) of the probabilities after the softmax, over heads and pairs of tokens."""
-    pairs = mask[:, None, :, None] * mask[:, None, None, :]
-    p_s, p_t = (_probabilities(side, mask) for side in (student, teacher))
-    return ((p_s - p_t).square() * pairs).sum() / (pairs.sum() * p_s.shape[1])
+    """MSE(A_t, A_s) of the probabilities after the softmax, over heads and pairs of tokens.
+
+    Blocks of queries are compared one after the other, and again in the backward pass, so that maps of `MAP` numbers
+    stand in memory at most.
+    """
+
+    def block(*queries_keys: Tensor, rows: slice) -> Tensor:
+        q_s, k_s, q_t, k_t = queries_keys
+        p_s = _probabilities(q_s[:, :, rows], k_s, student.scaling, mask)
+        p_t = _probabilities(q_t[:, :, rows], k_t, teacher.scaling, mask)
+        pairs = mask[:, None, rows, None] * mask[:, None, None, :]
+        return ((p_s - p_t).square() * pairs).sum()
+
+    batch, heads, seq, _ = student.queries.shape
+    size = max(1, MAP // (batch * heads * seq))
+    inputs = (student.queries, student.keys, teacher.queries, teacher.keys)
+    sums = []
+    for at in range(0, seq, size):
+        rows = slice(at, at + size)
+        if size >= seq or not torch.is_grad_enabled():
+            sums.append(block(*inputs, rows=rows))
+        else:
+            sums.append(checkpoint(block, *inputs, rows=rows, use_reentrant=False))
+    pairs = mask.sum(-1).float().square().sum()
+    return torch.stack(sums).sum() / (pairs * heads)
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:
     return a.transpose(-1, -2) @ b
 
 
-def _probabilities(side: QueriesKeys, mask: Tensor) -> Tensor:
-    scores = (side.queries @ side.keys.transpose(-1, -2)).float() * side.scaling
+def _probabilities(queries: Tensor, keys: Tensor, scaling: float, mask: Tensor) -> Tensor:
+    scores = (queries @ keys.transpose(-1, -2)).float() * scaling
     return scores.masked_fill(mask[:, None, None, :] == 0, -math.inf).softmax(-1)
