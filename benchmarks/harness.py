@@ -111,14 +111,15 @@ def report(title: str, rows: Sequence[Mapping[str, Any]], file: Path, **more: An
     """Print the rows as a table and write them as JSON, with the machine they were measured on."""
     table = Table(*rows[0], title=title)
     for row in rows:
-        table.add_row(*(_said(value) for value in row.values()))
+        table.add_row(*(said(value) for value in row.values()))
     Console(width=160).print(table)
     file.parent.mkdir(parents=True, exist_ok=True)
     said = {"title": title, "machine": machine(), "threads": torch.get_num_threads(), **more, "rows": list(rows)}
     file.write_text(json.dumps(said, indent=1) + "\n")
 
 
-def _said(value: Any) -> str:
+def said(value: Any) -> str:
+    """As it stands in a table."""
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
