@@ -114,8 +114,8 @@ def report(title: str, rows: Sequence[Mapping[str, Any]], file: Path, **more: An
         table.add_row(*(said(value) for value in row.values()))
     Console(width=160).print(table)
     file.parent.mkdir(parents=True, exist_ok=True)
-    said = {"title": title, "machine": machine(), "threads": torch.get_num_threads(), **more, "rows": list(rows)}
-    file.write_text(json.dumps(said, indent=1) + "\n")
+    written = {"title": title, "machine": machine(), "threads": torch.get_num_threads(), **more, "rows": list(rows)}
+    file.write_text(json.dumps(written, indent=1) + "\n")
 
 
 def said(value: Any) -> str:
