@@ -228,7 +228,8 @@ def _heldout(run: Run) -> dict[str, float]:
 
 def _save_target(run: Run, target: str) -> None:
     made = next(p for p in run.planned if p.target == target)
-    text = card(run.recipe, asdict(run.figures), asdict(made), run.dir.read_metrics())
+    tokens = (run.vocabulary.before, len(run.vocabulary.rows)) if run.vocabulary else None
+    text = card(run.recipe, asdict(run.figures), asdict(made), run.dir.read_metrics(), tokens=tokens)
     kept = {axis: ids.tolist() for axis, ids in run.state.origin.items()}
     widths = run.state.layout.width_of
     whole = {axis: run.start[widths(axis)] for axis in kept}
