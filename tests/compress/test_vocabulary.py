@@ -5,12 +5,23 @@ from __future__ import annotations
 import itertools
 import json
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import BertModel, ByT5Tokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    BertModel,
+    BertTokenizer,
+    ByT5Tokenizer,
+    GPT2Tokenizer,
+    LlamaTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    RobertaTokenizer,
+    XLMRobertaTokenizer,
+)
 
 from conftest import tiny_config
 from homodistil.axes.layout import Layout, on_meta
@@ -98,6 +109,32 @@ def test_special_tokens_keep_their_roles(kind: str, tokenizers: dict[str, PreTra
     assert "<mark>" in _tokens(made, "one <mark> more")
     padded = made(["a", NARROW[0]], padding=True)["input_ids"]
     assert set(padded[0][-3:]) == {made.pad_token_id}
+
+
+@pytest.mark.parametrize(
+    ("tokenizer_class", "kind"),
+    [
+        (BertTokenizer, "WordPiece"),
+        (GPT2Tokenizer, "byte-level BPE"),
+        (RobertaTokenizer, "byte-level BPE"),
+        (LlamaTokenizer, "Metaspace BPE"),
+        (XLMRobertaTokenizer, "Unigram"),
+    ],
+)
+def test_classes_that_build_their_own_tokenizer_are_trimmed_too(
+    tokenizer_class: Any, kind: str, tokenizers: dict[str, PreTrainedTokenizerBase], tmp_path: Path
+) -> None:
+    """They take the tokens out of the file and put everything else together themselves; the class stays."""
+    tokenizers[kind].save_pretrained(tmp_path / "whole")
+    whole = tokenizer_class.from_pretrained(tmp_path / "whole")
+    _, _, made = _trim(whole, NARROW)
+    made.save_pretrained(tmp_path / "made")
+    again = tokenizer_class.from_pretrained(tmp_path / "made")
+    assert type(made) is tokenizer_class
+    assert len(again) == len(made) < len(whole)
+    for text in NARROW:
+        assert _tokens(again, text) == _tokens(made, text) == _tokens(whole, text)
+    assert "tmp" not in (tmp_path / "made" / "tokenizer_config.json").read_text()
 
 
 def _random(kind: str, draw: random.Random) -> Tokenizer:

@@ -83,7 +83,7 @@ def rewritten(spec: Spec, kept: Sequence[str]) -> Spec:
         added["id"] = ids[added["content"]]
     made["added_tokens"].sort(key=lambda added: added["id"])
     if made["padding"] is not None:
-        made["padding"]["pad_id"] = ids.get(made["padding"]["pad_token"], 0)
+        made["padding"]["pad_id"] = ids.get(made["padding"]["pad_token"], made["padding"]["pad_id"])
     _renumber(made["post_processor"], ids)
     return made
 
@@ -143,9 +143,10 @@ def _renumber(processor: Spec | None, ids: Mapping[str, int]) -> None:
     for part in _parts(processor):
         if part["type"] == "TemplateProcessing":
             for special in part["special_tokens"].values():
-                special["ids"] = [ids[token] for token in special["tokens"]]
+                named = zip(special["tokens"], special["ids"], strict=True)
+                special["ids"] = [ids.get(token, number) for token, number in named]
         elif "cls" in part:
-            part |= {key: [part[key][0], ids[part[key][0]]] for key in ("sep", "cls")}
+            part |= {key: [token, ids.get(token, number)] for key in ("sep", "cls") for token, number in [part[key]]}
 
 
 def _parts(processor: Any) -> Iterator[Spec]:

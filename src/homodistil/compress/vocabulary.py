@@ -82,12 +82,12 @@ def vocabulary_of(
             "The text says which tokens are used; all others are dropped.",
             "Give the text that the model will read.",
         )
-    strings = {i: token for token, i in tokenizer.get_vocab().items()}
-    tokens = always(spec) | {strings[i] for i in counted.ids}
+    own, ids = model_tokens(spec), tokenizer.get_vocab()
+    strings = {i: token for token, i in ids.items()}
+    tokens = (always(spec) & ids.keys()) | {strings[i] for i in counted.ids}
     tokens |= needed(spec, tokens, counted.unread)
     named = _roles(model, layout)
     tokens |= {strings[i] for i in named if i in strings}
-    own, ids = model_tokens(spec), tokenizer.get_vocab()
     # the library numbers added tokens after those of the algorithm, whatever their file says
     ordered = sorted(tokens, key=lambda token: (token not in own, ids[token]))
     rows = [*(ids[token] for token in ordered), *sorted(named - strings.keys())]

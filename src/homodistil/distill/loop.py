@@ -82,6 +82,8 @@ def distil(
     with _full_disk_explained(run_dir.path):
         run = prepare(recipe, resume=resume, texts=texts)
         with _stop_requested() as stop, display.showing(run.state.step, run.schedule.steps):
+            if run.vocabulary is not None:
+                display.say(f"vocabulary: {len(run.vocabulary.rows):,} of {run.vocabulary.before:,} tokens")
             _train(run, display, stop)
         shutil.rmtree(run_dir.checkpoints)
     return _result(run_dir, recipe)

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from homodistil.axes.layout import Layout, on_meta
+from homodistil.axes.layout import Layout
 from homodistil.compress.vocabulary import Vocabulary, narrow, vocabulary_of, with_vocabulary
 from homodistil.distill.student import save_student
-from homodistil.distill.teacher import Teacher, _folders, _load_tokenizer, _model_class, load_teacher
+from homodistil.distill.teacher import Teacher, load_teacher, unloaded
 from homodistil.errors import UserError
 from homodistil.text import open_text
 
@@ -101,7 +101,7 @@ def trim_folder(source: str, texts: Iterable[str], out: Path, *, trust_remote_co
     teacher = load_teacher(source, trust_remote_code=trust_remote_code)
     before = teacher.model.num_parameters()
     teacher, vocabulary = trim_to(teacher, texts)
-    dtype = AutoConfig.from_pretrained(_folders(source)[1], trust_remote_code=trust_remote_code).dtype
+    dtype = unloaded(source, trust_remote_code=trust_remote_code)[0].config.dtype
     model = teacher.model.to(dtype) if dtype is not None else teacher.model
     tokens = (vocabulary.before, len(vocabulary.rows))
     name = Path(source).name if Path(source).exists() else source
@@ -124,10 +124,7 @@ def trimmed_architecture(
     Raises:
         UserError: see `architecture` and `vocabulary_of`.
     """
-    sentence_folder, folder = _folders(source)
-    model_class, config = _model_class(source, folder, trust_remote_code)
-    model = on_meta(model_class, config)
+    model, tokenizer = unloaded(source, trust_remote_code=trust_remote_code)
     layout = Layout.of(model)
-    tokenizer = _load_tokenizer(source, sentence_folder or folder, trust_remote_code)
     vocabulary, _ = vocabulary_of(texts, tokenizer, model, layout)
     return narrow(model, layout, vocabulary), vocabulary

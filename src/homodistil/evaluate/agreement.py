@@ -82,9 +82,7 @@ def _predictions(
         both = zip(causal_predictions(student, ids[0]), causal_predictions(teacher, ids[1]), strict=True)
         pairs = ((mine[0], theirs[0]) for mine, theirs in both)  # type: ignore[assignment]
     for mine, theirs in pairs:
-        mine, theirs = (
-            p[:, own.to(p.device)].log_softmax(-1) for p, own in zip((mine, theirs), tokens, strict=True)
-        )
+        mine, theirs = (p[:, own.to(p.device)].log_softmax(-1) for p, own in zip((mine, theirs), tokens, strict=True))
         same += int((mine.argmax(-1) == theirs.argmax(-1)).sum())
         divergence += float((theirs.exp() * (theirs - mine)).sum())
         count += len(mine)
