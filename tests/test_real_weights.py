@@ -107,3 +107,31 @@ def test_smollm2_loses_and_regains_in_a_few_steps(tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(result.students["0.75"])
     assert (model.config.hidden_size, model.config.num_attention_heads, model.config.head_dim) == (432, 6, 64)
     assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_a_trimmed_minilm_says_the_same_of_its_text(tmp_path: Path) -> None:
+    """Of 200 lead sections, with all that a real WordPiece vocabulary meets; other text is still read."""
+    texts = fetch("wiki-leads").read_text().splitlines()[:200]
+    made = homodistil.trim_vocabulary(fetch("minilm"), texts, tmp_path / "trimmed")
+    assert made.tokens[1] < 9000
+    assert made.parameters[0] - made.parameters[1] == (made.tokens[0] - made.tokens[1]) * 384
+    # on one input after the other, because sums in a batch are rounded by its shape
+    models = [SentenceTransformer(str(folder)) for folder in (made.folder, fetch("minilm"))]
+    ours, theirs = (m.encode(texts[:20], batch_size=1) for m in models)
+    np.testing.assert_array_equal(ours, theirs)
+    unseen = "Xylophonists quarrelled over zucchini."
+    assert "[UNK]" not in AutoTokenizer.from_pretrained(made.folder).tokenize(unseen)
+    ours, theirs = (m.encode(unseen, normalize_embeddings=True) for m in models)
+    assert ours @ theirs < 0.999
+
+
+def test_a_trimmed_smollm2_reads_as_before(tmp_path: Path) -> None:
+    """Byte-level BPE with 48,900 merges: the tokens of its text, and every byte, are left."""
+    whole = AutoTokenizer.from_pretrained(fetch("smollm2"))
+    texts = fetch("wiki-leads").read_text().splitlines()[:200]
+    made = AutoTokenizer.from_pretrained(homodistil.trim_vocabulary(fetch("smollm2"), texts, tmp_path / "made").folder)
+    assert len(made) < 12_000
+    for text in texts:
+        assert made.tokenize(text) == whole.tokenize(text)
+    unseen = "\N{GRINNING FACE} Xylophonists \u0416\u4e2d\x00"
+    assert made.decode(made(unseen).input_ids) == unseen

@@ -11,11 +11,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from homodistil.api import distil, plan, resume
+    from homodistil.api import distil, plan, resume, trim_vocabulary
     from homodistil.axes.families import Family, read_family, register
     from homodistil.compress.plan import Planned
     from homodistil.compress.shrink import shrink
     from homodistil.distill.loop import Result
+    from homodistil.distill.trim import Trimmed
     from homodistil.errors import RunStopped, UserError
     from homodistil.recipe import Recipe
 
@@ -26,6 +27,7 @@ __all__ = [
     "Recipe",
     "Result",
     "RunStopped",
+    "Trimmed",
     "UserError",
     "distil",
     "plan",
@@ -33,6 +35,7 @@ __all__ = [
     "register",
     "resume",
     "shrink",
+    "trim_vocabulary",
 ]
 
 _HOMES = {
@@ -41,6 +44,7 @@ _HOMES = {
     "Recipe": "homodistil.recipe",
     "Result": "homodistil.distill.loop",
     "RunStopped": "homodistil.errors",
+    "Trimmed": "homodistil.distill.trim",
     "UserError": "homodistil.errors",
     "distil": "homodistil.api",
     "plan": "homodistil.api",
@@ -48,6 +52,7 @@ _HOMES = {
     "register": "homodistil.axes.families",
     "resume": "homodistil.api",
     "shrink": "homodistil.compress.shrink",
+    "trim_vocabulary": "homodistil.api",
 }
 
 

@@ -13,6 +13,7 @@ from homodistil.compress.plan import Planned
 from homodistil.distill import loop
 from homodistil.distill.loop import Result
 from homodistil.distill.teacher import architecture
+from homodistil.distill.trim import Texts, Trimmed, trim_folder, trimmed_architecture
 from homodistil.errors import UserError
 from homodistil.reading import build, load
 from homodistil.reading import preset as presets
@@ -91,18 +92,60 @@ def plan(
     teacher: str | PathLike[str],
     target: str | Sequence[str],
     *,
+    data: str | PathLike[str] | Iterable[str] | None = None,
+    column: str = "text",
     trust_remote_code: bool = False,
     family: str | PathLike[str] | None = None,
 ) -> tuple[Planned, list[Planned]]:
     """What would come out of a teacher: its own figures, and those of each target, widest first. No training.
 
     Reads the teacher's configuration and no weights, and the file `family` if the teacher's is none of the package's.
+    With `data` (and its text `column`), targets have the tokens of this text alone, as with `trim_vocab`.
 
     Raises:
-        UserError: the teacher or a target cannot be used.
+        UserError: the teacher, a target or the data cannot be used.
     """
     if family is not None:
         register(read_family(str(family)))
     layout, shape = architecture(str(teacher), trust_remote_code=trust_remote_code)
     targets = [target] if isinstance(target, str) else list(target)
-    return planning.teacher_figures(layout, shape), planning.plan(layout, shape, targets)
+    figures = planning.teacher_figures(layout, shape)
+    if data is not None:
+        texts = Texts(_texts(data), column)
+        layout, _ = trimmed_architecture(str(teacher), texts, trust_remote_code=trust_remote_code)
+    return figures, planning.plan(layout, shape, targets)
+
+
+def trim_vocabulary(
+    model: str | PathLike[str],
+    data: str | PathLike[str] | Iterable[str],
+    out: str | PathLike[str],
+    *,
+    column: str = "text",
+    trust_remote_code: bool = False,
+    family: str | PathLike[str] | None = None,
+) -> Trimmed:
+    """Drop the tokens that a text never uses, from tokenizer, embeddings and language-model head. No training.
+
+    The text is split into the same tokens as before, and the model says the same of it. Special and added tokens, and
+    single characters and bytes, stay, so that other text can be read too.
+
+    Args:
+        model: a folder or a hub name, of a model that `distil` takes as a teacher.
+        data: a text file, a folder, a dataset (see `Recipe`), or the texts themselves, readable twice.
+        out: the folder of the trimmed model; it must be new.
+        column: the text column of data that has columns.
+        trust_remote_code: run code that comes with the model.
+        family: a file that describes the model's family, where it is none of the package's.
+
+    Raises:
+        UserError: the model or the text cannot be used, the tokenizer is no fast one, or `out` is taken.
+    """
+    if family is not None:
+        register(read_family(str(family)))
+    texts = Texts(_texts(data), column)
+    return trim_folder(str(model), texts, Path(out), trust_remote_code=trust_remote_code)
+
+
+def _texts(data: str | PathLike[str] | Iterable[str]) -> str | Iterable[str]:
+    return str(data) if isinstance(data, str) or hasattr(data, "__fspath__") else data

@@ -134,6 +134,7 @@ class Recipe:
             (homobert-small); give it several times to reach several in one run.
         student: where the student starts, if not as a copy of the teacher: a model of the same family and vocabulary,
             no larger. Targets are then shares of its widths.
+        trim_vocab: drop the tokens that the data never uses, of the teacher as well; budgets count what is left.
         tokens: how long to train, in tokens, such as 2M.
         steps: how long to train, in optimizer steps; wins over tokens.
         batch: sequences in a step, on one process, before accumulation.
@@ -156,6 +157,7 @@ class Recipe:
     out: str
     target: list[str]
     student: str | None = None
+    trim_vocab: bool = False
     tokens: str = "10M"
     steps: int | None = None
     batch: int = 32
@@ -220,6 +222,12 @@ class Recipe:
             _check(f"losses.{name}", value, 0 < value < float("inf"), "above 0", "1")
         ramp = (self.cutting.ramp_start, self.cutting.ramp_end)
         _check("cutting.ramp_end", ramp[1], 0 <= ramp[0] <= ramp[1] <= 1, "from ramp_start to 1", "0.4")
+        if self.trim_vocab and self.text.stream:
+            raise UserError(
+                "Cannot trim the vocabulary (trim_vocab) to a stream of text (text.stream).",
+                "All of the text is read before the first step, to know which tokens it uses.",
+                "Use --text.stream false, or --trim_vocab false.",
+            )
         _check("the losses", terms, any(terms.values()), "at least one weight above 0", "--losses.hidden 1")
 
     def token_budget(self) -> int:

@@ -23,6 +23,7 @@ class RunDir:
     checkpoints/         the last two states, to resume from; gone when the run is finished
     students/<target>/   each a plain model folder
     units/<target>.json  the widths at the start, the teacher's units on each axis, and which of them are left
+    vocabulary.json      where the vocabulary is trimmed: how many tokens the teacher has, and which of them are left
     """
 
     path: Path
@@ -41,6 +42,11 @@ class RunDir:
     def checkpoints(self) -> Path:
         """The folder of the checkpoints."""
         return self.path / "checkpoints"
+
+    @property
+    def vocabulary(self) -> Path:
+        """Which of the teacher's tokens are left."""
+        return self.path / "vocabulary.json"
 
     def student(self, target: str) -> Path:
         """Where the student of a target is, or will be."""

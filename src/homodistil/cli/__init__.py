@@ -11,6 +11,7 @@ from homodistil.cli.distil import distil
 from homodistil.cli.evaluate import evaluate
 from homodistil.cli.plan import families, plan
 from homodistil.cli.report import demo, report
+from homodistil.cli.trim import trim
 from homodistil.errors import RunStopped, UserError, nearest
 
 USAGE = """usage: homodistil VERB ...
@@ -20,6 +21,7 @@ its least important units are cut away.
 
   plan      what would come out: shape, parameters, operations, memory; no training
   distil    make smaller students of a teacher, or go on with a run that was stopped
+  trim      drop the tokens that a text never uses; no training
   evaluate  what a model can do, how large and how fast it is, beside its teacher
   families  which models can be cut, along which axes
   report    one page of pictures and tables out of runs
@@ -75,6 +77,7 @@ def _prepare_environment() -> None:
 VERBS: dict[str, Callable[[list[str]], Any]] = {
     "plan": plan,
     "distil": distil,
+    "trim": trim,
     "evaluate": evaluate,
     "families": families,
     "report": report,

@@ -21,6 +21,10 @@ def plan(words: list[str]) -> None:
     parser = argparse.ArgumentParser("homodistil plan", description="What would come out of a teacher. No training.")
     parser.add_argument("teacher", metavar="TEACHER", help="a folder or a hub name; only its configuration is read")
     parser.add_argument("--target", action="append", required=True, help=TARGET_HELP)
+    parser.add_argument(
+        "--data", metavar="TEXT", help="count only the tokens that this text uses, as --trim_vocab does"
+    )
+    parser.add_argument("--text-column", default="text", help="its column, where it has columns (default: text)")
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with a teacher")
     parser.add_argument("--family", help="a file that describes the teacher's family (docs/adding-a-family.md)")
@@ -29,7 +33,12 @@ def plan(words: list[str]) -> None:
     from homodistil.api import plan
 
     teacher, targets = plan(
-        options.teacher, options.target, trust_remote_code=options.trust_remote_code, family=options.family
+        options.teacher,
+        options.target,
+        data=options.data,
+        column=options.text_column,
+        trust_remote_code=options.trust_remote_code,
+        family=options.family,
     )
     if options.json:
         own = {k: v for k, v in teacher.as_json().items() if k != "target"}

@@ -182,6 +182,9 @@ def _streamed(name: object, cutter: Cutter, cropper: Cropper, texts: Iterable[st
 def tokenise(opened: Dataset, cutter: Cutter, workers: int) -> Dataset:
     """Cut a whole dataset, in parallel, with the result cached under a fingerprint of text, tokenizer and options."""
     processes = workers or min(os.cpu_count() or 1, 1 + len(opened) // 20_000)
+    if processes > 1:
+        # each process is one thread: the tokenizers library's own threads do not live through a fork
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     return opened.map(
         cutter,
         batched=True,

@@ -82,6 +82,8 @@ def distil(
     with _full_disk_explained(run_dir.path):
         run = prepare(recipe, resume=resume, texts=texts)
         with _stop_requested() as stop, display.showing(run.state.step, run.schedule.steps):
+            if run.vocabulary is not None:
+                display.say(f"vocabulary: {len(run.vocabulary.rows):,} of {run.vocabulary.before:,} tokens")
             _train(run, display, stop)
         shutil.rmtree(run_dir.checkpoints)
     return _result(run_dir, recipe)
@@ -228,7 +230,8 @@ def _heldout(run: Run) -> dict[str, float]:
 
 def _save_target(run: Run, target: str) -> None:
     made = next(p for p in run.planned if p.target == target)
-    text = card(run.recipe, asdict(run.figures), asdict(made), run.dir.read_metrics())
+    tokens = (run.vocabulary.before, len(run.vocabulary.rows)) if run.vocabulary else None
+    text = card(run.recipe, asdict(run.figures), asdict(made), run.dir.read_metrics(), tokens=tokens)
     kept = {axis: ids.tolist() for axis, ids in run.state.origin.items()}
     widths = run.state.layout.width_of
     whole = {axis: run.start[widths(axis)] for axis in kept}

@@ -19,6 +19,7 @@ from homodistil.compress.compensate import InputMoments
 from homodistil.compress.importance import Importance, Method
 from homodistil.compress.plan import Planned, plan, teacher_figures
 from homodistil.compress.schedule import Schedule
+from homodistil.compress.vocabulary import Vocabulary
 from homodistil.distill import checkpoint
 from homodistil.distill.checkpoint import State, every_unit
 from homodistil.distill.data import Collator, Corpus, load_corpus
@@ -26,9 +27,10 @@ from homodistil.distill.objective import Objective
 from homodistil.distill.outputs import Runner
 from homodistil.distill.projections import Projections
 from homodistil.distill.teacher import Teacher, copy_of, load_teacher
+from homodistil.distill.trim import Texts, trim, trim_to
 from homodistil.errors import UserError
 from homodistil.recipe import Losses, Recipe
-from homodistil.rundir import RunDir
+from homodistil.rundir import RunDir, write_text
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ class Run:
         recipe: what it is.
         dir: its folder.
         teacher: frozen, on the device.
-        figures: shape and counts of the teacher.
+        figures: shape and counts of the teacher, with its whole vocabulary.
+        vocabulary: which of the teacher's tokens are left; None if all are.
         start: the widths that the student starts with.
         planned: the targets, widest first.
         corpus: what is learnt from, and what is held out.
@@ -56,6 +59,7 @@ class Run:
     dir: RunDir
     teacher: Teacher
     figures: Planned
+    vocabulary: Vocabulary | None
     start: dict[str, int]
     planned: list[Planned]
     corpus: Corpus
@@ -87,7 +91,14 @@ def prepare(recipe: Recipe, *, resume: bool, texts: Iterable[str] | None) -> Run
     if recipe.family is not None:
         register(read_family(recipe.family))
     teacher = load_teacher(recipe.teacher, trust_remote_code=recipe.trust_remote_code)
-    origin = teacher if recipe.student is None else _first_student(recipe, teacher)
+    figures = teacher_figures(teacher.layout, teacher.layout.shape(teacher.model))
+    vocabulary = None
+    if recipe.trim_vocab and resume and run_dir.vocabulary.exists():
+        vocabulary = Vocabulary.from_json(run_dir.vocabulary.read_text())
+        teacher = trim(teacher, vocabulary)
+    elif recipe.trim_vocab:
+        teacher, vocabulary = trim_to(teacher, Texts(texts if texts is not None else recipe.data, recipe.text.column))
+    origin = teacher if recipe.student is None else _first_student(recipe, teacher, vocabulary)
     start = origin.layout.shape(origin.model)
     planned = plan(origin.layout, start, recipe.target)
     assert teacher.layout.family is not None
@@ -117,6 +128,8 @@ def prepare(recipe: Recipe, *, resume: bool, texts: Iterable[str] | None) -> Run
     schedule = _schedule(recipe, corpus, planned, start)
     if not resume:
         run_dir.create(recipe.to_yaml())
+    if vocabulary is not None and not run_dir.vocabulary.exists():
+        write_text(run_dir.vocabulary, vocabulary.as_json())
 
     if accelerator.device.type == "cpu":
         _keep_freed_memory()
@@ -131,7 +144,8 @@ def prepare(recipe: Recipe, *, resume: bool, texts: Iterable[str] | None) -> Run
         recipe=recipe,
         dir=run_dir,
         teacher=teacher,
-        figures=teacher_figures(teacher.layout, teacher.layout.shape(teacher.model)),
+        figures=figures,
+        vocabulary=vocabulary,
         start=start,
         planned=planned,
         corpus=corpus,
@@ -182,10 +196,12 @@ def _schedule(recipe: Recipe, corpus: Corpus, planned: list[Planned], whole: dic
     )
 
 
-def _first_student(recipe: Recipe, teacher: Teacher) -> Teacher:
+def _first_student(recipe: Recipe, teacher: Teacher, vocabulary: Vocabulary | None) -> Teacher:
     """The student that a run starts from where it is no copy of the teacher."""
     assert recipe.student is not None
     student = load_teacher(recipe.student, trust_remote_code=recipe.trust_remote_code)
+    if vocabulary is not None and student.layout.fixed.get("vocab") == vocabulary.before:
+        student = trim(student, vocabulary)
     if student.kind != teacher.kind or student.tokenizer.get_vocab() != teacher.tokenizer.get_vocab():
         raise UserError(
             f"Cannot start from the student {recipe.student}.",

@@ -116,6 +116,17 @@ def architecture(source: str, *, trust_remote_code: bool = False) -> tuple[Layou
     return layout, layout.shape(model)
 
 
+def unloaded(source: str, *, trust_remote_code: bool = False) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A teacher's model without storage, whose configuration has the precision of the file, and its tokenizer.
+
+    Raises:
+        UserError: there is no configuration or tokenizer, or its family is unknown.
+    """
+    sentence_folder, folder = _folders(source)
+    model_class, config = _model_class(source, folder, trust_remote_code)
+    return on_meta(model_class, config), _load_tokenizer(source, sentence_folder or folder, trust_remote_code)
+
+
 def copy_of(teacher: Teacher) -> PreTrainedModel:
     """A student that equals the teacher: its own tensors, trainable, and without dropout.
 

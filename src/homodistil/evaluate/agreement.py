@@ -14,12 +14,14 @@ from homodistil.evaluate.models import Opened
 
 
 def agreement(student: Opened, teacher: Opened, ids: Tensor, texts: Sequence[str]) -> dict[str, float]:
-    """Compare two models with one vocabulary.
+    """Compare two models with one vocabulary, or a student with part of its teacher's.
+
+    Both read the same tokens, and predictions are compared among those that the student has.
 
     Args:
         student: the model that is judged.
         teacher: the model that it is judged by.
-        ids: blocks of text that neither was distilled on, (blocks, length).
+        ids: blocks of text that neither was distilled on, as the student numbers tokens, (blocks, length).
         texts: the same text as separate sequences.
 
     Returns:
@@ -29,17 +31,14 @@ def agreement(student: Opened, teacher: Opened, ids: Tensor, texts: Sequence[str
         `similarity`, Spearman's correlation of the cosine similarities of all pairs of texts.
 
     Raises:
-        UserError: the vocabularies differ.
+        UserError: the student has tokens that its teacher does not know.
     """
-    sizes = [m.model.config.vocab_size for m in (student, teacher)]
-    if sizes[0] != sizes[1]:
-        raise UserError(
-            f"Cannot compare {student.source} with {teacher.source}: they have {sizes[0]} and {sizes[1]} tokens.",
-            "Agreement is measured token by token, so both must have one vocabulary.",
-            "Leave --against out, or name the teacher that the model was made of.",
-        )
-    result = _predictions(student, teacher, ids) if student.head == teacher.head != "none" else {}
-    states = [_last_hidden(m, ids) for m in (student, teacher)]
+    mine, theirs = _shared(student, teacher)
+    translate = torch.zeros(max(mine.tolist()) + 1, dtype=torch.long).scatter_(0, mine, theirs).to(ids.device)
+    both = (ids, translate[ids])
+    has_predictions = student.head == teacher.head != "none"
+    result = _predictions(student, teacher, both, (mine, theirs)) if has_predictions else {}
+    states = [_last_hidden(m, own) for m, own in zip((student, teacher), both, strict=True)]
     embeddings = [_embeddings(m, texts) for m in (student, teacher)]
     result["hidden_cka"] = linear_cka(*states)
     result["similarity"] = pairs_correlation(*embeddings)
@@ -59,15 +58,31 @@ def pairs_correlation(a: Tensor, b: Tensor) -> float:
     return float(spearmanr(*sims).statistic)
 
 
+def _shared(student: Opened, teacher: Opened) -> tuple[Tensor, Tensor]:
+    """The numbers of each token of the student's: its own, and the teacher's, both (tokens,)."""
+    own, known = (m.tokenizer.get_vocab() for m in (student, teacher))
+    if strange := own.keys() - known.keys():
+        raise UserError(
+            f"Cannot compare {student.source} with {teacher.source}: they have {len(own)} and {len(known)} tokens, and "
+            f"{len(strange)} of the first are none of the second's, such as {min(strange)!r}.",
+            "Agreement is measured token by token, so both must have one vocabulary, or the first a part of it.",
+            "Leave --against out, or name the teacher that the model was made of.",
+        )
+    return torch.tensor(list(own.values())), torch.tensor([known[token] for token in own])
+
+
 @torch.no_grad()
-def _predictions(student: Opened, teacher: Opened, ids: Tensor) -> dict[str, float]:
+def _predictions(
+    student: Opened, teacher: Opened, ids: tuple[Tensor, Tensor], tokens: tuple[Tensor, Tensor]
+) -> dict[str, float]:
     same, divergence, count = 0, 0.0, 0
     if student.head == "masked":
-        pairs = [(masked_predictions(student, ids)[0], masked_predictions(teacher, ids)[0])]
+        pairs = [tuple(masked_predictions(m, own)[0] for m, own in zip((student, teacher), ids, strict=True))]
     else:
-        both = zip(causal_predictions(student, ids), causal_predictions(teacher, ids), strict=True)
+        both = zip(causal_predictions(student, ids[0]), causal_predictions(teacher, ids[1]), strict=True)
         pairs = ((mine[0], theirs[0]) for mine, theirs in both)  # type: ignore[assignment]
     for mine, theirs in pairs:
+        mine, theirs = (p[:, own.to(p.device)].log_softmax(-1) for p, own in zip((mine, theirs), tokens, strict=True))
         same += int((mine.argmax(-1) == theirs.argmax(-1)).sum())
         divergence += float((theirs.exp() * (theirs - mine)).sum())
         count += len(mine)

@@ -24,7 +24,12 @@ _MEANING = {
 
 
 def card(
-    recipe: Recipe, teacher: Mapping[str, Any], made: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]
+    recipe: Recipe,
+    teacher: Mapping[str, Any],
+    made: Mapping[str, Any],
+    metrics: Sequence[Mapping[str, Any]],
+    *,
+    tokens: tuple[int, int] | None = None,
 ) -> str:
     """A README.md with the metadata that the hub reads.
 
@@ -33,6 +38,7 @@ def card(
         teacher: `Planned` of the teacher, as a mapping.
         made: `Planned` of the student, as a mapping.
         metrics: the run's records so far.
+        tokens: of the teacher's vocabulary and of the student's, where it was trimmed.
     """
     name = _name(recipe.teacher)
     head = {"library_name": "transformers", "tags": ["homodistil", "distillation", "pruning"]}
@@ -41,6 +47,7 @@ def card(
     measured = [r for r in metrics if "heldout" in r]
     rows = [
         *((width, *(str(m["shape"][width]) for m in (teacher, made))) for width in teacher["shape"]),
+        *([("tokens in the vocabulary", *(f"{count:,}" for count in tokens))] if tokens else []),
         ("parameters", *(f"{m['parameters']:,}" for m in (teacher, made))),
         (
             "MFLOPs a token, 128 tokens a sequence",

@@ -1,0 +1,254 @@
+"""The vocabulary of a corpus: the tokens that it uses are kept, in tokenizer, embeddings and language-model heads."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from homodistil.axes.layout import Layout
+from homodistil.compress.shrink import cut
+from homodistil.compress.tokens import Spec, always, model_tokens, needed, rewritten
+from homodistil.errors import UserError
+
+AXIS = "vocab"
+"""What the families call the axis."""
+_LISTS = ("suppress_tokens", "begin_suppress_tokens")
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Which tokens are left.
+
+    Attributes:
+        rows: for each new id, the id that it had.
+        before: how many there were.
+    """
+
+    rows: tuple[int, ...]
+    before: int
+
+    def as_json(self) -> str:
+        """As it is kept in a run's folder."""
+        return json.dumps({"teacher": self.before, "kept": self.rows})
+
+    @classmethod
+    def from_json(cls, text: str) -> Vocabulary:
+        """What `as_json` wrote."""
+        read = json.loads(text)
+        return cls(tuple(read["kept"]), read["teacher"])
+
+
+def vocabulary_of(
+    texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, layout: Layout
+) -> tuple[Vocabulary, PreTrainedTokenizerBase]:
+    """The tokens that texts use, those without which they would be split otherwise, and those that have a role.
+
+    Args:
+        texts: are read twice; what is no text is passed over.
+        tokenizer: a fast one.
+        model: its configuration names tokens with a role; it is not changed, and may be on the meta device.
+        layout: of the model.
+
+    Returns:
+        What is left, and a tokenizer that knows nothing else and splits each of the texts as before.
+
+    Raises:
+        UserError: the tokenizer is no fast one, or draws how it splits, or cannot be read again as it was; there is no
+            text; the model's table does not say which axis is the vocabulary.
+    """
+    if AXIS not in layout.fixed:
+        raise UserError(
+            f"Cannot trim the vocabulary of a {type(model).__name__}.",
+            f"The table of its family must name the axis of its embeddings' rows {AXIS!r}.",
+            "Rename the axis in the family's file (docs/adding-a-family.md).",
+        )
+    spec = _spec(tokenizer)
+    counted = _count(Tokenizer.from_str(json.dumps(spec)), spec, texts)
+    if not counted.ids:
+        raise UserError(
+            "Cannot trim a vocabulary to this text: it is empty.",
+            "The text says which tokens are used; all others are dropped.",
+            "Give the text that the model will read.",
+        )
+    own, ids = model_tokens(spec), tokenizer.get_vocab()
+    strings = {i: token for token, i in ids.items()}
+    tokens = (always(spec) & ids.keys()) | {strings[i] for i in counted.ids}
+    tokens |= needed(spec, tokens, counted.unread)
+    named = _roles(model, layout)
+    tokens |= {strings[i] for i in named if i in strings}
+    # the library numbers added tokens after those of the algorithm, whatever their file says
+    ordered = sorted(tokens, key=lambda token: (token not in own, ids[token]))
+    rows = [*(ids[token] for token in ordered), *sorted(named - strings.keys())]
+    vocabulary = Vocabulary(tuple(rows), layout.fixed[AXIS])
+    _refuse_moved_padding(vocabulary, model, layout)
+    made = with_vocabulary(tokenizer, vocabulary)
+    same = _count(Tokenizer.from_str(made.backend_tokenizer.to_str()), spec, texts, rows=rows)
+    if same.digest != counted.digest:
+        raise _misread(tokenizer)
+    return vocabulary, made
+
+
+def with_vocabulary(tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary) -> PreTrainedTokenizerBase:
+    """A tokenizer with these tokens alone, made as its users will make it: out of its files.
+
+    Raises:
+        UserError: the tokenizer is no fast one, or its class does not read its own files.
+    """
+    spec = _spec(tokenizer)
+    strings = {i: token for token, i in tokenizer.get_vocab().items()}
+    kept = [strings[row] for row in vocabulary.rows if row in strings]
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        Path(folder, "tokenizer.json").write_text(json.dumps(rewritten(spec, kept), ensure_ascii=False))
+        made: PreTrainedTokenizerBase = type(tokenizer).from_pretrained(folder)
+    if made.get_vocab() != {token: at for at, token in enumerate(kept)}:
+        raise _misread(tokenizer)
+    return made
+
+
+def narrow(model: PreTrainedModel, layout: Layout, vocabulary: Vocabulary) -> Layout:
+    """Take every token that is not left out of a model, in place: embeddings, heads, configuration.
+
+    Returns:
+        The layout of what it is now.
+    """
+    ids = {row: at for at, row in enumerate(vocabulary.rows)}
+    cut(model, layout, {AXIS: torch.tensor(vocabulary.rows)})
+    for config in (model.config, getattr(model, "generation_config", None)):
+        for key, value in _ids_of(config).items():
+            setattr(config, key, _renumbered(value, ids))
+    model.config.vocab_size = len(ids)
+    for module in model.modules():
+        if getattr(module, "vocab_size", None) == vocabulary.before:
+            module.vocab_size = len(ids)
+        padding = getattr(module, "padding_idx", None)
+        rows_of_others = isinstance(module, nn.Embedding) and module.num_embeddings != len(ids)
+        if isinstance(padding, int) and not rows_of_others:
+            module.padding_idx = ids.get(padding)
+    return Layout.of(model)
+
+
+@dataclass
+class _Counted:
+    """What texts use: ids, words that could not be read, and a fingerprint of all ids in order."""
+
+    ids: set[int] = field(default_factory=set)
+    unread: set[str] = field(default_factory=set)
+    digest: bytes = b""
+
+
+def _count(
+    backend: Tokenizer, spec: Spec, texts: Iterable[str], *, rows: Sequence[int] | None = None, batch: int = 1000
+) -> _Counted:
+    """Read all texts whole; with `rows`, ids are translated into those that they had."""
+    backend.no_truncation()
+    backend.no_padding()
+    counted, digest = _Counted(), hashlib.blake2b()
+    unknown = backend.token_to_id(spec["model"]["unk_token"]) if spec["model"]["type"] == "WordPiece" else None
+    back = np.asarray(rows, dtype=np.int64) if rows is not None else None
+    whole = (t for t in texts if isinstance(t, str) and t.strip())
+    while part := list(itertools.islice(whole, batch)):
+        for text, encoded in zip(part, backend.encode_batch_fast(part), strict=True):
+            ids = np.asarray(encoded.ids, dtype=np.int64)
+            ids = ids if back is None else back[ids]
+            digest.update(ids.tobytes() + b"\xff" * 8)
+            if back is None:
+                found = set(ids.tolist())
+                counted.ids |= found
+                if unknown is not None and unknown in found:
+                    counted.unread.update(_unread(backend, text, unknown))
+    counted.digest = digest.digest()
+    return counted
+
+
+def _unread(backend: Tokenizer, text: str, unknown: int) -> Iterator[str]:
+    """The words of a text that became the unknown token, as the algorithm was given them."""
+    encoded = backend.encode(text)
+    for token, (start, end) in zip(encoded.ids, encoded.offsets, strict=True):
+        if token == unknown:
+            word = text[start:end]
+            word = backend.normalizer.normalize_str(word) if backend.normalizer else word
+            yield from (w for w, _ in backend.pre_tokenizer.pre_tokenize_str(word)) if backend.pre_tokenizer else [word]
+
+
+def _spec(tokenizer: PreTrainedTokenizerBase) -> Spec:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    try:
+        spec: Spec = json.loads(backend.to_str()) if isinstance(backend, Tokenizer) else {}
+    except Exception as error:  # parts that are written in Python raise the library's bare Exception
+        raise _unknown(tokenizer, "has parts that are written in Python") from error
+    if not spec:
+        raise _unknown(tokenizer, "is written in Python")
+    if spec["model"].get("dropout"):
+        raise _unknown(tokenizer, "draws how it splits a text (BPE dropout)")
+    return spec
+
+
+def _unknown(tokenizer: PreTrainedTokenizerBase, what: str) -> UserError:
+    return UserError(
+        f"Cannot trim the vocabulary: the tokenizer, a {type(tokenizer).__name__}, {what}.",
+        "It must be a fast tokenizer (of the tokenizers library) that always splits a text alike: WordPiece, BPE, "
+        "Unigram or WordLevel.",
+        "Use the model's fast tokenizer, or keep the whole vocabulary.",
+    )
+
+
+def _misread(tokenizer: PreTrainedTokenizerBase) -> UserError:
+    return UserError(
+        f"Cannot trim the vocabulary: with fewer tokens, this {type(tokenizer).__name__} reads the text otherwise.",
+        "Each text must be split into the same tokens as before; this was checked on all of it.",
+        "Keep the whole vocabulary.",
+    )
+
+
+def _refuse_moved_padding(vocabulary: Vocabulary, model: PreTrainedModel, layout: Layout) -> None:
+    """Where positions are counted from the padding's id on, it must keep it."""
+    padding = model.config.pad_token_id
+    assert layout.family is not None
+    if layout.family.offset and padding is not None and vocabulary.rows[padding] != padding:
+        raise UserError(
+            f"Cannot trim the vocabulary: the padding token, number {padding}, would get another number.",
+            f"{layout.family.name} models count positions from the number of the padding token on.",
+            "Keep the whole vocabulary.",
+        )
+
+
+def _roles(model: PreTrainedModel, layout: Layout) -> set[int]:
+    """The rows that the configurations name, and those up to the padding where positions are counted from it on."""
+    values = [
+        value
+        for config in (model.config, getattr(model, "generation_config", None))
+        for key, value in _ids_of(config).items()
+        if key not in _LISTS
+    ]
+    named = {i for value in values for i in (value if isinstance(value, list) else [value])}
+    assert layout.family is not None
+    if layout.family.offset and model.config.pad_token_id is not None:
+        named |= set(range(model.config.pad_token_id))
+    # a default of a configuration may lie beyond the embeddings: it names nothing
+    return {i for i in named if 0 <= i < layout.fixed[AXIS]}
+
+
+def _ids_of(config: Any) -> dict[str, int | list[int]]:
+    """What a configuration says about tokens by their numbers."""
+    said = config.to_dict() if config is not None else {}
+    named = {k: v for k, v in said.items() if k.endswith(("_token_id", "_token_ids")) or k in _LISTS}
+    return {k: v for k, v in named.items() if isinstance(v, int) or (v and all(isinstance(i, int) for i in v))}
+
+
+def _renumbered(value: int | list[int], ids: Mapping[int, int]) -> int | list[int]:
+    if isinstance(value, list):
+        return [ids[i] for i in value if i in ids]
+    return ids.get(value, value)

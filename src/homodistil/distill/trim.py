@@ -1,0 +1,130 @@
+"""A teacher with the vocabulary of its text: what is trimmed is the teacher, and its student is a copy of that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from homodistil.axes.layout import Layout
+from homodistil.compress.vocabulary import Vocabulary, narrow, vocabulary_of, with_vocabulary
+from homodistil.distill.student import save_student
+from homodistil.distill.teacher import Teacher, load_teacher, unloaded
+from homodistil.errors import UserError
+from homodistil.text import open_text
+
+
+@dataclass(frozen=True)
+class Trimmed:
+    """A model whose vocabulary has been trimmed.
+
+    Attributes:
+        folder: where it is.
+        tokens: before and after.
+        parameters: before and after, tied ones once.
+    """
+
+    folder: Path
+    tokens: tuple[int, int]
+    parameters: tuple[int, int]
+
+
+class Texts:
+    """All texts of a corpus, as often as they are asked for.
+
+    Args:
+        data: a name for `text.open_text`, or the texts themselves.
+        column: the text column.
+
+    Raises:
+        UserError: the data cannot be found or read, or is a stream that can be read once only.
+    """
+
+    def __init__(self, data: str | Iterable[str], column: str = "text") -> None:
+        if not isinstance(data, str) and iter(data) is data:
+            raise UserError(
+                "Cannot trim the vocabulary to a stream of text.",
+                "All of the text is read before the first step, to know which tokens it uses, and then again.",
+                "Give a file or a list of texts, or keep the whole vocabulary.",
+            )
+        self._rows = open_text(data, column, stream=False) if isinstance(data, str) else data
+        self._column = column if isinstance(data, str) else None
+
+    def __iter__(self) -> Iterator[str]:
+        if self._column is None:
+            yield from self._rows
+            return
+        for rows in self._rows.select_columns([self._column]).iter(batch_size=1000):  # type: ignore[union-attr]
+            yield from rows[self._column]
+
+
+def trim(teacher: Teacher, vocabulary: Vocabulary, tokenizer: PreTrainedTokenizerBase | None = None) -> Teacher:
+    """The teacher with these tokens alone; its model is changed in place.
+
+    Args:
+        teacher: whole.
+        vocabulary: what is left of its tokens.
+        tokenizer: one with these tokens, if it has been made already.
+
+    Raises:
+        UserError: its tokenizer cannot be made smaller.
+    """
+    made = tokenizer or with_vocabulary(teacher.tokenizer, vocabulary)
+    return replace(teacher, tokenizer=made, layout=narrow(teacher.model, teacher.layout, vocabulary))
+
+
+def trim_to(teacher: Teacher, texts: Iterable[str]) -> tuple[Teacher, Vocabulary]:
+    """The teacher with the tokens of these texts alone, and which they are; its model is changed in place.
+
+    Raises:
+        UserError: see `vocabulary_of`.
+    """
+    vocabulary, tokenizer = vocabulary_of(texts, teacher.tokenizer, teacher.model, teacher.layout)
+    return trim(teacher, vocabulary, tokenizer), vocabulary
+
+
+def trim_folder(source: str, texts: Iterable[str], out: Path, *, trust_remote_code: bool = False) -> Trimmed:
+    """Save a model, in its own precision, with the tokens of these texts alone. No training.
+
+    Raises:
+        UserError: there is something at `out`, the disk is full, the model cannot be loaded (see `load_teacher`), or
+            its vocabulary cannot be trimmed (see `vocabulary_of`).
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(
+            f"Cannot save to {out}: something is there.",
+            "The folder must be new or empty, so that nothing is overwritten.",
+            "Give --out a new name.",
+        )
+    teacher = load_teacher(source, trust_remote_code=trust_remote_code)
+    before = teacher.model.num_parameters()
+    teacher, vocabulary = trim_to(teacher, texts)
+    dtype = unloaded(source, trust_remote_code=trust_remote_code)[0].config.dtype
+    model = teacher.model.to(dtype) if dtype is not None else teacher.model
+    tokens = (vocabulary.before, len(vocabulary.rows))
+    name = Path(source).name if Path(source).exists() else source
+    save_student(
+        out,
+        model,
+        teacher,
+        f"# {name}, fewer tokens\n\n{name} with {tokens[1]:,} of its {tokens[0]:,} tokens, those of a corpus: texts of "
+        "it have the same tokens and outputs as before. Other text can be read, in more and shorter tokens. Made with "
+        "HomoDistil; it opens with plain transformers.\n",
+    )
+    return Trimmed(out, tokens, (before, model.num_parameters()))
+
+
+def trimmed_architecture(
+    source: str, texts: Iterable[str], *, trust_remote_code: bool = False
+) -> tuple[Layout, Vocabulary]:
+    """The axes of a teacher with the tokens of these texts alone, without its weights.
+
+    Raises:
+        UserError: see `architecture` and `vocabulary_of`.
+    """
+    model, tokenizer = unloaded(source, trust_remote_code=trust_remote_code)
+    layout = Layout.of(model)
+    vocabulary, _ = vocabulary_of(texts, tokenizer, model, layout)
+    return narrow(model, layout, vocabulary), vocabulary
