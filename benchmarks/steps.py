@@ -22,6 +22,7 @@ from homodistil.compress.importance import magnitude, sensitivity
 from homodistil.compress.plan import plan
 from homodistil.compress.shrink import select
 from homodistil.distill.data import batches
+from homodistil.distill.leaving import descent
 from homodistil.distill.prepare import Run, prepare
 from homodistil.reading import build
 
@@ -84,7 +85,7 @@ def step(run: Run, batch: dict[str, Tensor], *, scored: bool = False) -> None:
             theirs = run.runner(run.teacher.model, batch)
         with state.moments.listening(batch["ordinary"]) if scored else contextlib.nullcontext():
             mine = run.runner(state.student, batch)
-        terms = run.objective.terms(mine, theirs, batch, {})
+        terms = run.objective.terms(mine, theirs, batch, descent(run))
     values = {name: term.item() for name, term in terms.items()}
     assert all(value == value for value in values.values())
     run.accelerator.backward(run.objective.total(terms))

@@ -40,7 +40,8 @@ class Run:
         dir: its folder.
         teacher: frozen, on the device.
         figures: shape and counts of the teacher.
-        start: the widths that the student starts with.
+        start: the widths and the depth that the student starts with.
+        layers: how many layers it starts with.
         planned: the targets, widest first.
         corpus: what is learnt from, and what is held out.
         schedule: the widths over the steps.
@@ -57,6 +58,7 @@ class Run:
     teacher: Teacher
     figures: Planned
     start: dict[str, int]
+    layers: int
     planned: list[Planned]
     corpus: Corpus
     schedule: Schedule
@@ -133,6 +135,7 @@ def prepare(recipe: Recipe, *, resume: bool, texts: Iterable[str] | None) -> Run
         teacher=teacher,
         figures=teacher_figures(teacher.layout, teacher.layout.shape(teacher.model)),
         start=start,
+        layers=origin.model.config.num_hidden_layers,
         planned=planned,
         corpus=corpus,
         schedule=schedule,
@@ -235,9 +238,9 @@ def _start(recipe: Recipe, teacher: Teacher, origin: Teacher) -> State:
     family = teacher.layout.family
     assert family is not None
     pooled = teacher.kind == "similarity" and getattr(student, family.pooler or "", None) is not None
+    narrow, wide = (m.config.hidden_size for m in (student, teacher.model))
     layers = student.config.num_hidden_layers
-    widths = [m.config.hidden_size for m in (student, teacher.model)]
-    projections = Projections(1 + layers + pooled, *widths).to(teacher.model.device)
+    projections = Projections(layers, pooled=pooled, narrow=narrow, wide=wide).to(teacher.model.device)
     student.to(teacher.model.device)
     matrices = [p for p in student.parameters() if p.dim() > 1]
     others = [p for p in student.parameters() if p.dim() <= 1]
