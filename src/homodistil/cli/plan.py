@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 TARGET_HELP = (
     "a keep ratio of the width (0.5), a parameter budget (17.3M), a shape (hidden=240,heads=12,ffn=960, and "
-    "layers=6 for fewer layers) or a preset (homobert-base, homobert-small, homobert-xsmall, homobert-tiny); may be repeated"
+    "layers=6 for fewer layers) or a preset (homobert-base, homobert-small, homobert-xsmall, homobert-tiny); several "
+    "times for several"
 )
 
 

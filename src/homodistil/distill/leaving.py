@@ -42,6 +42,8 @@ def all_but_one(run: Run, batches: Sequence[Batch]) -> tuple[Keep, Tensor]:
     probes = [{k: v.to(run.accelerator.device) for k, v in batch.items()} for batch in batches[:PROBES]]
     with run.precision:
         taught = [run.runner(run.teacher.model, batch) for batch in probes]
+        # once whole: transformers lets those layers record their states that are there at the first run
+        run.runner(state.student, probes[0])
 
     def measure(layer: int) -> float:
         others = [k for k in range(state.layout.depth) if k != layer]
