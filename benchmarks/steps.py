@@ -109,7 +109,7 @@ def operations(run: Run, batch: dict[str, Tensor]) -> float:
     head = [2 * h * (h + vocab) for h in widths]
     # the layout counts the head at every token
     bodies = [layout.flops_per_token(s, batch["input_ids"].shape[1]) - f for s, f in zip(shapes, head, strict=True)]
-    states = len(run.objective.projections.weights)
+    states = len(run.state.projections.weights)
     maps = states * 2 * widths[0] * widths[1] * tokens
     return float((bodies[0] + 3 * bodies[1]) * tokens + (head[0] + 3 * head[1]) * positions + 3 * maps)
 

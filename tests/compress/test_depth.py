@@ -188,6 +188,6 @@ def test_what_a_layer_is_worth_is_measured_without_it() -> None:
         model.model.layers[2].self_attn.o_proj.weight.zero_()
         model.model.layers[2].mlp.down_proj.weight.zero_()
     layout, whole = Layout.of(model), _said(model)[-1]
-    caused = weigh(model, layout, lambda _: (_said(model)[-1] - whole).square().mean().item())
+    caused = weigh(model, layout, lambda: (_said(model)[-1] - whole).square().mean().item())
     assert caused[2] == 0
     assert all(caused[k] > 1e-3 for k in (0, 1, 3))

@@ -18,7 +18,7 @@ from homodistil.axes.layout import Layout
 from homodistil.distill import loop
 from homodistil.distill.data import batches
 from homodistil.distill.descent import Descent
-from homodistil.distill.leaving import all_but_one, descent
+from homodistil.distill.leaving import all_but_one, apart, descent
 from homodistil.distill.prepare import Run, prepare
 from homodistil.errors import RunStopped
 from homodistil.reading import build
@@ -77,7 +77,7 @@ def test_layers_that_do_nothing_leave_first_and_are_not_missed(idle: Path, corpu
 def test_choosing_changes_nothing_and_is_what_leaving_does(
     model_class: Any, save_teacher: Callable[..., Path], corpus: Path, tmp_path: Path
 ) -> None:
-    """The discrepancy that was measured without a layer is the one that is there once it has left."""
+    """The distance that was measured without a layer is the one that is there once it has left."""
     run = _ready(save_teacher(model_class, num_hidden_layers=4), corpus, tmp_path / "run")
     batch = next(batches(run.corpus.train, run.collate, 4, start=0))
     before = {n: p.clone() for n, p in run.state.student.state_dict().items()}
@@ -95,8 +95,8 @@ def test_choosing_changes_nothing_and_is_what_leaving_does(
         run.state.shrink(keep, compensate=False)
         with torch.no_grad():
             mine, theirs = (run.runner(m, batch) for m in (run.state.student, run.teacher.model))
-            terms = run.objective.terms(mine, theirs, batch, descent(run))
-        assert run.objective.discrepancy({n: t.item() for n, t in terms.items()}) == pytest.approx(caused.min().item())
+            now = apart(run.objective, mine, theirs, batch, run.state.projections[depth - 1])
+        assert now == pytest.approx(caused.min().item())
     assert len(run.state.projections.weights) == 2 + (model_class is BertModel)
     tensors = [*run.state.student.parameters(), *run.state.projections.parameters()]
     assert {id(p) for p in tensors} == {id(p) for g in run.state.optimizer.param_groups for p in g["params"]}
@@ -107,10 +107,9 @@ def test_states_and_attention_are_compared_with_the_layers_they_come_from() -> N
     descent = Descent(6, [0, 1, 4], {2: torch.tensor([1])})
     assert descent.states(range(6)) == [0, 3, 5]
     assert descent.attention(range(6)) == [0, 1, 4]
-    assert descent.without(1) == Descent(6, [0, 4], {1: descent.heads[2]})
     assert Descent(3).states(range(6)) == Descent(3).attention(range(6)) == [1, 3, 5]
     assert Descent(3, [0, 2]).states(range(6)) == [3, 5]
-    assert Descent(4).without(0).states(range(4)) == [1, 2, 3]
+    assert Descent(4, [1, 2, 3]).states(range(4)) == [1, 2, 3]
 
 
 @pytest.mark.parametrize("targets", [["layers=2"], ["layers=3", "layers=2,heads=2,ffn=40"]])

@@ -46,18 +46,18 @@ def ends(kept: Sequence[int], depth: int) -> list[int]:
     return [*(layer - 1 for layer in kept[1:]), depth - 1]
 
 
-def weigh(model: PreTrainedModel, layout: Layout, measure: Callable[[int], float]) -> Tensor:
+def weigh(model: PreTrainedModel, layout: Layout, measure: Callable[[], float]) -> Tensor:
     """What leaving out each layer alone causes, (layers,): scores to choose by. The model is as before afterwards.
 
     Args:
         model: it is run without one layer after the other.
         layout: its axes.
-        measure: how far the model is from where it should be, while the layer of this number is left out.
+        measure: how far the model, as it is then, is from where it should be.
     """
     caused = []
     for layer in range(layout.depth):
         with left_out(model, layout, layer):
-            caused.append(measure(layer))
+            caused.append(measure())
     return torch.tensor(caused)
 
 

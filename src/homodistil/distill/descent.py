@@ -42,13 +42,6 @@ class Descent:
         even = opposite(self.start, teacher)
         return [even[k] for k in self.layers or range(self.start)]
 
-    def without(self, layer: int) -> Descent:
-        """The same without one more layer."""
-        left = [k for k in range(len(self.layers or range(self.start))) if k != layer]
-        every = self.layers or range(self.start)
-        heads = {new: self.heads[old] for new, old in enumerate(left) if old in self.heads}
-        return Descent(self.start, [every[k] for k in left], heads)
-
 
 def opposite(student: int, teacher: Sequence[T]) -> list[T]:
     """For each layer a student starts with the teacher's that it stands for: evenly spaced, the last for the last."""

@@ -201,8 +201,8 @@ def _cut(run: Run, widths: Mapping[str, int], batches: Sequence[dict[str, Tensor
         state.shrink(left, compensate=False)
         gone = ({*before.tolist()} - {*state.origin[LAYERS].tolist()}).pop()
         display.say(
-            f"step {state.step}: layer {gone} leaves, without which the discrepancy is {caused.min():.4f}; "
-            f"without others {', '.join(f'{k}: {c:.4f}' for k, c in zip(before, caused, strict=True) if k != gone)}"
+            f"step {state.step}: layer {gone} leaves. Distance of the outputs without it {caused.min():.3f}, without "
+            f"others {', '.join(f'{k}: {c:.3f}' for k, c in zip(before, caused, strict=True) if k != gone)}"
         )
     keep = select(state.layout, state.layout.sizes(state.student), state.importance.ranking(), widths)
     if not keep:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -26,12 +26,12 @@ class Objective:
     Attributes:
         kind: what the models predict.
         weights: of the five terms; a term of weight 0 is not computed.
-        projections: W of the hidden and embedding terms, one a state.
+        projections: W of the hidden and embedding terms.
     """
 
     kind: Kind
     weights: Losses
-    projections: Projections | Sequence[Tensor]
+    projections: Projections
 
     @property
     def relative(self) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
@@ -41,13 +39,9 @@ class Projections(nn.Module):
         """Lose the rows of hidden units that were cut, and the matrices of states that are not compared any more."""
         cut(self, self.layout, {a: k for a, k in keep.items() if a == "hidden"}, optimizer=optimizer)
         if LAYERS in keep:
-            kept = self.compared(keep[LAYERS].tolist())
-            gone = [w for w in self.weights if not any(w is k for k in kept)]
+            # those of the states that the layers now end in, of the embeddings, and of the pooled vector
+            inner = [k + 1 for k in ends(keep[LAYERS].tolist(), self.layers)]
+            stay = [0, *inner, *range(self.layers + 1, len(self.weights))]
             if optimizer is not None:
-                forget(optimizer, gone)
-            self.weights, self.layers = nn.ParameterList(kept), len(keep[LAYERS])
-
-    def compared(self, layers: Sequence[int]) -> list[nn.Parameter]:
-        """The matrices of a student of these layers: those of the states that its layers now end in."""
-        states = [0, *(k + 1 for k in ends(layers, self.layers)), *range(self.layers + 1, len(self.weights))]
-        return [self.weights[k] for k in states]
+                forget(optimizer, [w for k, w in enumerate(self.weights) if k not in stay])
+            self.weights, self.layers = nn.ParameterList([self.weights[k] for k in stay]), len(inner)
