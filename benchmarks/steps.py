@@ -22,6 +22,7 @@ from homodistil.compress.importance import magnitude, sensitivity
 from homodistil.compress.plan import plan
 from homodistil.compress.shrink import select
 from homodistil.distill.data import batches
+from homodistil.distill.leaving import descent
 from homodistil.distill.prepare import Run, prepare
 from homodistil.reading import build
 
@@ -84,7 +85,7 @@ def step(run: Run, batch: dict[str, Tensor], *, scored: bool = False) -> None:
             theirs = run.runner(run.teacher.model, batch)
         with state.moments.listening(batch["ordinary"]) if scored else contextlib.nullcontext():
             mine = run.runner(state.student, batch)
-        terms = run.objective.terms(mine, theirs, batch, {})
+        terms = run.objective.terms(mine, theirs, batch, descent(run))
     values = {name: term.item() for name, term in terms.items()}
     assert all(value == value for value in values.values())
     run.accelerator.backward(run.objective.total(terms))
@@ -108,7 +109,7 @@ def operations(run: Run, batch: dict[str, Tensor]) -> float:
     head = [2 * h * (h + vocab) for h in widths]
     # the layout counts the head at every token
     bodies = [layout.flops_per_token(s, batch["input_ids"].shape[1]) - f for s, f in zip(shapes, head, strict=True)]
-    states = len(run.objective.projections.weights)
+    states = len(run.state.projections.weights)
     maps = states * 2 * widths[0] * widths[1] * tokens
     return float((bodies[0] + 3 * bodies[1]) * tokens + (head[0] + 3 * head[1]) * positions + 3 * maps)
 

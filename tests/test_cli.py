@@ -16,6 +16,7 @@ import pytest
 import yaml
 from transformers import BertForMaskedLM
 
+from homodistil.axes.families import FAMILIES
 from homodistil.cli import main
 from homodistil.cli.distil import read_recipe
 from homodistil.errors import UserError
@@ -49,11 +50,29 @@ def test_plan_prints_the_json_that_programs_read(masked_lm: Path, capsys: pytest
     assert main(["plan", str(masked_lm), "--target", "0.5", "--target", "hidden=36", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert list(printed) == ["teacher", "targets"]
-    assert printed["teacher"]["shape"] == {"hidden": 48, "heads": 4, "head_dim": 12, "ffn": 96}
+    assert printed["teacher"]["shape"] == {"hidden": 48, "heads": 4, "head_dim": 12, "ffn": 96, "layers": 2}
     assert [t["target"] for t in printed["targets"]] == ["hidden=36", "0.5"]
     for target in printed["targets"]:
         assert list(target) == ["target", "shape", "parameters", "flops_per_token", "memory_bytes"]
         assert target["memory_bytes"] == 4 * target["parameters"]
+
+
+def test_plan_shows_layers_where_a_target_changes_them(masked_lm: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A column of their own, and none where the depth stays."""
+    assert main(["plan", str(masked_lm), "--target", "0.5"]) == 0
+    assert "layers" not in capsys.readouterr().out
+    assert main(["plan", str(masked_lm), "--target", "layers=1,hidden=24", "--target", "layers=1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert next(line for line in lines if "layers" in line).split()[:2] == ["layers", "hidden"]
+    assert [line.split()[1:3] for line in lines if line.strip().startswith("layers=1")] == [["1", "48"], ["1", "24"]]
+
+
+def test_families_say_where_layers_may_leave(capsys: pytest.CaptureFixture[str]) -> None:
+    """As a width, and where the first has to stay."""
+    assert main(["families"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("layers" in line for line in lines) >= len(FAMILIES)
+    assert sum("the first layer" in line for line in lines) == 1
 
 
 def test_plan_says_how_far_a_budget_is_missed(masked_lm: Path, capsys: pytest.CaptureFixture[str]) -> None:

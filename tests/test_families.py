@@ -24,7 +24,7 @@ from homodistil.compress.compensate import InputMoments
 from homodistil.compress.plan import plan
 from homodistil.compress.shrink import Keep, cut, shrink
 from homodistil.errors import UserError
-from zoo import EVERY, FAMILIES, tiny
+from zoo import EVERY, FAMILIES, deep, tiny
 
 IDS = torch.arange(4, 25).reshape(3, 7)
 MASK = torch.tensor([[1] * 7, [1] * 5 + [0] * 2, [1] * 3 + [0] * 4])
@@ -122,7 +122,7 @@ def test_a_table_describes_every_parameter_with_its_sizes(name: str) -> None:
         for dim, size in zip(layout.dims[parameter], tensor.shape, strict=True):
             assert math.prod(p if isinstance(p, int) else sizes[p] for p in dim) == size, parameter
     assert layout.family is not None
-    assert set(layout.shape(model)) == set(layout.family.widths.values())
+    assert set(layout.shape(model)) == {*layout.family.widths.values(), "layers"}
 
 
 @every
@@ -143,6 +143,9 @@ def _instance(name: str, shape: dict[str, int]) -> Any:
     assert layout.family is not None
     for key, product in layout.family.config.items():
         setattr(made, key, math.prod(known[word] for word in product.split()))
+    made.num_hidden_layers = shape["layers"]
+    if getattr(made, "layer_types", None):
+        made.layer_types = made.layer_types[: shape["layers"]]
     return on_meta(model_class, made)
 
 
@@ -170,15 +173,17 @@ def test_the_plan_counts_parameters_exactly(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [n for n in EVERY if "ModernBERT" not in n])
-def test_operations_equal_those_that_are_counted(name: str) -> None:
+@pytest.mark.parametrize("target", ["1.0", "layers=1"])
+def test_operations_equal_those_that_are_counted(name: str, target: str) -> None:
     """The closed form of operations equals torch's counter; ModernBERT's windows are counted as full attention."""
     model = tiny(name)
     layout = Layout.of(model)
+    shape = shrink(model, target).shape
     model.set_attn_implementation("eager")
     ids = torch.ones(2, 32, dtype=torch.long)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(ids)
-    expected = layout.flops_per_token(layout.shape(model), 32) * ids.numel()
+    expected = layout.flops_per_token(shape, 32) * ids.numel()
     # rotary angles are a product as well, of one row, which no width changes
     assert counter.get_total_flops() == pytest.approx(expected, rel=0.02 if "rope" in layout.fixed else 1e-6)
 
@@ -253,12 +258,12 @@ def test_gradients_and_moments_survive_a_cut(name: str) -> None:
 def test_a_saved_student_opens_in_a_fresh_process_with_equal_outputs(tmp_path: Path) -> None:
     """Each family's student is opened by plain auto classes that know nothing of this package."""
     said = {}
-    for name in FAMILIES:
-        model = tiny(name)
-        shrink(model, "0.5")
-        folder = tmp_path / name
+    for name, target in [(name, target) for name in FAMILIES for target in ("0.5", "layers=2")]:
+        model = deep(name) if "layers" in target else tiny(name)
+        shrink(model, target)
+        folder = tmp_path / f"{name} {target}"
         model.save_pretrained(folder)
-        said[name] = _states(model)
+        said[folder.name] = _states(model)
         (folder / "class").write_text(type(model).__name__)
     torch.save((IDS, MASK), tmp_path / "inputs.pt")
     program = f"""

@@ -88,6 +88,16 @@ OTHERS: dict[str, Make] = {
 EVERY = FAMILIES | OTHERS
 
 
+DEPTH = {"DistilBERT": "n_layers", "GPT-2": "n_layer"}
+"""What the number of layers is called, where it is not `num_hidden_layers`."""
+
+
+def deep(name: str, layers: int = 4) -> Any:
+    """A tiny model of more layers than two."""
+    family = next((known for known in DEPTH if name.startswith(known)), "")
+    return tiny(name, **{DEPTH.get(family, "num_hidden_layers"): layers})
+
+
 def tiny(name: str, **changes: Any) -> Any:
     """A model whose biases and norms are random too, so that cutting them wrongly shows."""
     model_class, config, options = EVERY[name]

@@ -70,7 +70,7 @@ def test_a_family_is_unknown_until_it_is_registered(phi: tuple[Path, Path]) -> N
     with pytest.raises(UserError, match="--family"):
         Layout.of(model)
     homodistil.register(homodistil.read_family(phi[1]))
-    assert homodistil.shrink(model, "0.5").shape == {"hidden": 24, "kv_heads": 2, "ffn": 48}
+    assert homodistil.shrink(model, "0.5").shape == {"hidden": 24, "kv_heads": 2, "ffn": 48, "layers": 2}
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)

@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 import pytest
-from transformers import BertConfig, BertForMaskedLM, BertModel
+from transformers import BertConfig, BertForMaskedLM, BertModel, GPT2Config, GPT2LMHeadModel
 
 from conftest import make, tiny_config
 from homodistil.axes.layout import Layout, on_meta
@@ -16,7 +16,7 @@ from homodistil.compress.plan import GRAIN, PRESETS, Planned, plan, teacher_figu
 from homodistil.compress.shrink import shrink
 from homodistil.errors import UserError
 
-BASE = {"hidden": 768, "heads": 12, "head_dim": 64, "ffn": 3072}
+BASE = {"hidden": 768, "heads": 12, "head_dim": 64, "ffn": 3072, "layers": 12}
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +60,44 @@ def test_a_target_is_a_ratio_a_shape_or_a_name(
 ) -> None:
     """Each way to write a target means one shape; widths that are not named follow those that are."""
     planned = _one(base, target)
-    assert planned.shape == {"hidden": hidden, "heads": heads, "head_dim": head_dim, "ffn": ffn}
+    assert planned.shape == {"hidden": hidden, "heads": heads, "head_dim": head_dim, "ffn": ffn, "layers": 12}
     assert planned.target == target.strip()
     assert planned.missed is None
+
+
+@pytest.mark.parametrize(
+    ("target", "changes"),
+    [
+        ("layers=6", {}),
+        ("layers=1,ffn=100", {"ffn": 100}),
+        ("layers=6,hidden=240,ffn=960", {"hidden": 240, "head_dim": 20, "ffn": 960}),
+        ("heads=6 , layers=12", {"hidden": 384, "heads": 6, "ffn": 1536}),
+    ],
+)
+def test_a_shape_may_name_the_number_of_layers(base: Layout, target: str, changes: dict[str, int]) -> None:
+    """Widths that it does not name stay, or follow those that it names; the count is that of so deep a model."""
+    planned = _one(base, target)
+    layers = int(re.search(r"layers=(\d+)", target)[1])  # type: ignore[index]
+    assert planned.shape == {**BASE, **changes, "layers": layers}
+    config = BertConfig(
+        hidden_size=planned.shape["hidden"], num_attention_heads=planned.shape["heads"],
+        intermediate_size=planned.shape["ffn"], num_hidden_layers=layers,
+    )  # fmt: skip
+    assert planned.parameters == sum(p.numel() for p in on_meta(BertModel, config).parameters())
+
+
+def test_layers_that_cannot_leave_are_refused_with_the_reason() -> None:
+    """A model whose configuration tells layers apart by something else than a list with an entry a layer."""
+    model = on_meta(GPT2LMHeadModel, GPT2Config(n_layer=2, scale_attn_by_inverse_layer_idx=True))
+    layout = Layout.of(model)
+    shape = layout.shape(model)
+    assert "layers" not in shape
+    assert plan(layout, shape, ["0.5"])[0].parameters < layout.count(shape)
+    with pytest.raises(UserError, match=r"Cannot make layers=1.*number of each layer(?s:.*)cut widths: hidden"):
+        plan(layout, shape, ["layers=1"])
+    strange = on_meta(BertModel, BertConfig(num_hidden_layers=3, sizes_of_layers=[1, 2, 3]))
+    with pytest.raises(UserError, match="tells layers apart by sizes_of_layers"):
+        plan(Layout.of(strange), Layout.of(strange).shape(strange), ["layers=1"])
 
 
 @pytest.mark.parametrize(
@@ -139,7 +174,9 @@ def test_published_sizes_have_names(base: Layout, preset: str, parameters: int) 
     assert planned.shape == _one(base, PRESETS[preset]).shape
 
 
-@pytest.mark.parametrize("target", ["0.5", "0.3", "8000", "12k", "hidden=20,heads=2,ffn=33", "heads=3", "ffn=5"])
+@pytest.mark.parametrize(
+    "target", ["0.5", "0.3", "8000", "12k", "hidden=20,heads=2,ffn=33", "heads=3", "ffn=5", "layers=1"]
+)
 def test_what_is_planned_is_what_is_made(target: str) -> None:
     """The plan's shape and count are those of the model after the cut."""
     model: Any = make(BertForMaskedLM)
@@ -189,6 +226,10 @@ def test_several_targets_come_widest_first(base: Layout) -> None:
         (["0.001"], "Cannot keep 0.001", "leaves head_dim at least 1", "from 0.02 to 1"),
         (["0"], "Cannot keep 0 of", "above 0", "from 0.02 to 1"),
         (["300K"], "300,000 parameters (300K)", "between 381,120 and", "hidden=12, heads=12, head_dim=1, ffn=1"),
+        (["layers=0"], "Cannot make layers=0.", "from 1 to the teacher's", "Use layers=1"),
+        (["layers=13"], "Cannot make layers=13.", "layers=12", "Use layers=12"),
+        (["layers=six"], "Cannot make layers=six.", "whole number", "Use layers=12"),
+        (["layers=3", "0.3"], "Cannot reach 0.3", "layers would have to grow", "a run of its own"),
         (["hidden=0"], "Cannot make hidden=0.", "from 1", "Use hidden=1"),
         (["ffn=x"], "Cannot make ffn=x.", "whole number", "Use ffn=3072"),
         (["ffn="], "Cannot make ffn=?.", "whole number", "Use ffn=3072"),

@@ -96,6 +96,18 @@ def test_heads_fall_one_by_one() -> None:
     assert {schedule.widths(step)["heads"] for step in range(1001)} == set(range(7, 13))
 
 
+def test_layers_leave_early_and_one_by_one() -> None:
+    """The depth follows the cubic to the nearest number, so that the last layer leaves before the ramp ends."""
+    deep, shallow = {**BASE, "layers": 6}, {**HALF, "layers": 3}
+    schedule = Schedule.over(deep, [("shallow", shallow)], steps=1000, ramp=(0.0, 0.5), grain=8)
+    path = [schedule.widths(step)["layers"] for step in range(1001)]
+    assert [path.index(k) for k in (5, 4, 3)] == [30, 104, 225]
+    assert schedule.last_cut() == 500
+    only = Schedule.over(deep, [("shallow", {**deep, "layers": 3})], steps=10, ramp=(0.0, 0.0), grain=8)
+    assert only.widths(0)["layers"] == 3
+    assert (only.cuts_units(), only.last_cut()) == (False, 0)
+
+
 def test_several_targets_are_passed_each_at_its_stages_end() -> None:
     """A run passes through each target at the end of an equal share of the steps, and starts the next from there."""
     schedule = _several()

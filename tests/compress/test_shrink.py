@@ -429,7 +429,7 @@ def test_every_class_shrinks_to_half(model_class: Any) -> None:
     """Each class is cut to half in one call, and is then an ordinary model that computes."""
     model = make(model_class)
     planned = shrink(model, "0.5")
-    assert planned.shape == {"hidden": 24, "heads": 4, "head_dim": 6, "ffn": 48}
+    assert planned.shape == {"hidden": 24, "heads": 4, "head_dim": 6, "ffn": 48, "layers": 2}
     assert sum(p.numel() for p in model.parameters()) == planned.parameters
     with torch.no_grad():
         made = model(IDS[None] if model_class is BertForMultipleChoice else IDS)

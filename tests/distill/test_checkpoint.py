@@ -25,7 +25,7 @@ from homodistil.reading import build
 @pytest.fixture
 def fresh(save_teacher: Callable[..., Path], corpus: Path, tmp_path: Path) -> Callable[[], Run]:
     """A run at step 0; each call gives another of the same recipe."""
-    teacher = save_teacher(BertForMaskedLM)
+    teacher = save_teacher(BertForMaskedLM, num_hidden_layers=4)
     count = iter(range(100))
 
     def make_run() -> Run:
@@ -63,15 +63,16 @@ def _same(one: State, other: State) -> None:
 
 
 def test_what_is_saved_comes_back_to_the_bit(fresh: Callable[[], Run], tmp_path: Path) -> None:
-    """Weights, moments, scores, means, origins and counters, after cuts of every axis; and it learns on."""
+    """Weights, moments, scores, means, origins and counters, after cuts of every axis and of layers; it learns on."""
     run, again = fresh(), fresh()
-    _advance(run, {"hidden": 40, "heads": 3, "head_dim": 10, "ffn": 80})
-    _advance(run, {"hidden": 32, "heads": 2, "head_dim": 9, "ffn": 72})
+    _advance(run, {"hidden": 40, "heads": 3, "head_dim": 10, "ffn": 80, "layers": 3})
+    _advance(run, {"hidden": 32, "heads": 2, "head_dim": 9, "ffn": 72, "layers": 2})
+    assert run.state.origin["layers"].tolist() == [2, 3]
     checkpoint.save(tmp_path, run.state, "digest")
     checkpoint.restore(tmp_path, again.state, "digest")
     _same(run.state, again.state)
     for either in (run, again):
-        _advance(either, {"hidden": 24, "heads": 2, "head_dim": 8, "ffn": 64})
+        _advance(either, {"hidden": 24, "heads": 2, "head_dim": 8, "ffn": 64, "layers": 1})
     _same(run.state, again.state)
 
 

@@ -23,8 +23,9 @@ from homodistil.compress.shrink import select
 from homodistil.distill import attention, losses, outputs
 from homodistil.distill.attention import IMPLEMENTATION, QueriesKeys, captured
 from homodistil.distill.data import batches
-from homodistil.distill.loop import calibrate, lost_heads
-from homodistil.distill.objective import opposite
+from homodistil.distill.descent import opposite
+from homodistil.distill.leaving import descent
+from homodistil.distill.loop import calibrate
 from homodistil.distill.prepare import Run, prepare
 from homodistil.reading import build
 
@@ -55,7 +56,7 @@ def _terms(run: Run, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         with torch.no_grad():
             theirs = run.runner(run.teacher.model, batch)
         mine = run.runner(run.state.student, batch)
-        return run.objective.terms(mine, theirs, batch, lost_heads(run))
+        return run.objective.terms(mine, theirs, batch, descent(run))
 
 
 def _batch(run: Run) -> dict[str, Tensor]:
@@ -243,12 +244,12 @@ def test_lost_heads_are_left_out_of_the_comparison(ready: Callable[..., Run]) ->
     layout, student = run.state.layout, run.state.student
     shape = {"hidden": 48, "heads": 3, "head_dim": 12, "ffn": 96}
     run.state.shrink(select(layout, layout.sizes(student), magnitude(layout, student), shape), compensate=False)
-    assert set(lost_heads(run)) == {0, 1}
+    assert set(descent(run).heads) == {0, 1}
     batch = _batch(run)
     mine, theirs = run.runner(student, batch), run.runner(run.teacher.model, batch)
-    kept = lost_heads(run)[0]
+    kept = descent(run).heads[0]
     torch.testing.assert_close(mine.attention[0].queries, theirs.attention[0].queries[:, kept], rtol=1e-5, atol=1e-5)
-    assert replace(run.objective).terms(mine, theirs, batch, lost_heads(run))["attention"].isfinite()
+    assert replace(run.objective).terms(mine, theirs, batch, descent(run))["attention"].isfinite()
 
 
 def test_calibration_measures_and_changes_nothing(ready: Callable[..., Run]) -> None:
@@ -275,10 +276,10 @@ def test_calibration_is_left_out_where_nothing_is_cut(ready: Callable[..., Run])
 
 def test_a_shallow_student_is_compared_with_evenly_spaced_layers() -> None:
     """The last layer with the last, the others evenly between; a student of equal depth with each."""
-    assert opposite(range(3), range(6)) == [1, 3, 5]
-    assert opposite(range(2), range(6)) == [2, 5]
-    assert opposite(range(1), range(4)) == [3]
-    assert opposite(range(4), range(4)) == [0, 1, 2, 3]
+    assert opposite(3, range(6)) == [1, 3, 5]
+    assert opposite(2, range(6)) == [2, 5]
+    assert opposite(1, range(4)) == [3]
+    assert opposite(4, range(4)) == [0, 1, 2, 3]
 
 
 def test_predictions_of_tokens_in_chunks_equal_all_logits_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,10 +15,14 @@ from transformers import PreTrainedModel
 
 from homodistil.axes.families import Family, known
 from homodistil.axes.notation import Dim, expand_braces, parse_table
+from homodistil.axes.stack import LAYERS, Stack
 from homodistil.errors import UserError
 
 Shape = Mapping[str, int]
-"""A width for each kind of axis: `{"hidden": 240, "heads": 12, "head_dim": 20, "ffn": 960}`."""
+"""A width for each kind of axis, and the depth: `{"hidden": 240, "heads": 12, "head_dim": 20, "ffn": 960,
+"layers": 6}`.
+
+Where a shape does not name `layers`, all of them are meant."""
 
 Polynomial = Counter[tuple[str, ...]]
 """A sum of products of widths: `{("hidden", "hidden"): 12.0}` is 12 hidden²."""
@@ -48,6 +52,7 @@ class Layout:
         token_flops: closed form of a forward pass's floating point operations a token, without attention.
         sequence_flops: the same, what is spent once a sequence.
         attention_flops: the same, what is spent a token and for each token attended to.
+        stack: the list of layers; None if there is not one such list, and for tensors of ours.
     """
 
     family: Family | None
@@ -59,6 +64,7 @@ class Layout:
     token_flops: Polynomial
     sequence_flops: Polynomial
     attention_flops: Polynomial
+    stack: Stack | None = None
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> Layout:
@@ -78,7 +84,8 @@ class Layout:
         tied = {n: first[id(p)] for n, p in named.items() if first.setdefault(id(p), n) != n}
         layout = cls(family, dims, {}, {}, tied, Counter(), Counter(), Counter(), Counter())
         fixed = {a: n for a, n in layout.sizes(model).items() if _kind(a) not in family.widths}
-        layout = replace(layout, fixed=fixed, parent=_parents(dims, fixed))
+        stack = Stack.of(family, model, dims)
+        layout = replace(layout, fixed=fixed, parent=_parents(dims, fixed), stack=stack)
         layout._count(model)
         return layout
 
@@ -90,11 +97,13 @@ class Layout:
     def sizes(self, model: PreTrainedModel) -> dict[str, int]:
         """How many units each axis of `model` has now; a nested axis counts those of one parent unit.
 
+        `layers` is among them where layers may leave.
+
         Raises:
             UserError: two parameters disagree about an axis.
         """
         assert self.family is not None
-        sizes = dict(self.fixed)
+        sizes = dict(self.fixed) | ({LAYERS: self.depth} if self.depth else {})
         for axis in {p for dims in self.dims.values() for dim in dims for p in dim if isinstance(p, str)}:
             if key := self.family.counted.get(_kind(axis)):
                 sizes[axis] = getattr(model.config, key)
@@ -124,14 +133,47 @@ class Layout:
         return sizes
 
     def shape(self, model: PreTrainedModel) -> dict[str, int]:
-        """The width of each kind of axis of `model` now, the same in all layers."""
+        """The width of each kind of axis of `model` now, the same in all layers, and their number if it may fall."""
         return self.shape_of(self.sizes(model))
 
     def shape_of(self, sizes: Mapping[str, int]) -> dict[str, int]:
         """The width of each kind of axis, of which `sizes` has one a layer."""
         assert self.family is not None
         widths = {self.width_of(axis): sizes[axis] for axis in self.axes}
-        return {width: widths[width] for width in dict.fromkeys(self.family.widths.values())}
+        named = {width: widths[width] for width in dict.fromkeys(self.family.widths.values())}
+        return named | ({LAYERS: sizes[LAYERS]} if LAYERS in sizes else {})
+
+    @property
+    def depth(self) -> int:
+        """How many layers there are, of which some may leave; 0 if none may."""
+        return self.stack.count if self.stack is not None and not self.stack.obstacle else 0
+
+    def shallower(self, count: int) -> Layout:
+        """The layout of the same model with fewer layers, which are numbered from 0 on as before."""
+        assert self.stack is not None
+
+        def stays(key: str) -> bool:
+            layer = self.layer_of(key)
+            return layer is None or layer[1] < count
+
+        return replace(
+            self,
+            dims={name: dims for name, dims in self.dims.items() if stays(name)},
+            parent={axis: parent for axis, parent in self.parent.items() if stays(axis)},
+            stack=replace(self.stack, count=count),
+        )
+
+    def layer_of(self, key: str) -> tuple[str, int, str] | None:
+        """What comes before a layer's number, the number, and what follows; None if there is none.
+
+        Args:
+            key: the name of a parameter, a module (`bert.encoder.layer.3.output`) or an axis (`ffn.3`).
+        """
+        assert self.family is not None
+        if self.stack is not None and (place := self.stack.split(key)):
+            return f"{self.stack.path}.", place[0], f".{place[1]}" if place[1] else ""
+        kind, _, number = key.partition(".")
+        return (f"{kind}.", int(number), "") if kind in self.family.widths and number.isdecimal() else None
 
     @functools.cached_property
     def axes(self) -> tuple[str, ...]:
@@ -145,6 +187,8 @@ class Layout:
 
     def width_of(self, axis: str) -> str:
         """The width that an axis has: `head_dim` for `qk.3`."""
+        if axis == LAYERS:
+            return LAYERS
         return self.family.widths[_kind(axis)] if self.family else _kind(axis)
 
     def matches(self, pattern: str, model: PreTrainedModel) -> Iterator[str]:
@@ -158,7 +202,7 @@ class Layout:
 
     def count(self, shape: Shape) -> int:
         """The number of parameters of the model at a shape, tied ones once. Exact."""
-        return int(evaluate(self.parameters, shape))
+        return int(evaluate(self.parameters, {LAYERS: self.depth, **shape}))
 
     def flops_per_token(self, shape: Shape, sequence: int) -> float:
         """Floating point operations (two a multiply-add) of a forward pass, a token, in matrix products.
@@ -167,6 +211,7 @@ class Layout:
             shape: the widths.
             sequence: tokens in a sequence; attention's cost grows with it, a pooled head's shrinks.
         """
+        shape = {LAYERS: self.depth, **shape}
         return (
             evaluate(self.token_flops, shape)
             + evaluate(self.sequence_flops, shape) / sequence
@@ -192,17 +237,35 @@ class Layout:
         pooled = {n for row in rows for n in self.matches(row, model)}
         for name, dims in self.dims.items():
             parts = [p for dim in dims for p in dim]
-            factor, term = self._product(parts)
-            if name not in self.tied:
-                self.parameters[term] += factor
             module = model.get_submodule(name.rpartition(".")[0])
-            if len(dims) == 2 and not isinstance(module, nn.Embedding):
-                (self.sequence_flops if name in pooled else self.token_flops)[term] += 2 * factor
+            flops = self.sequence_flops if name in pooled else self.token_flops
+            for factor, term in self._repeated(name, parts):
+                if name not in self.tied:
+                    self.parameters[term] += factor
+                if len(dims) == 2 and not isinstance(module, nn.Embedding):
+                    flops[term] += 2 * factor
         for query in {n for row in family.queries for n in self.matches(row, model)}:
             if len(self.dims[query]) == 2:
                 # scores and their product with the values: a multiply-add a head dimension each
-                factor, term = self._product(p for p in self.head_dims(query) if isinstance(p, str))
-                self.attention_flops[term] += 4 * factor
+                for factor, term in self._repeated(query, [p for p in self.head_dims(query) if isinstance(p, str)]):
+                    self.attention_flops[term] += 4 * factor
+
+    def _repeated(self, name: str, parts: Iterable[str | int]) -> Iterator[tuple[int, tuple[str, ...]]]:
+        """What a parameter adds to a count, as products; the last layer's stand for those of every layer."""
+        factor, term = self._product(parts)
+        place = self.stack.split(name) if self.stack is not None and self.depth else None
+        if self.stack is None or place is None:
+            yield factor, term
+            return
+        layer, rest = place
+        first, last = (f"{self.stack.path}.{k}.{rest}" in self.dims for k in (0, self.depth - 1))
+        if layer == self.depth - 1:
+            yield factor, (*term, LAYERS)
+            if not first:
+                # every layer but the first has it
+                yield -factor, term
+        elif layer == 0 and not last:
+            yield factor, term
 
 
 def families_of(model_type: str) -> list[Family]:

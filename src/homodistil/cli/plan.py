@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     from homodistil.compress.plan import Planned
 
 TARGET_HELP = (
-    "a keep ratio of the width (0.5), a parameter budget (17.3M), a shape (hidden=240,heads=12,ffn=960) or a preset "
-    "(homobert-base, homobert-small, homobert-xsmall, homobert-tiny); several times for several"
+    "a keep ratio of the width (0.5), a parameter budget (17.3M), a shape (hidden=240,heads=12,ffn=960, and "
+    "layers=6 for fewer layers) or a preset (homobert-base, homobert-small, homobert-xsmall, homobert-tiny); several "
+    "times for several"
 )
 
 
@@ -54,8 +55,11 @@ def _show_plan(teacher: Planned, targets: Sequence[Planned]) -> None:
 
     budgets = any(row.missed is not None for row in targets)
     whole_heads = "head_dim" not in teacher.shape
+    shallow = any(row.shape.get("layers") != teacher.shape.get("layers") for row in targets)
+    widths = ["layers"] if shallow else []
+    widths += [w for w in teacher.shape if w != "layers"] if whole_heads else ["hidden", "heads", "ffn"]
     header = [
-        *(teacher.shape if whole_heads else ("hidden", "heads", "ffn")),
+        *widths,
         "parameters",
         "MFLOPs/token",
         "MB",
@@ -67,8 +71,9 @@ def _show_plan(teacher: Planned, targets: Sequence[Planned]) -> None:
         table.add_column(name, justify="right", no_wrap=True)
     for row in (teacher, *targets):
         shape = row.shape
-        both = () if whole_heads else (shape["hidden"], f"{shape['heads']} x {shape['head_dim']}", shape["ffn"])
-        cells = [str(width) for width in (both or shape.values())]
+        written = {w: str(width) for w, width in shape.items()}
+        written |= {} if whole_heads else {"heads": f"{shape['heads']} x {shape['head_dim']}"}
+        cells = [written[w] for w in widths]
         cells += [f"{row.parameters:,}", f"{row.flops_per_token / 1e6:.1f}", f"{row.memory_bytes / 1e6:.1f}"]
         table.add_row(row.target, *cells, *(["" if row.missed is None else f"{row.missed:+.2%}"] if budgets else []))
     # a pipe counts as 80 columns, which would cut figures off
@@ -87,6 +92,7 @@ def families(words: list[str]) -> None:
     from rich.table import Table
 
     from homodistil.axes.families import known, read_family, register
+    from homodistil.axes.stack import LAYERS, lists_of
 
     if options.family:
         register(read_family(options.family))
@@ -95,6 +101,9 @@ def families(words: list[str]) -> None:
         head_dim = "head_dim" if "head_dim" in family.widths.values() else "a fixed head_dim"
         rules = [f"hidden = heads x {head_dim}"] if family.bound else []
         rules += [family.note] if family.note else []
-        widths = ", ".join(dict.fromkeys(family.widths.values()))
-        table.add_row(family.name, ", ".join(family.model_types), widths, "; ".join(rules))
+        rules += (
+            ["the first layer stays"] if any("^" in table for table in (family.rows, *family.heads.values())) else []
+        )
+        widths = [*dict.fromkeys(family.widths.values()), *([LAYERS] if len(lists_of(family)) == 1 else [])]
+        table.add_row(family.name, ", ".join(family.model_types), ", ".join(widths), "; ".join(rules))
     Console(width=max(110, Console().width)).print(table)

@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from homodistil.axes.layout import Layout
 from homodistil.axes.notation import Dim
+from homodistil.compress.depth import moved_up
 
 RIDGE = 0.01
 """Of the mean variance, added to each: units that say the same must not be told apart by rounding."""
@@ -110,6 +111,14 @@ class InputMoments:
                 self.sums[name] = self.sums[name][index]
             if name in self.products:
                 self.products[name] = self.products[name][index][:, index]
+
+    def drop(self, layers: Tensor) -> None:
+        """Forget the layers that leave, and know the others by their new numbers; `layers` are those that stay."""
+        for store in (self.counts, self.sums, self.products):
+            left = moved_up(self.layout, store, layers)
+            store.clear()
+            store |= left
+        self.layout = self.layout.shallower(len(layers))
 
     def state(self) -> dict[str, Tensor]:
         """Everything that is remembered, as named tensors."""

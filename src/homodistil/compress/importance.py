@@ -157,10 +157,9 @@ class Importance:
         # before a second window nothing has varied, and a product with zero would rank nothing
         return {a: m * u if bool((u := self.uncertainty[a]).any()) else m for a, m in self.mean.items()}
 
-    def apply(self, change: Callable[[str, Tensor], Tensor]) -> None:
-        """Replace each vector by `change(axis, vector)`, as a cut does to keep the units that stay."""
-        for store in (self.sum, self.mean, self.uncertainty):
-            store.update({axis: change(axis, vector) for axis, vector in store.items()})
+    def apply(self, change: Callable[[Scores], Scores]) -> None:
+        """Replace each kind of scores by `change(scores)`, as a cut does to keep the units that stay."""
+        self.sum, self.mean, self.uncertainty = change(self.sum), change(self.mean), change(self.uncertainty)
 
     def state(self) -> dict[str, Tensor]:
         """Everything that smoothing remembers, as named tensors."""

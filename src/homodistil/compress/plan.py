@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from homodistil.axes.layout import Layout, Shape, describe
+from homodistil.axes.stack import LAYERS
 from homodistil.errors import UserError, nearest
 
 GRAIN = 8
@@ -35,7 +36,7 @@ class Planned:
 
     Attributes:
         target: as it was written.
-        shape: width of each kind of axis.
+        shape: width of each kind of axis, and the number of layers where it may fall.
         parameters: all of them, tied ones once. Exact.
         flops_per_token: of a forward pass at 128 tokens a sequence, in matrix products, two a multiply-add.
         memory_bytes: of the weights as they are saved.
@@ -98,6 +99,8 @@ def teacher_figures(layout: Layout, teacher: Shape, *, weight_bytes: int = 4) ->
 
 
 def _figures(layout: Layout, target: str, shape: Shape, weight_bytes: int, missed: float | None = None) -> Planned:
+    # ratios and budgets speak of widths
+    shape = {**shape, LAYERS: shape.get(LAYERS, layout.depth)} if layout.depth else shape
     parameters = layout.count(shape)
     return Planned(
         target=target,
@@ -220,6 +223,13 @@ def _from_shape(layout: Layout, teacher: Shape, text: str) -> dict[str, int]:
     pairs = [piece.partition("=") for piece in PRESETS.get(text, text).split(",")]
     given: dict[str, int] = {}
     for name, _, value in ((n.strip(), e, v.strip()) for n, e, v in pairs):
+        if name == LAYERS and name not in teacher:
+            obstacle = layout.stack.obstacle if layout.stack is not None else "its layers are not one list"
+            raise UserError(
+                f"Cannot make {name}={value or '?'} of this model: {obstacle}.",
+                "Whole layers leave only a list of equal layers that the configuration counts.",
+                f"Leave {name} out and cut widths: {', '.join(teacher)}.",
+            )
         if name not in teacher:
             raise UserError(
                 f"Cannot read {name!r} in the target {text!r}.",
@@ -238,6 +248,11 @@ def _from_shape(layout: Layout, teacher: Shape, text: str) -> dict[str, int]:
                 f"The target {text!r} names {name} twice.", "A width is given once.", "Leave one of them out."
             )
         given[name] = int(value)
+    depth = {LAYERS: given.pop(LAYERS)} if LAYERS in given else {}
+    return (_from_widths(layout, teacher, given) if given else dict(teacher)) | depth
+
+
+def _from_widths(layout: Layout, teacher: Shape, given: Mapping[str, int]) -> dict[str, int]:
     if leading(layout, teacher) != "head_dim":
         return _from_whole_heads(layout, teacher, given)
     heads = given.get("heads", teacher["heads"])

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 
 Widths = Mapping[str, int]
 
+DEPTH = "layers"
+"""Falls like a width, to the nearest whole number: layers are few, and what stays should have long to take over."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
@@ -26,6 +29,11 @@ class Stage:
     ramp_start: int
     ramp_end: int
     end: int
+
+    @property
+    def cuts_units(self) -> bool:
+        """Whether any width changes but the number of layers."""
+        return {**self.before, DEPTH: 0} != {**self.after, DEPTH: 0}
 
 
 @dataclass(frozen=True)
@@ -83,12 +91,12 @@ class Schedule:
         return {name: self._fall(name, before, stage.after[name], ratio) for name, before in stage.before.items()}
 
     def last_cut(self) -> int:
-        """The step after which no width changes any more."""
-        return next((s.ramp_end for s in reversed(self.stages) if dict(s.before) != dict(s.after)), 0)
+        """The step after which no unit is cut any more; layers may leave later."""
+        return next((s.ramp_end for s in reversed(self.stages) if s.cuts_units), 0)
 
-    def cuts(self) -> bool:
-        """Whether any width changes at all."""
-        return any(dict(s.before) != dict(s.after) for s in self.stages)
+    def cuts_units(self) -> bool:
+        """Whether any unit is cut at all, and not only whole layers."""
+        return any(s.cuts_units for s in self.stages)
 
     def changes(self) -> Iterator[tuple[int, dict[str, int]]]:
         """Each step after which a width is another than before, with the widths then."""
@@ -109,6 +117,8 @@ class Schedule:
         width = after + (before - after) * ratio
         if width == after:
             return after
+        if name == DEPTH:
+            return math.floor(width + 0.5)
         # heads and head_dim count few units, each of them wide: they fall one by one
         grain = self.grain if name in ("hidden", "ffn") else 1
         # a hair below, because 0.1 + 0.2 must not cost a grain

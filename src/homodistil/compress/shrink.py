@@ -2,7 +2,7 @@
 
 What a cut keeps: the attention's temperature (queries are scaled by what the library's own scaling changes), what the
 other units tell of the cut ones (folded into the layers that read them), ties, optimizer moments,
-and gradients to every parameter. What it changes: the widths, in tensors, modules and configuration alike.
+and gradients to every parameter. What it changes: widths and depth, in tensors, modules and configuration alike.
 """
 
 from __future__ import annotations
@@ -18,13 +18,16 @@ from transformers.pytorch_utils import Conv1D
 
 from homodistil.axes.layout import Layout, Shape
 from homodistil.axes.notation import Dim
+from homodistil.axes.stack import LAYERS
+from homodistil.compress import depth
 from homodistil.compress.compensate import Inputs, compensate, read_dim
 from homodistil.compress.importance import Scores, magnitude
 from homodistil.compress.plan import Planned, plan
 
 Keep = dict[str, Tensor]
 """For each axis that loses units, the indices of those that stay, ascending: (kept,), or for a nested axis
-(parent units before the cut, kept). Axes that keep all are left out."""
+(parent units before the cut, kept). Axes that keep all are left out. Under `layers` the layers that stay, (kept,);
+axes of layers that leave may be named as well."""
 
 
 def shrink(
@@ -40,7 +43,8 @@ def shrink(
     Args:
         model: any model of a known family.
         target: a keep ratio, a parameter budget, a shape or a preset; see `plan`.
-        scores: importance of each unit; by default the sum of its weights' magnitudes.
+        scores: importance of each unit, and of each layer under `layers`; by default the sum of a unit's weights'
+            magnitudes, and evenly spaced layers.
         inputs: what linear layers read, to compensate with; see `InputMoments`.
         optimizer: its moments follow the parameters.
 
@@ -61,8 +65,11 @@ def select(layout: Layout, sizes: Mapping[str, int], scores: Scores, shape: Shap
     """The units that stay: on each axis, and within each parent unit, those with the highest scores.
 
     Ranking is local (HomoDistil, section 3): every layer gives up the same number. Of equal scores the first stay.
+    Layers without scores stay evenly spaced.
     """
     keep: Keep = {}
+    if LAYERS in sizes and shape.get(LAYERS, layout.depth) < layout.depth:
+        keep[LAYERS] = depth.stay(layout, shape[LAYERS], scores.get(LAYERS))
     for axis in layout.axes:
         width = shape[layout.width_of(axis)]
         if width < sizes[axis]:
@@ -88,7 +95,9 @@ def cut(
     optimizer: Optimizer | None = None,
     inputs: Mapping[str, Inputs] | None = None,
 ) -> None:
-    """Take every unit that `keep` does not name out of a model, in place.
+    """Take every unit that `keep` does not name out of a model, in place; then the layers.
+
+    Without layers, the model goes on with `layout.shallower(len(keep["layers"]))`.
 
     Args:
         model: a transformer of the layout's family, or a module of ours with `Layout.of_rows`.
@@ -141,6 +150,8 @@ def cut(
     if family is not None and isinstance(model, PreTrainedModel):
         left = {axis: keep[axis].shape[-1] if axis in keep else size for axis, size in sizes.items()}
         _write_widths(model, layout, layout.shape_of(left))
+        if LAYERS in keep:
+            depth.drop(model, layout, keep[LAYERS], optimizer)
 
 
 def flat_index(dim: Dim, keep: Keep, parent: Mapping[str, str], sizes: Mapping[str, int]) -> Tensor | None:

@@ -22,7 +22,9 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from homodistil.axes.layout import Layout
+from homodistil.axes.stack import LAYERS
 from homodistil.compress.compensate import InputMoments
+from homodistil.compress.depth import moved_up
 from homodistil.compress.importance import Importance
 from homodistil.compress.shrink import Keep, cut, narrowed, stays
 from homodistil.distill.projections import Projections
@@ -37,13 +39,14 @@ class State:
     """All that a step changes.
 
     Attributes:
-        layout: the axes; it does not change.
-        student: as wide as it is now.
+        layout: the axes of the layers that are left.
+        student: as wide and as deep as it is now.
         projections: as narrow as the student.
         optimizer: over both.
         importance: the smoothed scores.
         moments: running moments of what layers read.
-        origin: for each axis, which of the teacher's units are left, (units,) or (parent units, units).
+        origin: for each axis, which of the teacher's units are left, (units,) or (parent units, units); under
+            `layers` which of its layers. An axis is named by the layer's number now.
         step: finished optimizer steps.
         tokens: tokens learnt from, without padding.
         sums: loss terms summed since the last line of metrics, and over how many batches.
@@ -63,19 +66,28 @@ class State:
     batches: int = 0
 
     def shrink(self, keep: Keep, *, compensate: bool) -> None:
-        """Take units out of everything that has them."""
+        """Take units, and layers, out of everything that has them."""
         sizes = self.layout.sizes(self.student)
         inputs = self.moments.inputs if compensate else None
         cut(self.student, self.layout, keep, optimizer=self.optimizer, inputs=inputs)
         self.projections.shrink(keep, self.optimizer)
-        self.importance.apply(lambda axis, vector: narrowed(self.layout, axis, vector, keep))
+        self.importance.apply(lambda scores: self._narrowed(scores, keep))
         self.moments.keep(stays(self.layout, keep, sizes, self.moments.sums))
-        self.origin = {a: narrowed(self.layout, a, ids, keep) for a, ids in self.origin.items()}
+        self.origin = self._narrowed(self.origin, keep)
+        if LAYERS in keep:
+            self.importance.apply(lambda scores: moved_up(self.layout, scores, keep[LAYERS]))
+            self.moments.drop(keep[LAYERS])
+            self.origin = moved_up(self.layout, self.origin, keep[LAYERS])
+            self.layout = self.layout.shallower(len(keep[LAYERS]))
+
+    def _narrowed(self, vectors: Mapping[str, Tensor], keep: Keep) -> dict[str, Tensor]:
+        return {axis: narrowed(self.layout, axis, vector, keep) for axis, vector in vectors.items()}
 
 
 def every_unit(layout: Layout, sizes: Mapping[str, int]) -> dict[str, Tensor]:
-    """The origin of an uncut student: all of the teacher's units."""
-    return {
+    """The origin of an uncut student: all of the teacher's units and layers."""
+    layers = {LAYERS: torch.arange(sizes[LAYERS])} if LAYERS in sizes else {}
+    return layers | {
         axis: torch.arange(sizes[axis])
         .expand(*([sizes[layout.parent[axis]]] if axis in layout.parent else []), -1)
         .clone()
@@ -178,6 +190,8 @@ def _load_optimizer(state: State, tensors: Mapping[str, Tensor]) -> None:
 def _cut_to(state: State, origin: Mapping[str, Tensor]) -> None:
     """Cut a student that equals the teacher to the units of `origin`; their values are loaded afterwards."""
     keep: Keep = {}
+    if LAYERS in origin and len(origin[LAYERS]) < len(state.origin[LAYERS]):
+        state.shrink({LAYERS: origin[LAYERS]}, compensate=False)
     for axis, left in origin.items():
         before = state.origin[axis]
         if left.shape == before.shape:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -12,6 +12,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from homodistil.distill.descent import Descent
 from homodistil.distill.objective import Objective
 from homodistil.distill.outputs import Batch, Runner, TokenPredictions
 from homodistil.distill.teacher import Kind
@@ -24,7 +25,7 @@ def measure(
     teacher: PreTrainedModel,
     objective: Objective,
     batches: Iterable[Batch],
-    heads: Mapping[int, Tensor],
+    descent: Descent,
     precision: AbstractContextManager[Any],
 ) -> dict[str, float]:
     """Loss terms, mean over batches, and `agreement` with the teacher (see `agreement`); of language models accuracies.
@@ -37,7 +38,7 @@ def measure(
     for batch in batches:
         with precision:
             mine, theirs = run(student, batch), run(teacher, batch)
-            terms = objective.terms(mine, theirs, batch, heads)
+            terms = objective.terms(mine, theirs, batch, descent)
             if mine.tokens is not None and theirs.tokens is not None:
                 said.append((_said(mine.tokens), _said(theirs.tokens)))
                 labels.append(batch["labels"].cpu())

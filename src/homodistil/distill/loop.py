@@ -11,7 +11,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -20,12 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from homodistil.axes.stack import LAYERS
 from homodistil.compress import importance
 from homodistil.compress.shrink import select
 from homodistil.distill import checkpoint
 from homodistil.distill.checkpoint import State
 from homodistil.distill.data import batches, heldout_batches
 from homodistil.distill.heldout import measure
+from homodistil.distill.leaving import PROBES, all_but_one, descent
 from homodistil.distill.prepare import Run, prepare
 from homodistil.distill.student import save_student
 from homodistil.errors import RunStopped, UserError
@@ -97,7 +99,9 @@ def _train(run: Run, display: Display, stop: list[int]) -> None:
     saved_at = time.monotonic()
     if state.step == 0:
         feed = calibrate(run, feed)
-        _cut(run, schedule.widths(0))
+        probes = list(itertools.islice(feed, PROBES))
+        feed = itertools.chain(probes, feed)
+        _cut(run, schedule.widths(0), probes, display)
 
     while state.step < schedule.steps:
         started = time.perf_counter()
@@ -105,8 +109,8 @@ def _train(run: Run, display: Display, stop: list[int]) -> None:
         scored = step <= schedule.last_cut() and (step - 1) % score_every == 0
 
         # forward, losses, backward
-        tokens = 0
-        for batch in itertools.islice(feed, recipe.accumulate):
+        tokens, learnt = 0, list(itertools.islice(feed, recipe.accumulate))
+        for batch in learnt:
             tokens += int(batch["attention_mask"].sum())
             terms = _learn(run, {k: v.to(device) for k, v in batch.items()}, step, scored=scored)
             state.sums = {name: state.sums.get(name, 0.0) + term for name, term in terms.items()}
@@ -130,7 +134,7 @@ def _train(run: Run, display: Display, stop: list[int]) -> None:
         # cut
         widths = schedule.widths(step)
         if widths != schedule.widths(step - 1):
-            _cut(run, widths)
+            _cut(run, widths, learnt, display)
 
         # evaluate
         stage = schedule.stage(step)
@@ -143,6 +147,8 @@ def _train(run: Run, display: Display, stop: list[int]) -> None:
             means = {name: total / state.batches for name, total in state.sums.items()}
             record |= {"terms": means, "discrepancy": run.objective.discrepancy(means), "widths": widths}
             record |= {"learning_rate": learning_rate, "gradient_norm": norm.item()}
+            if state.layout.depth < run.start.get(LAYERS, 0):
+                record["layers"] = state.origin[LAYERS].tolist()
             if step == stage.end:
                 record["target"] = stage.target
             state.sums, state.batches = {}, 0
@@ -174,7 +180,7 @@ def calibrate(run: Run, feed: Iterator[dict[str, Tensor]]) -> Iterator[dict[str,
         The feed with the batches put back that were measured on: a stream may not be readable twice.
     """
     state, device = run.state, run.accelerator.device
-    count = run.recipe.cutting.calibration if run.schedule.cuts() else 0
+    count = run.recipe.cutting.calibration if run.schedule.cuts_units() else 0
     measured = list(itertools.islice(feed, count))
     for index, batch in enumerate(measured):
         _learn(run, {k: v.to(device) for k, v in batch.items()}, -index, scored=True)
@@ -188,9 +194,18 @@ def _score(state: State) -> None:
         state.importance.update(_FROM_MODEL[state.importance.method](state.layout, state.student))
 
 
-def _cut(run: Run, widths: Mapping[str, int]) -> None:
-    """Cut the student to `widths`; nothing happens if it has them."""
+def _cut(run: Run, widths: Mapping[str, int], batches: Sequence[dict[str, Tensor]], display: Display) -> None:
+    """Cut the student to `widths`, one layer after the other first; nothing happens if it has them."""
     state = run.state
+    while state.layout.depth > widths.get(LAYERS, state.layout.depth):
+        before = state.origin[LAYERS]
+        left, caused = all_but_one(run, batches)
+        state.shrink(left, compensate=False)
+        gone = ({*before.tolist()} - {*state.origin[LAYERS].tolist()}).pop()
+        display.say(
+            f"step {state.step}: layer {gone} leaves. Distance of the outputs without it {caused.min():.3f}, without "
+            f"others {', '.join(f'{k}: {c:.3f}' for k, c in zip(before, caused, strict=True) if k != gone)}"
+        )
     keep = select(state.layout, state.layout.sizes(state.student), state.importance.ranking(), widths)
     if not keep:
         return
@@ -206,7 +221,7 @@ def _learn(run: Run, batch: dict[str, Tensor], step: int, *, scored: bool) -> di
             theirs = run.runner(run.teacher.model, batch)
         with watch:
             mine = run.runner(state.student, batch)
-        terms = run.objective.terms(mine, theirs, batch, lost_heads(run))
+        terms = run.objective.terms(mine, theirs, batch, descent(run))
     values = {name: term.item() for name, term in terms.items()}
     _refuse_nonfinite(values, max(step, 0), run.dir)
     if scored and state.importance.method == "output":
@@ -223,30 +238,25 @@ def _heldout(run: Run) -> dict[str, float]:
     device = run.accelerator.device
     held = heldout_batches(run.corpus.heldout, run.collate, run.recipe.batch)
     moved = ({k: v.to(device) for k, v in batch.items()} for batch in held)
-    return measure(
-        run.runner, run.state.student, run.teacher.model, run.objective, moved, lost_heads(run), run.precision
-    )
+    return measure(run.runner, run.state.student, run.teacher.model, run.objective, moved, descent(run), run.precision)
 
 
 def _save_target(run: Run, target: str) -> None:
     made = next(p for p in run.planned if p.target == target)
     tokens = (run.vocabulary.before, len(run.vocabulary.rows)) if run.vocabulary else None
     text = card(run.recipe, asdict(run.figures), asdict(made), run.dir.read_metrics(), tokens=tokens)
-    kept = {axis: ids.tolist() for axis, ids in run.state.origin.items()}
-    widths = run.state.layout.width_of
+    origin, widths = run.state.origin, run.state.layout.width_of
+    layers = origin[LAYERS].tolist() if LAYERS in origin else list(range(run.layers))
+    # by the numbers that layers had at the start, not by those that they have now
+    kept = {_named_at_start(axis, layers): ids.tolist() for axis, ids in origin.items()}
     whole = {axis: run.start[widths(axis)] for axis in kept}
     write_text(run.dir.units(target), json.dumps({"start": run.start, "teacher": whole, "kept": kept}))
     save_student(run.dir.student(target), run.state.student, run.teacher, text)
 
 
-def lost_heads(run: Run) -> dict[int, Tensor]:
-    """For each layer that has lost heads, which of the teacher's it still has."""
-    layout, whole = run.state.layout, run.start
-    return {
-        int(axis.partition(".")[2]): ids
-        for axis, ids in run.state.origin.items()
-        if layout.width_of(axis) == "heads" and len(ids) < whole["heads"]
-    }
+def _named_at_start(axis: str, layers: Sequence[int]) -> str:
+    kind, _, layer = axis.partition(".")
+    return f"{kind}.{layers[int(layer)]}" if layer else axis
 
 
 def rate(optim: Optim, step: int, steps: int) -> float:

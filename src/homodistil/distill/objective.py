@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from homodistil.distill import losses
 from homodistil.distill.attention import QueriesKeys
+from homodistil.distill.descent import Descent
 from homodistil.distill.outputs import Batch, Outputs
 from homodistil.distill.projections import Projections
 from homodistil.distill.teacher import Kind
 from homodistil.recipe import Losses
 
-T = TypeVar("T")
 _ATTENTION = {"scores": losses.attention_scores, "probabilities": losses.attention_probabilities}
 
 
@@ -40,14 +39,14 @@ class Objective:
         kind = self.weights.hidden_kind
         return kind == "relative" or (kind == "auto" and self.kind == "causal-lm")
 
-    def terms(self, student: Outputs, teacher: Outputs, batch: Batch, heads: Mapping[int, Tensor]) -> dict[str, Tensor]:
+    def terms(self, student: Outputs, teacher: Outputs, batch: Batch, descent: Descent) -> dict[str, Tensor]:
         """Each term with a weight, unweighted.
 
         Args:
             student: its outputs on the batch.
             teacher: its outputs on the same batch.
             batch: what both have read.
-            heads: for each layer that lost heads, which of the teacher's the student still has.
+            descent: which of the teacher's layers and heads the student's are compared with.
         """
         w, mask = self.weights, batch["attention_mask"]
         terms: dict[str, Tensor] = {}
@@ -58,12 +57,12 @@ class Objective:
         if w.prediction and student.prediction is not None and teacher.prediction is not None:
             terms["prediction"] = self._prediction(student.prediction, teacher.prediction)
         if w.hidden:
-            terms["hidden"] = self._hidden(student, teacher, mask)
+            terms["hidden"] = self._hidden(student, teacher, mask, descent)
         if w.attention:
             loss = _ATTENTION[w.attention_kind]
-            pairs = zip(student.attention, opposite(student.attention, teacher.attention), strict=True)
+            pairs = zip(student.attention, descent.attention(teacher.attention), strict=True)
             terms["attention"] = torch.stack(
-                [loss(s, _with_heads(t, heads.get(k)), mask) for k, (s, t) in enumerate(pairs)]
+                [loss(s, _with_heads(t, descent.heads.get(k)), mask) for k, (s, t) in enumerate(pairs)]
             ).mean()
         if w.embedding:
             terms["embedding"] = losses.hidden(
@@ -86,8 +85,8 @@ class Objective:
             return losses.regression(student, teacher)
         return losses.prediction(student, teacher, self.weights.temperature)
 
-    def _hidden(self, student: Outputs, teacher: Outputs, mask: Tensor) -> Tensor:
-        pairs = zip(student.hidden[1:], opposite(student.hidden[1:], teacher.hidden[1:]), strict=True)
+    def _hidden(self, student: Outputs, teacher: Outputs, mask: Tensor, descent: Descent) -> Tensor:
+        pairs = zip(student.hidden[1:], descent.states(teacher.hidden[1:]), strict=True)
         states = [
             losses.hidden(s, t, self.projections[k + 1], mask, relative=self.relative) for k, (s, t) in enumerate(pairs)
         ]
@@ -97,11 +96,6 @@ class Objective:
                 losses.hidden(student.pooled[:, None], teacher.pooled[:, None], self.projections[len(states) + 1], once)
             )
         return torch.stack(states).mean()
-
-
-def opposite(student: Sequence[T], teacher: Sequence[T]) -> list[T]:
-    """For each layer of the student the teacher's that it is compared with: evenly spaced, the last with the last."""
-    return [teacher[round((k + 1) * len(teacher) / len(student)) - 1] for k in range(len(student))]
 
 
 def _with_heads(layer: QueriesKeys, heads: Tensor | None) -> QueriesKeys:

@@ -43,7 +43,8 @@ class Run:
         teacher: frozen, on the device.
         figures: shape and counts of the teacher, with its whole vocabulary.
         vocabulary: which of the teacher's tokens are left; None if all are.
-        start: the widths that the student starts with.
+        start: the widths and the depth that the student starts with.
+        layers: how many layers it starts with.
         planned: the targets, widest first.
         corpus: what is learnt from, and what is held out.
         schedule: the widths over the steps.
@@ -61,6 +62,7 @@ class Run:
     figures: Planned
     vocabulary: Vocabulary | None
     start: dict[str, int]
+    layers: int
     planned: list[Planned]
     corpus: Corpus
     schedule: Schedule
@@ -147,6 +149,7 @@ def prepare(recipe: Recipe, *, resume: bool, texts: Iterable[str] | None) -> Run
         figures=figures,
         vocabulary=vocabulary,
         start=start,
+        layers=origin.model.config.num_hidden_layers,
         planned=planned,
         corpus=corpus,
         schedule=schedule,
@@ -251,9 +254,9 @@ def _start(recipe: Recipe, teacher: Teacher, origin: Teacher) -> State:
     family = teacher.layout.family
     assert family is not None
     pooled = teacher.kind == "similarity" and getattr(student, family.pooler or "", None) is not None
+    narrow, wide = (m.config.hidden_size for m in (student, teacher.model))
     layers = student.config.num_hidden_layers
-    widths = [m.config.hidden_size for m in (student, teacher.model)]
-    projections = Projections(1 + layers + pooled, *widths).to(teacher.model.device)
+    projections = Projections(layers, pooled=pooled, narrow=narrow, wide=wide).to(teacher.model.device)
     student.to(teacher.model.device)
     matrices = [p for p in student.parameters() if p.dim() > 1]
     others = [p for p in student.parameters() if p.dim() <= 1]

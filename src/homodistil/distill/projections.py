@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from homodistil.axes.layout import Layout
+from homodistil.axes.stack import LAYERS
+from homodistil.compress.depth import ends, forget
 from homodistil.compress.shrink import Keep, cut
 
 
@@ -14,10 +16,18 @@ class Projections(nn.Module):
 
     Each starts as the identity, so that an uncut student has no loss, and loses the rows of cut units. For a student
     that does not start as a copy, it is as much of the identity as fits.
+
+    Args:
+        layers: of the student.
+        pooled: whether there is a pooled vector.
+        narrow: the student's hidden width.
+        wide: the teacher's.
     """
 
-    def __init__(self, states: int, narrow: int, wide: int) -> None:
+    def __init__(self, layers: int, *, pooled: bool, narrow: int, wide: int) -> None:
         super().__init__()
+        self.layers = layers
+        states = 1 + layers + pooled
         self.weights = nn.ParameterList(nn.Parameter(torch.eye(narrow, wide)) for _ in range(states))
         self.layout = Layout.of_rows({f"weights.{k}": (("hidden",), ("wide",)) for k in range(states)})
 
@@ -26,5 +36,12 @@ class Projections(nn.Module):
         return weight
 
     def shrink(self, keep: Keep, optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Lose the rows of the hidden units that were cut."""
+        """Lose the rows of hidden units that were cut, and the matrices of states that are not compared any more."""
         cut(self, self.layout, {a: k for a, k in keep.items() if a == "hidden"}, optimizer=optimizer)
+        if LAYERS in keep:
+            # those of the states that the layers now end in, of the embeddings, and of the pooled vector
+            inner = [k + 1 for k in ends(keep[LAYERS].tolist(), self.layers)]
+            stay = [0, *inner, *range(self.layers + 1, len(self.weights))]
+            if optimizer is not None:
+                forget(optimizer, [w for k, w in enumerate(self.weights) if k not in stay])
+            self.weights, self.layers = nn.ParameterList([self.weights[k] for k in stay]), len(inner)

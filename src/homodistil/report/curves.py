@@ -56,7 +56,8 @@ def units(kept: Mapping[str, Sequence[Any]], teacher: Mapping[str, int]) -> Figu
     """Which of the teacher's units are left: a panel for each kind of axis, a row for each layer.
 
     Args:
-        kept: for each axis the teacher's indices, (units,) or (parent units, units).
+        kept: for each axis the teacher's indices, (units,) or (parent units, units); under `layers` which of its
+            layers are left. Axes of layers that left are not named, and their rows are empty.
         teacher: for each axis how many units the teacher has.
     """
     kinds: dict[str, list[str]] = {}
@@ -66,13 +67,17 @@ def units(kept: Mapping[str, Sequence[Any]], teacher: Mapping[str, int]) -> Figu
     figure = Figure(figsize=(9, 0.9 * len(kinds) + sum(heights)), layout="constrained")
     panels = figure.subplots(len(kinds), 1, height_ratios=heights, squeeze=False)[:, 0]
     for panel, (kind, axes) in zip(panels, kinds.items(), strict=True):
-        ordered = sorted(axes, key=lambda a: int(a.partition(".")[2] or 0))
-        picture = np.array([_row(kept[a], teacher[a]) for a in ordered])
+        rows = {a.partition(".")[2]: _row(kept[a], teacher[a]) for a in axes}
+        if "" not in rows:
+            left = [int(layer) for layer in rows]
+            empty = np.zeros_like(next(iter(rows.values())))
+            rows = {str(k): rows.get(str(k), empty) for k in range(teacher.get("layers", max(left) + 1))}
+        picture = np.array(list(rows.values()))
         panel.imshow(picture, aspect="auto", interpolation="nearest", cmap="Blues", vmin=0, vmax=1)
         stay = picture.mean()
-        nested = np.ndim(kept[ordered[0]]) == 2
+        nested = np.ndim(kept[axes[0]]) == 2
         panel.set_title(f"{kind}: {stay:.0%} left" + (", head after head" if nested else ""), fontsize=9, loc="left")
-        panel.set_yticks(range(len(ordered)), [a.partition(".")[2] or "all" for a in ordered], fontsize=7)
+        panel.set_yticks(range(len(rows)), [layer or "all" for layer in rows], fontsize=7)
         panel.set_ylabel("layer", fontsize=8)
         panel.tick_params(axis="x", labelsize=7)
     panels[-1].set_xlabel("the teacher's units; dark ones are left")

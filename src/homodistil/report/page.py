@@ -87,7 +87,12 @@ def _section(run: Path, name: str, out: Path) -> _Section:
     section.pictures["Losses, discrepancy and widths"] = _saved(curves.path(metrics, start), out / f"{name}-path.png")
     for target, said in units.items():
         picture = curves.units(said["kept"], said["teacher"])
-        section.pictures[f"Units that are left at {target}"] = _saved(picture, out / f"{name}-units-{target}.png")
+        caption = f"Units that are left at {target}"
+        layers = said["kept"].get("layers", [])
+        if len(layers) < said["teacher"].get("layers", 0):
+            numbers = ", ".join(str(k) for k in layers)
+            caption += f", in layers {numbers} of 0 to {said['teacher']['layers'] - 1}"
+        section.pictures[caption] = _saved(picture, out / f"{name}-units-{target}.png")
     return section
 
 

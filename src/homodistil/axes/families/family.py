@@ -31,6 +31,7 @@ class Family:
         once_with_pooler: the same, where there is a pooler.
         lm_head: modules that turn hidden states into logits over the vocabulary, in the order in which they run.
         offset: positions that the embeddings have and no token can take.
+        each_layer: keys of the configuration that are lists with an entry a layer, which leaves with its layer.
         attention_loss: whether every layer attends to the whole sequence and its queries and keys can be compared.
         note: what it cannot do, for those who ask.
     """
@@ -51,5 +52,6 @@ class Family:
     once_with_pooler: tuple[str, ...] = ()
     lm_head: tuple[str, ...] = ()
     offset: int = 0
+    each_layer: tuple[str, ...] = ("layer_types", "mlp_layer_types")
     attention_loss: bool = True
     note: str = ""
