@@ -22,6 +22,7 @@ from homodistil.distill.leaving import all_but_one, apart, descent
 from homodistil.distill.prepare import Run, prepare
 from homodistil.errors import RunStopped
 from homodistil.reading import build
+from homodistil.report.curves import units
 from homodistil.report.page import report
 from zoo import deep
 
@@ -132,6 +133,13 @@ def test_a_run_reaches_its_depth_and_says_which_layers_stayed(
         assert {int(a.partition(".")[2]) for a in said["kept"] if "." in a} == set(layers)
         assert all(len(said["kept"][f"ffn.{k}"]) == planned[target].shape["ffn"] for k in layers)
     assert _records(tmp_path / "run")[-1]["layers"] == layers
+    drawn = {a.get_title(loc="left").partition(":")[0]: a for a in units(said["kept"], said["teacher"]).axes}
+    for kind, across in (("layers", 1), ("ffn", 0)):
+        picture = drawn[kind].images[0].get_array()
+        assert picture is not None
+        dark = picture.any(axis=0 if across else 1)
+        assert dark.nonzero()[0].tolist() == layers
+        assert len(dark) == 4
     page = report([tmp_path / "run"], [], tmp_path / "report").read_text()
     assert f"in layers {', '.join(map(str, layers))} of 0 to 3" in page
     assert "4 to 2" in page

@@ -57,12 +57,13 @@ def units(kept: Mapping[str, Sequence[Any]], teacher: Mapping[str, int]) -> Figu
 
     Args:
         kept: for each axis the teacher's indices, (units,) or (parent units, units); under `layers` which of its
-            layers are left. Axes of layers that left are not named, and their rows are empty.
+            layers are left, drawn if some left. Axes of layers that left are not named, and their rows are empty.
         teacher: for each axis how many units the teacher has.
     """
     kinds: dict[str, list[str]] = {}
     for axis in kept:
-        kinds.setdefault(axis.partition(".")[0], []).append(axis)
+        if axis != "layers" or len(kept[axis]) < teacher[axis]:
+            kinds.setdefault(axis.partition(".")[0], []).append(axis)
     heights = [max(1.0, 0.28 * len(axes)) for axes in kinds.values()]
     figure = Figure(figsize=(9, 0.9 * len(kinds) + sum(heights)), layout="constrained")
     panels = figure.subplots(len(kinds), 1, height_ratios=heights, squeeze=False)[:, 0]
