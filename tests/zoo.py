@@ -57,7 +57,10 @@ FAMILIES: dict[str, Make] = {
     "ELECTRA generator": (hf.ElectraForMaskedLM, hf.ElectraConfig, _COMMON | {"embedding_size": 48}),
     "ELECTRA small": (hf.ElectraForMaskedLM, hf.ElectraConfig, _COMMON | {"embedding_size": 20}),
     "DistilBERT": (hf.DistilBertForMaskedLM, _distilbert, {}),
+    "MPNet": (hf.MPNetForMaskedLM, hf.MPNetConfig, _COMMON),
+    "ALBERT": (hf.AlbertForMaskedLM, hf.AlbertConfig, _COMMON | {"embedding_size": 20, "num_hidden_layers": 3}),
     "ModernBERT": (hf.ModernBertForMaskedLM, _modernbert, {}),
+    "EuroBERT": (hf.EuroBertForMaskedLM, hf.EuroBertConfig, _GROUPED | {"head_dim": 16, "mask_token_id": 1}),
     "GPT-2": (hf.GPT2LMHeadModel, _gpt2, {}),
     "OPT": (hf.OPTForCausalLM, hf.OPTConfig, _OPT),
     "GPT-NeoX": (hf.GPTNeoXForCausalLM, hf.GPTNeoXConfig, _COMMON),
@@ -78,6 +81,11 @@ OTHERS: dict[str, Make] = {
     "DistilBERT sequence": (hf.DistilBertForSequenceClassification, _distilbert, {}),
     "DistilBERT token": (hf.DistilBertForTokenClassification, _distilbert, {}),
     "DistilBERT question": (hf.DistilBertForQuestionAnswering, _distilbert, {}),
+    "MPNet encoder": (hf.MPNetModel, hf.MPNetConfig, _COMMON),
+    "MPNet sequence": (hf.MPNetForSequenceClassification, hf.MPNetConfig, _COMMON),
+    "ALBERT encoder": (hf.AlbertModel, hf.AlbertConfig, _COMMON | {"embedding_size": 20}),
+    "ALBERT sequence": (hf.AlbertForSequenceClassification, hf.AlbertConfig, _COMMON | {"embedding_size": 20}),
+    "EuroBERT sequence": (hf.EuroBertForSequenceClassification, hf.EuroBertConfig, _GROUPED | {"mask_token_id": 1}),
     "ModernBERT encoder": (hf.ModernBertModel, _modernbert, {}),
     "ModernBERT sequence": (hf.ModernBertForSequenceClassification, _modernbert, {}),
     "ModernBERT token": (hf.ModernBertForTokenClassification, _modernbert, {}),
@@ -87,9 +95,15 @@ OTHERS: dict[str, Make] = {
 }
 EVERY = FAMILIES | OTHERS
 
-
+FIXED_DEPTH = ("ALBERT",)
+"""Families whose layers are one, so that none can leave."""
 DEPTH = {"DistilBERT": "n_layers", "GPT-2": "n_layer"}
 """What the number of layers is called, where it is not `num_hidden_layers`."""
+
+
+def loses_layers(name: str) -> bool:
+    """Whether whole layers can leave a model of the zoo."""
+    return not name.startswith(FIXED_DEPTH)
 
 
 def deep(name: str, layers: int = 4) -> Any:

@@ -243,12 +243,18 @@ class Layout:
                 if name not in self.tied:
                     self.parameters[term] += factor
                 if len(dims) == 2 and not isinstance(module, nn.Embedding):
-                    flops[term] += 2 * factor
+                    flops[term] += 2 * factor * self._times(name, model)
         for query in {n for row in family.queries for n in self.matches(row, model)}:
             if len(self.dims[query]) == 2:
                 # scores and their product with the values: a multiply-add a head dimension each
                 for factor, term in self._repeated(query, [p for p in self.head_dims(query) if isinstance(p, str)]):
-                    self.attention_flops[term] += 4 * factor
+                    self.attention_flops[term] += 4 * factor * self._times(query, model)
+
+    def _times(self, name: str, model: PreTrainedModel) -> int:
+        """How often a forward pass computes with a parameter."""
+        assert self.family is not None
+        shared = self.family.shared and self.family.shared in name
+        return int(model.config.num_hidden_layers) if shared else 1
 
     def _repeated(self, name: str, parts: Iterable[str | int]) -> Iterator[tuple[int, tuple[str, ...]]]:
         """What a parameter adds to a count, as products; the last layer's stand for those of every layer."""
@@ -277,6 +283,13 @@ def families_of(model_type: str) -> list[Family]:
     if found := [family for family in known() if model_type in family.model_types]:
         return found
     names = ", ".join(f"{f.name} ({', '.join(f.model_types)})" for f in known())
+    if any(mark in model_type for mark in ("moe", "mixtral")):
+        raise UserError(
+            f"Cannot cut a model of type {model_type!r}: it is a mixture of experts.",
+            "All of a layer's tokens must pass through the same weights; which expert reads what is not described by "
+            "any family.",
+            f"Use a dense model, of one of these families: {names}.",
+        )
     raise UserError(
         f"Cannot cut a model of type {model_type!r}.",
         "A model's family must be known, because its table says which dimensions belong together.",

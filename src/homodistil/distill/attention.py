@@ -40,7 +40,9 @@ def _attend(
     if _open:
         scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
         _open[-1].append(QueriesKeys(query, key, scaling))
-    if query.device.type == "cpu" and query.shape[2] <= SHORT and not kwargs.get("dropout") and not _causal(module):
+    # grouped heads are the library's to spread out
+    plain = query.device.type == "cpu" and query.shape[2] <= SHORT and query.shape[1] == key.shape[1]
+    if plain and not kwargs.get("dropout") and not _causal(module):
         return _attend_plainly(query, key, value, attention_mask, **kwargs), None
     outputs: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     return outputs

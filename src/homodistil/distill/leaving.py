@@ -24,11 +24,12 @@ PROBES = 2
 def descent(run: Run) -> Descent:
     """Which of the layers and heads that the student started with it still has."""
     state, whole = run.state, run.start
-    heads = {
-        int(axis.partition(".")[2]): ids
-        for axis, ids in state.origin.items()
-        if state.layout.width_of(axis) == "heads" and len(ids) < whole["heads"]
-    }
+    heads: dict[int, Tensor] = {}
+    for axis, ids in state.origin.items():
+        if state.layout.width_of(axis) == "heads" and len(ids) < whole["heads"]:
+            number = axis.partition(".")[2]
+            # an axis without a number is all layers'
+            heads |= dict.fromkeys([int(number)] if number else range(run.layers), ids)
     layers = state.origin[LAYERS].tolist() if LAYERS in state.origin else ()
     return Descent(run.layers, layers, heads)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from homodistil.axes.layout import Layout
@@ -118,7 +118,11 @@ class Runner:
         family = self.layout.family
         assert family is not None
         pooler = getattr(model, family.pooler or "", None)
-        return pooler(last.detach()) if self.kind == "similarity" and pooler is not None else None
+        if self.kind != "similarity" or pooler is None:
+            return None
+        # most take the first token themselves; one that is a layer and nothing else is given it
+        pooled: Tensor = pooler(last[:, 0].detach() if isinstance(pooler, nn.Linear) else last.detach())
+        return pooled
 
 
 def embed(states: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:

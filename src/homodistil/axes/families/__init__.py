@@ -1,11 +1,15 @@
 """The families of models that can be cut: names of parameters, modules and configuration keys, and nothing else."""
 
-from homodistil.axes.families.decoders import GPT2, LLAMA, NEOX, OPT
+from homodistil.axes.families.decoders import EUROBERT, GPT2, LLAMA, NEOX, OPT
 from homodistil.axes.families.encoders import BERT, DISTILBERT, ELECTRA, ELECTRA_SMALL, MODERNBERT, ROBERTA
 from homodistil.axes.families.family import Family
 from homodistil.axes.families.own import read_family, register, registered
+from homodistil.axes.families.sharing import ALBERT, MPNET
 
-FAMILIES: tuple[Family, ...] = (BERT, ROBERTA, ELECTRA, ELECTRA_SMALL, DISTILBERT, MODERNBERT, GPT2, OPT, NEOX, LLAMA)
+FAMILIES: tuple[Family, ...] = (
+    *(BERT, ROBERTA, ELECTRA, ELECTRA_SMALL, DISTILBERT, MPNET, ALBERT, MODERNBERT, EUROBERT),
+    *(GPT2, OPT, NEOX, LLAMA),
+)
 
 
 def known() -> tuple[Family, ...]:

@@ -1,6 +1,8 @@
-"""Decoders: GPT-2, OPT, GPT-NeoX, and Llama with those that are built like it."""
+"""Decoders: GPT-2, OPT, GPT-NeoX, and Llama with those that are built like it; EuroBERT, an encoder, is one of them."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from homodistil.axes.families.family import Family
 
@@ -164,4 +166,28 @@ LLAMA = Family(
     lm_head=("lm_head",),
     attention_loss=False,
     note="dimensions are rotary, so that key-value heads leave whole, together with their queries",
+)
+
+EUROBERT = replace(
+    LLAMA,
+    name="EuroBERT",
+    model_types=("eurobert",),
+    heads={
+        "biases": """
+            layers.*.self_attn.q_proj.bias                        (kv* group rope)
+            layers.*.self_attn.{k_proj,v_proj}.bias               (kv* rope)
+            layers.*.self_attn.o_proj.bias                        hidden
+            layers.*.mlp.{gate_proj,up_proj}.bias                 ffn*
+            layers.*.mlp.down_proj.bias                           hidden
+        """,
+        "language model": "lm_head.weight  vocab hidden",
+        "sequence": """
+            dense.weight                                          hidden hidden
+            dense.bias                                            hidden
+        """,
+        "sequence or token": """
+            classifier.weight                                     label hidden
+            classifier.bias                                       label
+        """,
+    },
 )

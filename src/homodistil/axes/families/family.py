@@ -31,6 +31,8 @@ class Family:
         once_with_pooler: the same, where there is a pooler.
         lm_head: modules that turn hidden states into logits over the vocabulary, in the order in which they run.
         offset: positions that the embeddings have and no token can take.
+        shared: the beginning of the names of parameters that all layers share: each is there once, and computed with
+            in every layer.
         each_layer: keys of the configuration that are lists with an entry a layer, which leaves with its layer.
         attention_loss: whether every layer attends to the whole sequence and its queries and keys can be compared.
         note: what it cannot do, for those who ask.
@@ -52,6 +54,7 @@ class Family:
     once_with_pooler: tuple[str, ...] = ()
     lm_head: tuple[str, ...] = ()
     offset: int = 0
+    shared: str = ""
     each_layer: tuple[str, ...] = ("layer_types", "mlp_layer_types")
     attention_loss: bool = True
     note: str = ""
