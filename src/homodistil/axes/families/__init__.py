@@ -4,8 +4,13 @@ from homodistil.axes.families.decoders import GPT2, LLAMA, NEOX, OPT
 from homodistil.axes.families.encoders import BERT, DISTILBERT, ELECTRA, ELECTRA_SMALL, MODERNBERT, ROBERTA
 from homodistil.axes.families.family import Family
 from homodistil.axes.families.own import read_family, register, registered
+from homodistil.axes.families.vision import DEIT, VIT
 
-FAMILIES: tuple[Family, ...] = (BERT, ROBERTA, ELECTRA, ELECTRA_SMALL, DISTILBERT, MODERNBERT, GPT2, OPT, NEOX, LLAMA)
+FAMILIES: tuple[Family, ...] = (
+    *(BERT, ROBERTA, ELECTRA, ELECTRA_SMALL, DISTILBERT, MODERNBERT),
+    *(GPT2, OPT, NEOX, LLAMA),
+    *(VIT, DEIT),
+)
 
 
 def known() -> tuple[Family, ...]:

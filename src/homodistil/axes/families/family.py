@@ -32,6 +32,8 @@ class Family:
         lm_head: modules that turn hidden states into logits over the vocabulary, in the order in which they run.
         offset: positions that the embeddings have and no token can take.
         each_layer: keys of the configuration that are lists with an entry a layer, which leaves with its layer.
+        class_tokens: tokens that a model puts before the patches of an image, such as the class token; 0 for models
+            of text. The axis of the position embeddings is called `position` where there are any.
         attention_loss: whether every layer attends to the whole sequence and its queries and keys can be compared.
         note: what it cannot do, for those who ask.
     """
@@ -53,5 +55,6 @@ class Family:
     lm_head: tuple[str, ...] = ()
     offset: int = 0
     each_layer: tuple[str, ...] = ("layer_types", "mlp_layer_types")
+    class_tokens: int = 0
     attention_loss: bool = True
     note: str = ""
