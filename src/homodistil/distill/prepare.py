@@ -205,12 +205,6 @@ def _refuse_other_options(recipe: Recipe, teacher: Teacher) -> None:
     group, said, default = (
         ("images", recipe.images, Images()) if teacher.reads == "text" else ("text", recipe.text, Text())
     )
-    if recipe.trim_vocab and teacher.reads == "images":
-        raise UserError(
-            f"Cannot trim the vocabulary (trim_vocab) of {recipe.teacher}.",
-            "This teacher reads images, and has none.",
-            "Leave --trim_vocab out.",
-        )
     if changed := [f.name for f in fields(said) if getattr(said, f.name) != getattr(default, f.name)]:
         raise UserError(
             f"Cannot use {group}.{changed[0]} = {getattr(said, changed[0])} with {recipe.teacher}.",

@@ -84,8 +84,13 @@ class Teacher:
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer of a teacher of text."""
-        assert self.reads == "text"
+        """The tokenizer of a teacher of text.
+
+        Raises:
+            UserError: it reads images.
+        """
+        if self.reads == "images":
+            raise _no_tokenizer(self.source)
         return self.processor
 
 
@@ -144,10 +149,12 @@ def unloaded(source: str, *, trust_remote_code: bool = False) -> tuple[PreTraine
     """A teacher's model without storage, whose configuration has the precision of the file, and its tokenizer.
 
     Raises:
-        UserError: there is no configuration or tokenizer, or its family is unknown.
+        UserError: there is no configuration or tokenizer, its family is unknown, or it reads images.
     """
     sentence_folder, folder = _folders(source)
     model_class, config = _model_class(source, folder, trust_remote_code)
+    if _reads(model_class) == "images":
+        raise _no_tokenizer(source)
     return on_meta(model_class, config), _load_tokenizer(source, sentence_folder or folder, trust_remote_code)
 
 
@@ -240,6 +247,14 @@ def _model_class(source: str, folder: str, trust: bool) -> tuple[type[PreTrained
 
 def _reads(model_class: type[PreTrainedModel]) -> Reads:
     return "images" if model_class.main_input_name == "pixel_values" else "text"
+
+
+def _no_tokenizer(source: str) -> UserError:
+    return UserError(
+        f"Cannot read text with {source}.",
+        "This model reads images, and has no tokenizer and no vocabulary.",
+        "Leave out what is for text, such as --trim_vocab, or use a model of text.",
+    )
 
 
 def _kind(model_class: type[PreTrainedModel]) -> Kind:
