@@ -6,8 +6,10 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -15,6 +17,7 @@ from transformers import (
     BertTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    ViTImageProcessorPil,
 )
 
 WORDS = "a the one two red blue old small big man cat dog tree house sees likes takes finds on in under near".split()
@@ -78,6 +81,25 @@ def masked_lm(save_teacher: Callable[..., Path]) -> Path:
 def encoder(save_teacher: Callable[..., Path]) -> Path:
     """The folder of a tiny bare encoder with a pooler."""
     return save_teacher(BertModel)
+
+
+@pytest.fixture(scope="session")
+def image_processor() -> ViTImageProcessorPil:
+    """Makes images of the size that the zoo's models read."""
+    return ViTImageProcessorPil(size={"height": 24, "width": 24})
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 60 small images in folders of their own: blots of colour on other colours."""
+    draw, folder = np.random.default_rng(0), tmp_path_factory.mktemp("pictures")
+    for k in range(60):
+        pixels = np.full((20 + k % 7, 26, 3), draw.integers(256, size=3), dtype=np.uint8)
+        pixels[4 : 10 + k % 5, 5:17] = draw.integers(256, size=3)
+        path = folder / f"kind-{k % 3}" / "deep" / f"{k}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    return folder
 
 
 @pytest.fixture(scope="session")

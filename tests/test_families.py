@@ -8,6 +8,7 @@ import math
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,11 @@ from homodistil.compress.compensate import InputMoments
 from homodistil.compress.plan import plan
 from homodistil.compress.shrink import Keep, cut, shrink
 from homodistil.errors import UserError
-from zoo import EVERY, FAMILIES, deep, loses_layers, tiny
+from zoo import EVERY, FAMILIES, deep, inputs, loses_layers, reads_images, tiny
 
-IDS = torch.arange(4, 25).reshape(3, 7)
-MASK = torch.tensor([[1] * 7, [1] * 5 + [0] * 2, [1] * 3 + [0] * 4])
 ALSO_DISTILLED = ["RoBERTa encoder", "RoBERTa sequence", "ELECTRA encoder", "DistilBERT encoder", "DistilBERT token",
-                  "ModernBERT encoder", "ModernBERT token", "Llama encoder"]  # fmt: skip
+                  "ModernBERT encoder", "ModernBERT token", "Llama encoder", "ViT encoder", "DeiT encoder",
+                  "DeiT of one token"]  # fmt: skip
 distilled = pytest.mark.parametrize("name", [*FAMILIES, *ALSO_DISTILLED])
 families = pytest.mark.parametrize("name", FAMILIES)
 every = pytest.mark.parametrize("name", EVERY)
@@ -37,12 +37,13 @@ every = pytest.mark.parametrize("name", EVERY)
 
 def _states(model: Any) -> list[Tensor]:
     """What a model says at ordinary tokens: all hidden states, and logits where it has them."""
+    given, mask = inputs(model, padded=True)
     with torch.no_grad():
-        out = model(IDS, attention_mask=MASK, output_hidden_states=True)
-    logits = getattr(out, "logits", None)
-    said = [h[MASK == 1] for h in out.hidden_states]
-    if logits is not None:
-        said.append(logits[MASK == 1] if logits.shape[:2] == IDS.shape else logits)
+        out = model(**given, output_hidden_states=True)
+    last = getattr(out, "last_hidden_state", None)
+    said = [h[mask == 1] for h in (*out.hidden_states, *([] if last is None else [last]))]
+    if (logits := getattr(out, "logits", None)) is not None:
+        said.append(logits[mask == 1] if logits.shape[:2] == mask.shape else logits)
     return said
 
 
@@ -188,10 +189,10 @@ def test_operations_equal_those_that_are_counted(name: str, target: str) -> None
     layout = Layout.of(model)
     shape = shrink(model, target).shape
     model.set_attn_implementation("eager")
-    ids = torch.ones(2, 32, dtype=torch.long)
+    given, mask = inputs(model, 2, 32)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(ids)
-    expected = layout.flops_per_token(shape, 32) * ids.numel()
+        model(**given)
+    expected = layout.flops_per_token(shape, layout.sequence or 32) * mask.numel()
     # rotary angles are a product as well, of one row, which no width changes
     assert counter.get_total_flops() == pytest.approx(expected, rel=0.02 if "rope" in layout.fixed else 1e-6)
 
@@ -233,17 +234,17 @@ def test_compensation_brings_a_cut_model_nearer(name: str) -> None:
     model = tiny(name)
     layout = Layout.of(model)
     moments = InputMoments(model, layout)
-    draw = torch.Generator().manual_seed(5)
-    ids = torch.randint(4, 27, (64, 16), generator=draw)
-    with torch.no_grad(), moments.listening(torch.ones_like(ids)):
-        whole = model(ids, output_hidden_states=True).hidden_states[-1]
+    given, mask = inputs(model, 64, 16)
+    with torch.no_grad(), moments.listening(mask):
+        whole = model(**given, output_hidden_states=True).hidden_states[-1]
     keep = _draw(layout, layout.sizes(model), {"ffn"})
     distance = []
-    for inputs in (None, moments.inputs):
+    for read in (None, moments.inputs):
         smaller = copy.deepcopy(model)
-        cut(smaller, layout, keep, inputs=inputs)
+        cut(smaller, layout, keep, inputs=read)
         with torch.no_grad():
-            distance.append((smaller(ids, output_hidden_states=True).hidden_states[-1] - whole).square().mean().item())
+            said = smaller(**given, output_hidden_states=True).hidden_states[-1]
+            distance.append((said - whole).square().mean().item())
     assert distance[1] < 0.9 * distance[0]
 
 
@@ -255,7 +256,7 @@ def test_gradients_and_moments_survive_a_cut(name: str) -> None:
     for target in (None, "0.5"):
         if target:
             shrink(model, target, optimizer=optimizer)
-        out = model(IDS, output_hidden_states=True)
+        out = model(**inputs(model)[0], output_hidden_states=True)
         (out.logits.square().mean() + out.hidden_states[-1].square().mean()).backward()
         assert all(p.grad is not None for n, p in model.named_parameters() if "token_type" not in n)
         optimizer.step()
@@ -273,20 +274,22 @@ def test_a_saved_student_opens_in_a_fresh_process_with_equal_outputs(tmp_path: P
         model.save_pretrained(folder)
         said[folder.name] = _states(model)
         (folder / "class").write_text(type(model).__name__)
-    torch.save((IDS, MASK), tmp_path / "inputs.pt")
+        torch.save(inputs(model, padded=True), folder / "inputs.pt")
     program = f"""
 import sys, torch, transformers
 from pathlib import Path
 root = Path({str(tmp_path)!r})
-ids, mask = torch.load(root / "inputs.pt")
-autos = {{"ForMaskedLM": transformers.AutoModelForMaskedLM, "ForPreTraining": transformers.AutoModelForPreTraining}}
+autos = {{"ForMaskedLM": transformers.AutoModelForMaskedLM, "ForPreTraining": transformers.AutoModelForPreTraining,
+         "ForImageClassification": transformers.AutoModelForImageClassification}}
 for folder in sorted(p for p in root.iterdir() if p.is_dir()):
     said = (folder / "class").read_text()
-    auto = next((a for s, a in autos.items() if said.endswith(s)), transformers.AutoModelForCausalLM)
+    auto = next((a for s, a in autos.items() if s in said), transformers.AutoModelForCausalLM)
+    given, mask = torch.load(folder / "inputs.pt")
     model = auto.from_pretrained(folder).eval()
     with torch.no_grad():
-        out = model(ids, attention_mask=mask, output_hidden_states=True)
-    torch.save([h[mask == 1] for h in out.hidden_states] + [out.logits[mask == 1]], folder / "said.pt")
+        out = model(**given, output_hidden_states=True)
+    logits = out.logits[mask == 1] if out.logits.shape[:2] == mask.shape else out.logits
+    torch.save([h[mask == 1] for h in out.hidden_states] + [logits], folder / "said.pt")
 assert "homodistil" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
@@ -296,18 +299,31 @@ assert "homodistil" not in sys.modules
             torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5, msg=name)
 
 
+@pytest.fixture
+def ready(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, corpus: Path, image_processor: Any, pictures: Path
+) -> Callable[..., dict[str, Any]]:
+    """Saves a model as a teacher, and gives what a run of it starts with: texts of some length, or images."""
+
+    def save(model: Any, length: int) -> dict[str, Any]:
+        model.save_pretrained(tmp_path / "teacher")
+        (image_processor if reads_images(model) else tokenizer).save_pretrained(tmp_path / "teacher")
+        own = {"data": pictures} if reads_images(model) else {"data": corpus, "text": {"length": length}}
+        return {"teacher": tmp_path / "teacher", "out": tmp_path / "run", **own}
+
+    return save
+
+
 @distilled
 def test_ten_steps_after_a_cut_lower_the_discrepancy(
-    name: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, corpus: Path
+    name: str, tmp_path: Path, ready: Callable[..., dict[str, Any]]
 ) -> None:
     """A student that was cut at once comes nearer to its teacher with every few steps."""
-    folder, out = tmp_path / "teacher", tmp_path / "run"
+    out = tmp_path / "run"
     model = tiny(name)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
     target = "0.7" if "head_dim" in Layout.of(model).shape(model) else "0.5"
     result = homodistil.distil(
-        folder, corpus, target, out, steps=12, batch=16, log_every=1, text={"length": 32}, evaluations=0,
+        **ready(model, 32), target=target, steps=12, batch=16, log_every=1, evaluations=0,
         cutting={"ramp_end": 0.0, "calibration": 4}, optim={"learning_rate": 3e-3, "warmup": 0.0},
     )  # fmt: skip
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -319,17 +335,12 @@ def test_ten_steps_after_a_cut_lower_the_discrepancy(
 
 
 @distilled
-def test_an_uncut_student_has_no_discrepancy(
-    name: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, corpus: Path
-) -> None:
+def test_an_uncut_student_has_no_discrepancy(name: str, tmp_path: Path, ready: Callable[..., dict[str, Any]]) -> None:
     """Before the first cut every distillation term is exactly zero: the student is the teacher."""
-    folder, out = tmp_path / "teacher", tmp_path / "run"
-    tiny(name).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
     homodistil.distil(
-        folder, corpus, "1.0", out, steps=2, batch=4, log_every=1, text={"length": 16}, evaluations=0, precision="fp32"
+        **ready(tiny(name), 16), target="1.0", steps=2, batch=4, log_every=1, evaluations=0, precision="fp32"
     )
-    first = json.loads((out / "metrics.jsonl").read_text().splitlines()[0])
+    first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
     assert first["discrepancy"] == pytest.approx(0, abs=1e-9)
 
 

@@ -19,7 +19,7 @@ ROOT = Path(homodistil.__file__).parent
 FLOORS = [
     {"errors"},
     {"recipe", "rundir", "text"},
-    {"reading"},
+    {"reading", "images"},
     {"report"},
     {"axes"},
     {"compress"},

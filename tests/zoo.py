@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import transformers as hf
+from torch import Tensor
 from transformers import PreTrainedModel
 
 VOCAB = 32
@@ -30,6 +31,14 @@ _OPT = {k: v for k, v in _COMMON.items() if k not in ("intermediate_size", "init
     "word_embed_proj_dim": 48,
     "init_std": 0.2,
     "dropout": 0.0,
+}
+
+
+_PATCHES = {k: _COMMON[k] for k in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")} | {
+    "image_size": 24,
+    "patch_size": 6,
+    "initializer_range": 0.2,
+    "num_labels": 5,
 }
 
 
@@ -69,6 +78,8 @@ FAMILIES: dict[str, Make] = {
     "Mistral": (hf.MistralForCausalLM, hf.MistralConfig, _GROUPED),
     "Qwen2": (hf.Qwen2ForCausalLM, hf.Qwen2Config, _GROUPED),
     "Qwen3": (hf.Qwen3ForCausalLM, hf.Qwen3Config, _GROUPED | {"head_dim": 16}),
+    "ViT": (hf.ViTForImageClassification, hf.ViTConfig, _PATCHES),
+    "DeiT": (hf.DeiTForImageClassificationWithTeacher, hf.DeiTConfig, _PATCHES),
 }
 OTHERS: dict[str, Make] = {
     "RoBERTa encoder": (hf.RobertaModel, hf.RobertaConfig, _COMMON),
@@ -92,6 +103,10 @@ OTHERS: dict[str, Make] = {
     "GPT-2 encoder": (hf.GPT2Model, _gpt2, {}),
     "Llama encoder": (hf.LlamaModel, hf.LlamaConfig, _GROUPED),
     "Llama sequence": (hf.LlamaForSequenceClassification, hf.LlamaConfig, _GROUPED),
+    "ViT encoder": (hf.ViTModel, hf.ViTConfig, _PATCHES),
+    "ViT without biases": (hf.ViTForImageClassification, hf.ViTConfig, _PATCHES | {"qkv_bias": False}),
+    "DeiT encoder": (hf.DeiTModel, hf.DeiTConfig, _PATCHES),
+    "DeiT of one token": (hf.DeiTForImageClassification, hf.DeiTConfig, _PATCHES),
 }
 EVERY = FAMILIES | OTHERS
 
@@ -122,3 +137,20 @@ def tiny(name: str, **changes: Any) -> Any:
             if parameter.dim() == 1:
                 parameter.add_(0.2 * torch.randn_like(parameter))
     return model
+
+
+def reads_images(model: Any) -> bool:
+    """Whether a model is one of images."""
+    return bool(model.main_input_name == "pixel_values")
+
+
+def inputs(model: Any, rows: int = 3, length: int = 7, *, padded: bool = False) -> tuple[dict[str, Tensor], Tensor]:
+    """What a model reads, the same each time, and a mask (rows, sequence) of what is no padding."""
+    draw = torch.Generator().manual_seed(5)
+    if reads_images(model):
+        pixels = torch.randn(rows, 3, 24, 24, generator=draw)
+        return {"pixel_values": pixels}, torch.ones(rows, model.base_model.embeddings.position_embeddings.shape[1])
+    mask = torch.ones(rows, length, dtype=torch.long)
+    if padded:
+        mask[1, length - 2 :] = mask[2, length - 4 :] = 0
+    return {"input_ids": torch.randint(4, 25, (rows, length), generator=draw), "attention_mask": mask}, mask

@@ -22,13 +22,15 @@ class Losses:
 
     Args:
         lm: L_lm, the student's own language modelling, masked or causal.
-        prediction: L_pred, divergence from the teacher's predictions; for a sentence encoder, from its similarities.
+        prediction: L_pred, divergence from the teacher's predictions; for a sentence encoder, and for an encoder of
+            images, from its similarities.
         hidden: L_hid, distance of each layer's hidden states.
         attention: L_att, distance of each layer's attention; by default 0.1 for encoders whose layers attend to the
             whole sequence, and 0 for all others.
         embedding: L_emb, distance of the embeddings.
         hidden_kind: what L_hid is: the mean squared error, or that relative to both sides' mean square at each token;
-            `auto` is relative for causal language models, some of whose states are a thousand times the others.
+            `auto` is relative for causal language models, some of whose states are a thousand times the others, and for
+            models of images.
         attention_kind: what L_att compares: scores before the softmax (faster), or probabilities after it.
         temperature: T of L_pred.
         similarity_temperature: by what cosine similarities are divided in L_pred of sentence encoders.
@@ -47,7 +49,7 @@ class Losses:
 
 @dataclass(frozen=True, kw_only=True)
 class Text:
-    """How text is read.
+    """How text is read, by teachers of text.
 
     Args:
         column: the text column of .jsonl, .csv, .parquet and datasets.
@@ -68,6 +70,24 @@ class Text:
     heldout: float = 0.02
     stream: bool = False
     workers: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """How images are read, by teachers of images.
+
+    Args:
+        column: the image column of datasets.
+        crop: the share of its area that a random piece of an image keeps at least, resized to what the teacher
+            reads; drawn anew each epoch. 1 is always the whole image.
+        flip: the share of the images that are mirrored.
+        heldout: the share of the images that is not trained on and measures the student.
+    """
+
+    column: str = "image"
+    crop: float = 0.5
+    flip: float = 0.5
+    heldout: float = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,29 +144,31 @@ class Optim:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A run: which teacher, on which text, down to which targets.
+    """A run: which teacher, on which text or images, down to which targets.
 
     Args:
         teacher: a folder or a hub name; a transformer or a sentence-transformers folder.
-        data: plain text: a file, a folder, .jsonl, .csv, .parquet, a saved dataset, or a hub dataset (`name:config`).
+        data: plain text: a file, a folder, .jsonl, .csv, .parquet, a saved dataset, or a hub dataset (`name:config`);
+            for teachers of images a folder of images, or a dataset with a column of them.
         out: the run's folder.
         target: keep ratio (0.5), parameter budget (17.3M), shape (hidden=240,heads=12,ffn=960, or layers=6 for fewer
             layers) or preset (homobert-small); give it several times to reach several in one run.
         student: where the student starts, if not as a copy of the teacher: a model of the same family and vocabulary,
             no larger. Targets are then shares of its widths.
         trim_vocab: drop the tokens that the data never uses, of the teacher as well; budgets count what is left.
-        tokens: how long to train, in tokens, such as 2M.
+        tokens: how long to train, in tokens, such as 2M; an image has as many as patches and class tokens.
         steps: how long to train, in optimizer steps; wins over tokens.
-        batch: sequences in a step, on one process, before accumulation.
+        batch: sequences or images in a step, on one process, before accumulation.
         accumulate: batches whose gradients make one step.
         precision: bf16 or fp32; `auto` is bf16 where the machine computes in it.
         seed: of everything that is drawn.
         losses: weights of the loss terms.
         text: how text is read.
+        images: how images are read.
         cutting: what is cut, and when.
         optim: how the student learns.
         log_every: steps between two lines of metrics.
-        evaluations: how often the held-out text is measured during the run, evenly; each target is measured as well.
+        evaluations: how often held-out data is measured during the run, evenly; each target is measured as well.
         checkpoint_minutes: minutes between two checkpoints; 0 is one at each step.
         trust_remote_code: run code that comes with a teacher.
         family: a file that describes the teacher's family, where it is none of the package's.
@@ -166,6 +188,7 @@ class Recipe:
     seed: int = 0
     losses: Losses = field(default_factory=Losses)
     text: Text = field(default_factory=Text)
+    images: Images = field(default_factory=Images)
     cutting: Cutting = field(default_factory=Cutting)
     optim: Optim = field(default_factory=Optim)
     log_every: int = 10
@@ -195,6 +218,7 @@ class Recipe:
         shares = {
             "text.crops": self.text.crops,
             "text.heldout": self.text.heldout,
+            "images.heldout": self.images.heldout,
             "cutting.decay": self.cutting.decay,
             "optim.warmup": self.optim.warmup,
             "optim.floor": self.optim.floor,
@@ -220,6 +244,9 @@ class Recipe:
         for name in ("temperature", "similarity_temperature"):
             value = getattr(self.losses, name)
             _check(f"losses.{name}", value, 0 < value < float("inf"), "above 0", "1")
+        crop, flip = self.images.crop, self.images.flip
+        _check("images.crop", crop, 0 < crop <= 1, "above 0 and at most 1", "0.5")
+        _check("images.flip", flip, 0 <= flip <= 1, "from 0 to 1", "0.5")
         ramp = (self.cutting.ramp_start, self.cutting.ramp_end)
         _check("cutting.ramp_end", ramp[1], 0 <= ramp[0] <= ramp[1] <= 1, "from ramp_start to 1", "0.4")
         if self.trim_vocab and self.text.stream:

@@ -31,7 +31,7 @@ def open_text(data: str, column: str, *, stream: bool) -> Dataset | IterableData
     """
     path = Path(data).expanduser()
     if not path.exists():
-        return _checked(_from_hub(data, stream), data, column)
+        return _checked(from_hub(data, stream), data, column)
     if path.is_dir() and any((path / n).exists() for n in ("dataset_info.json", "dataset_dict.json")):
         saved = datasets.load_from_disk(str(path))
         saved = saved["train"] if isinstance(saved, datasets.DatasetDict) else saved
@@ -73,7 +73,7 @@ def _files(path: Path) -> list[Path]:
         if len(kinds) != 1:
             raise UserError(
                 f"Cannot read the folder {path}: it holds "
-                + (f"files of {len(kinds)} kinds ({', '.join(sorted(kinds))})." if kinds else "no text file."),
+                + (f"files of {len(kinds)} kinds ({', '.join(sorted(kinds))})." if kinds else _instead(inside)),
                 f"All text files of a folder must be of one kind; known endings are {', '.join(READERS)}.",
                 "Give one file, or a folder with files of one kind.",
             )
@@ -84,6 +84,12 @@ def _files(path: Path) -> list[Path]:
             "Check that it was written completely.",
         )
     return [f for f in files if f.stat().st_size]
+
+
+def _instead(files: list[Path]) -> str:
+    """What a folder without text holds."""
+    endings = sorted({_ending(f) for f in files} - {""})
+    return "no text file" + (f", but {', '.join(endings[:5])}." if endings else ".")
 
 
 def _refuse_binary(file: Path) -> None:
@@ -105,7 +111,12 @@ def _refuse_binary(file: Path) -> None:
         )
 
 
-def _from_hub(data: str, stream: bool) -> Dataset | IterableDataset:
+def from_hub(data: str, stream: bool) -> Dataset | IterableDataset:
+    """The split `train` of a hub dataset, `name` or `name:config`.
+
+    Raises:
+        UserError: it cannot be found or reached.
+    """
     name, _, config = data.partition(":")
     try:
         if data.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).suffix in READERS:

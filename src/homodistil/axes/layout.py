@@ -200,6 +200,11 @@ class Layout:
             instances = [relative.replace("*", str(k)) for k in layers] if "*" in relative else [relative]
             yield from (p + name for name in instances for p in prefixes if p + name in known)
 
+    @property
+    def sequence(self) -> int | None:
+        """The tokens of every sequence, class tokens and patches, of a model of images; None for a model of text."""
+        return self.fixed["position"] if self.family and self.family.class_tokens else None
+
     def count(self, shape: Shape) -> int:
         """The number of parameters of the model at a shape, tied ones once. Exact."""
         return int(evaluate(self.parameters, {LAYERS: self.depth, **shape}))
@@ -244,6 +249,10 @@ class Layout:
                     self.parameters[term] += factor
                 if len(dims) == 2 and not isinstance(module, nn.Embedding):
                     flops[term] += 2 * factor * self._times(name, model)
+                elif isinstance(module, nn.Conv2d) and len(dims) == 4:
+                    # once a patch: at every token but the class tokens
+                    self.token_flops[term] += 2 * factor
+                    self.sequence_flops[term] -= 2 * factor * family.class_tokens
         for query in {n for row in family.queries for n in self.matches(row, model)}:
             if len(self.dims[query]) == 2:
                 # scores and their product with the values: a multiply-add a head dimension each

@@ -103,4 +103,4 @@ def read_recipe(words: list[str]) -> Recipe:
 def _show_result(result: Result) -> None:
     for target, folder in result.students.items():
         held = "  ".join(f"{name} {value:.4f}" for name, value in result.heldout[target].items())
-        print(f"{target}: {folder}\n    on held-out text: {held}")
+        print(f"{target}: {folder}\n    on held-out data: {held}")

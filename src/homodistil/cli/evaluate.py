@@ -25,6 +25,7 @@ def evaluate(words: list[str]) -> None:
         help="compare pairs by similarity, without fine-tuning: stsb, or a file",
     )
     add("--text", help="plain text that it did not learn from: language modelling, agreement with the teacher")
+    add("--images", help="images that it did not learn from, a folder or a dataset: agreement with the teacher")
     add("--data-dir", help="where the tasks lie, as NAME/train.jsonl or glue/NAME/train.jsonl (default: the hub)")
     add("--seeds", type=int, default=3, help="how often each task is learnt (default: 3)")
     add("--grid", action="store_true", help="choose the learning rate on training rows that are held out")
@@ -32,6 +33,7 @@ def evaluate(words: list[str]) -> None:
     add("--columns", type=_names, default=[], help="the text columns of one's own tasks")
     add("--label", default="label", help="the label's column of one's own tasks (default: label)")
     add("--text-column", default="text", help="the column of --text, where it has columns (default: text)")
+    add("--image-column", default="image", help="the column of --images, of a dataset (default: image)")
     add("--lengths", type=_numbers, default=[32, 128], help="tokens at which it is timed (default: 32,128)")
     add("--threads", type=int, help="of the processor while timing (default: all)")
     add("--no-speed", action="store_true", help="leave the timing out")
@@ -56,6 +58,7 @@ def evaluate(words: list[str]) -> None:
         tasks=options.tasks,
         pairs=options.pairs,
         text=options.text,
+        images=options.images,
         data_dir=options.data_dir,
         against=options.against,
         seeds=options.seeds,
@@ -64,6 +67,7 @@ def evaluate(words: list[str]) -> None:
         columns=options.columns,
         label=options.label,
         text_column=options.text_column,
+        image_column=options.image_column,
         lengths=options.lengths,
         threads=options.threads,
         time=not options.no_speed,

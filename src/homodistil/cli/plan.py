@@ -78,7 +78,7 @@ def _show_plan(teacher: Planned, targets: Sequence[Planned]) -> None:
         table.add_row(row.target, *cells, *(["" if row.missed is None else f"{row.missed:+.2%}"] if budgets else []))
     # a pipe counts as 80 columns, which would cut figures off
     Console(width=max(100, Console().width)).print(table)
-    print("FLOPs of a forward pass at 128 tokens a sequence; MB of the weights in float32.")
+    print(f"FLOPs of a forward pass at {teacher.sequence} tokens a sequence; MB of the weights in float32.")
 
 
 def families(words: list[str]) -> None:

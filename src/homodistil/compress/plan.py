@@ -15,7 +15,7 @@ from homodistil.errors import UserError, nearest
 GRAIN = 8
 """ffn is a multiple of it: matrix products of other widths are slower on every machine that was tried."""
 SEQUENCE = 128
-"""The tokens in a sequence for which operations are counted, as in the paper."""
+"""The tokens in a sequence for which operations are counted, as in the paper; images have as many as they have."""
 CLOSE = 0.02
 """A budget counts as met within it."""
 PROPORTION = 4 / 3
@@ -38,7 +38,8 @@ class Planned:
         target: as it was written.
         shape: width of each kind of axis, and the number of layers where it may fall.
         parameters: all of them, tied ones once. Exact.
-        flops_per_token: of a forward pass at 128 tokens a sequence, in matrix products, two a multiply-add.
+        flops_per_token: of a forward pass at `sequence` tokens a sequence, in matrix products, two a multiply-add.
+        sequence: 128 for text; for images their class tokens and patches.
         memory_bytes: of the weights as they are saved.
         missed: (parameters - budget) / budget; None if the target was no budget.
     """
@@ -47,12 +48,13 @@ class Planned:
     shape: dict[str, int]
     parameters: int
     flops_per_token: float
+    sequence: int
     memory_bytes: int
     missed: float | None = None
 
     def as_json(self) -> dict[str, object]:
         """The fields that are printed for programs."""
-        return {k: v for k, v in asdict(self).items() if k != "missed"}
+        return {k: v for k, v in asdict(self).items() if k not in ("missed", "sequence")}
 
 
 def plan(layout: Layout, teacher: Shape, targets: Sequence[str], *, weight_bytes: int = 4) -> list[Planned]:
@@ -101,12 +103,13 @@ def teacher_figures(layout: Layout, teacher: Shape, *, weight_bytes: int = 4) ->
 def _figures(layout: Layout, target: str, shape: Shape, weight_bytes: int, missed: float | None = None) -> Planned:
     # ratios and budgets speak of widths
     shape = {**shape, LAYERS: shape.get(LAYERS, layout.depth)} if layout.depth else shape
-    parameters = layout.count(shape)
+    parameters, sequence = layout.count(shape), layout.sequence or SEQUENCE
     return Planned(
         target=target,
         shape=dict(shape),
         parameters=parameters,
-        flops_per_token=layout.flops_per_token(shape, SEQUENCE),
+        flops_per_token=layout.flops_per_token(shape, sequence),
+        sequence=sequence,
         memory_bytes=parameters * weight_bytes,
         missed=missed,
     )

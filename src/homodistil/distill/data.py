@@ -7,7 +7,7 @@ import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow.compute as pc
@@ -30,16 +30,16 @@ MASKED = 0.15
 
 @dataclass(frozen=True)
 class Corpus:
-    """Text, ready to train on.
+    """Text or images, ready to train on.
 
     Attributes:
         train: the sequences to learn from.
-        heldout: those that are never learnt from.
+        heldout: those that are never learnt from, tokens by their length.
         mean_tokens: tokens in a sequence, on average.
     """
 
     train: Source
-    heldout: Sequence[Tokens]
+    heldout: Sequence[Any]
     mean_tokens: float
 
 
@@ -85,8 +85,8 @@ def load_corpus(
     tokenised = tokenise(opened, cutter, workers)
     _refuse_short(data, len(tokenised), length, packed)
     order = torch.randperm(len(tokenised), generator=torch.Generator().manual_seed(seed)).tolist()
-    count = min(HELDOUT_MOST, max(1, round(heldout * len(order))), len(order) - 1)
-    held = [tokenised[i]["input_ids"] for i in sorted(order[:count])]
+    count = heldout_count(heldout, len(order))
+    held = sorted((tokenised[i]["input_ids"] for i in sorted(order[:count])), key=len)
     lengths = pc.list_value_length(tokenised.data.column("input_ids")).to_numpy()
     train = np.sort(np.asarray(order[count:]))
     if packed:
@@ -176,7 +176,7 @@ def _streamed(name: object, cutter: Cutter, cropper: Cropper, texts: Iterable[st
         source = Stream(lambda: next(passes, iter(())), cropper)
     else:
         source = Stream(lambda: itertools.islice(cutter.stream(texts), len(held), None), cropper)
-    return Corpus(source, held, _mean_length(held))
+    return Corpus(source, sorted(held, key=len), _mean_length(held))
 
 
 def tokenise(opened: Dataset, cutter: Cutter, workers: int) -> Dataset:
@@ -244,18 +244,30 @@ class Collator:
         return batch | {"input_ids": flat.view_as(ids), "positions": positions, "labels": labels}
 
 
-def batches(source: Source, collate: Collator, size: int, *, start: int) -> Iterator[dict[str, Tensor]]:
+class Collate(Protocol):
+    """Makes batches out of what a source gives."""
+
+    def __call__(self, sequences: Sequence[Any], index: int, /) -> dict[str, Tensor]:
+        """The `index`-th batch: see `outputs.Batch` for its tensors. Held-out batches have negative indices."""
+        ...
+
+
+def batches(source: Source, collate: Collate, size: int, *, start: int) -> Iterator[dict[str, Tensor]]:
     """Endless batches of `size` sequences, from the `start`-th batch on."""
     sequences = source.sequences(start * size)
     for index in itertools.count(start):
         yield collate(list(itertools.islice(sequences, size)), index)
 
 
-def heldout_batches(sequences: Sequence[Tokens], collate: Collator, size: int) -> Iterator[dict[str, Tensor]]:
-    """The held-out batches, masked alike each time, the longest texts together."""
-    ordered = sorted(sequences, key=len)
-    for index, at in enumerate(range(0, len(ordered), size)):
-        yield collate(ordered[at : at + size], -1 - index)
+def heldout_batches(sequences: Sequence[Any], collate: Collate, size: int) -> Iterator[dict[str, Tensor]]:
+    """The held-out batches, masked alike each time."""
+    for index, at in enumerate(range(0, len(sequences), size)):
+        yield collate(sequences[at : at + size], -1 - index)
+
+
+def heldout_count(share: float, count: int) -> int:
+    """How many of `count` sequences are held out."""
+    return min(HELDOUT_MOST, max(1, round(share * count)), count - 1)
 
 
 def _mean_length(sequences: Iterable[Tokens]) -> float:

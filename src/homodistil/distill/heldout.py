@@ -1,4 +1,4 @@
-"""The student on text that it does not learn from: each loss term, and how often it agrees with its teacher."""
+"""The student on what it does not learn from: each loss term, and how often it agrees with its teacher."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def agreement(kind: Kind, ours: Tensor, others: Tensor) -> float:
         pairs = torch.triu_indices(len(ours), len(ours), 1)
         ours, others = ((e @ e.T)[pairs[0], pairs[1]] for e in (ours, others))
     if ours.is_floating_point():
-        if any(bool((x == x[0]).all()) for x in (ours, others)):
+        if any(bool((x == x[:1]).all()) for x in (ours, others)):
             # texts that are all alike, or too few: there is no order to agree about
             return float(torch.allclose(ours, others))
         return float(spearmanr(ours.numpy(), others.numpy()).statistic)

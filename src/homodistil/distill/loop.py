@@ -244,7 +244,8 @@ def _heldout(run: Run) -> dict[str, float]:
 def _save_target(run: Run, target: str) -> None:
     made = next(p for p in run.planned if p.target == target)
     tokens = (run.vocabulary.before, len(run.vocabulary.rows)) if run.vocabulary else None
-    text = card(run.recipe, asdict(run.figures), asdict(made), run.dir.read_metrics(), tokens=tokens)
+    metrics, reads = run.dir.read_metrics(), run.teacher.reads
+    text = card(run.recipe, asdict(run.figures), asdict(made), metrics, tokens=tokens, reads=reads)
     origin, widths = run.state.origin, run.state.layout.width_of
     layers = origin[LAYERS].tolist() if LAYERS in origin else list(range(run.layers))
     # by the numbers that layers had at the start, not by those that they have now

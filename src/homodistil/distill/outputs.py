@@ -15,12 +15,13 @@ from transformers import PreTrainedModel
 
 from homodistil.axes.layout import Layout
 from homodistil.distill.attention import QueriesKeys, captured
-from homodistil.distill.teacher import Kind, Pooling
+from homodistil.distill.teacher import INPUTS, Kind, Pooling
 
 Batch = Mapping[str, Tensor]
-"""`input_ids`, `attention_mask` and `ordinary` (1 for tokens that are not special), all (batch, sequence); for masked
-language models also `positions` (predicted,), indices into the flattened batch, and `labels` (predicted,); for causal
-ones the same, with the positions that predict and the tokens that follow."""
+"""`input_ids` (batch, sequence), or `pixel_values` (batch, channels, height, width) of images; `attention_mask`, 1 for
+tokens or patches and 0 for padding, and `ordinary`, 1 for those that are not special, both (batch, sequence); for
+masked language models also `positions` (predicted,), indices into the flattened batch, and `labels` (predicted,); for
+causal ones the same, with the positions that predict and the tokens that follow."""
 
 
 CHUNK = 1 << 26
@@ -76,6 +77,7 @@ class Runner:
         pooling: for the kind `similarity`.
         attention: whether queries and keys are kept.
         prediction: whether predictions are made.
+        inputs: which tensors of a batch the models read.
     """
 
     kind: Kind
@@ -83,6 +85,7 @@ class Runner:
     pooling: Pooling
     attention: bool
     prediction: bool
+    inputs: tuple[str, ...] = INPUTS["text"]
 
     def __call__(self, model: PreTrainedModel, batch: Batch) -> Outputs:
         """Run `model` on `batch`; gradients, precision and device are the caller's."""
@@ -90,12 +93,11 @@ class Runner:
         net = model if heads else model.base_model
         keep = captured() if self.attention else contextlib.nullcontext(())
         with keep as layers:
-            raw = net(
-                input_ids=batch["input_ids"],
-                attention_mask=batch["attention_mask"],
-                output_hidden_states=True,
-            )
+            raw = net(**{name: batch[name] for name in self.inputs}, output_hidden_states=True)
         hidden: tuple[Tensor, ...] = raw.hidden_states
+        if (last := getattr(raw, "last_hidden_state", None)) is not None:
+            # some models list the last layer's states as they are before the final norm; users read those after it
+            hidden = (*hidden[:-1], last)
         made, tokens = None, None
         if self.prediction and self.kind in ("masked-lm", "causal-lm"):
             # the vocabulary projection is most of a small model's step, so it only sees the positions that count

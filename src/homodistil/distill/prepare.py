@@ -6,7 +6,7 @@ import ctypes
 import sys
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,15 @@ from homodistil.compress.schedule import Schedule
 from homodistil.compress.vocabulary import Vocabulary
 from homodistil.distill import checkpoint
 from homodistil.distill.checkpoint import State, every_unit
-from homodistil.distill.data import Collator, Corpus, load_corpus
+from homodistil.distill.data import Collate, Collator, Corpus, load_corpus
 from homodistil.distill.objective import Objective
 from homodistil.distill.outputs import Runner
 from homodistil.distill.projections import Projections
-from homodistil.distill.teacher import Teacher, copy_of, load_teacher
+from homodistil.distill.teacher import INPUTS, Teacher, copy_of, load_teacher
 from homodistil.distill.trim import Texts, trim, trim_to
+from homodistil.distill.views import load_views
 from homodistil.errors import UserError
-from homodistil.recipe import Losses, Recipe
+from homodistil.recipe import Images, Losses, Recipe, Text
 from homodistil.rundir import RunDir, write_text
 
 
@@ -50,7 +51,7 @@ class Run:
         schedule: the widths over the steps.
         runner: forward passes.
         objective: the losses.
-        collate: sequences to batches.
+        collate: sequences or images to batches.
         precision: the context in which forward passes compute.
         state: what steps change; on the device, and as far as the newest checkpoint.
         accelerator: the device and its backward pass.
@@ -68,14 +69,14 @@ class Run:
     schedule: Schedule
     runner: Runner
     objective: Objective
-    collate: Collator
+    collate: Collate
     precision: AbstractContextManager[Any]
     state: State
     accelerator: Accelerator
 
 
 def prepare(recipe: Recipe, *, resume: bool, texts: Iterable[str] | None) -> Run:
-    """Load the teacher, plan the targets, read the text, and make the state of step 0 or of the newest checkpoint.
+    """Load the teacher, plan the targets, read the data, and make the state of step 0 or of the newest checkpoint.
 
     Raises:
         UserError: something that the user can correct. Nothing has been written unless all of it holds.
@@ -93,6 +94,7 @@ def prepare(recipe: Recipe, *, resume: bool, texts: Iterable[str] | None) -> Run
     if recipe.family is not None:
         register(read_family(recipe.family))
     teacher = load_teacher(recipe.teacher, trust_remote_code=recipe.trust_remote_code)
+    _refuse_other_options(recipe, teacher)
     figures = teacher_figures(teacher.layout, teacher.layout.shape(teacher.model))
     vocabulary = None
     if recipe.trim_vocab and resume and run_dir.vocabulary.exists():
@@ -103,30 +105,8 @@ def prepare(recipe: Recipe, *, resume: bool, texts: Iterable[str] | None) -> Run
     origin = teacher if recipe.student is None else _first_student(recipe, teacher, vocabulary)
     start = origin.layout.shape(origin.model)
     planned = plan(origin.layout, start, recipe.target)
-    assert teacher.layout.family is not None
-    longest = getattr(teacher.model.config, "max_position_embeddings", 1 << 30) - teacher.layout.family.offset
     losses = _losses(recipe, teacher)
-    if recipe.text.length > longest:
-        raise UserError(
-            f"Cannot make sequences of {recipe.text.length} tokens.",
-            f"The teacher has positions for {longest}.",
-            f"Use --text.length {longest} or less.",
-        )
-    is_language_model = teacher.kind in ("masked-lm", "causal-lm")
-    packed = recipe.text.packing == "blocks" or (recipe.text.packing == "auto" and is_language_model)
-    corpus = load_corpus(
-        texts if texts is not None else recipe.data,
-        teacher.tokenizer,
-        column=recipe.text.column,
-        length=recipe.text.length,
-        packed=packed,
-        heldout=recipe.text.heldout,
-        stream=recipe.text.stream,
-        workers=recipe.text.workers,
-        crops=recipe.text.crops if teacher.kind == "similarity" else 0.0,
-        batch=recipe.batch,
-        seed=recipe.seed,
-    )
+    corpus, collate = (_text if teacher.reads == "text" else _images)(recipe, teacher, texts)
     schedule = _schedule(recipe, corpus, planned, start)
     if not resume:
         run_dir.create(recipe.to_yaml())
@@ -158,16 +138,79 @@ def prepare(recipe: Recipe, *, resume: bool, texts: Iterable[str] | None) -> Run
             layout=teacher.layout,
             pooling=teacher.pooling,
             attention=bool(losses.attention),
-            prediction=losses.prediction > 0 or (losses.lm > 0 and is_language_model),
+            prediction=losses.prediction > 0 or (losses.lm > 0 and teacher.kind in ("masked-lm", "causal-lm")),
+            inputs=INPUTS[teacher.reads],
         ),
         objective=Objective(teacher.kind, losses, state.projections),
-        collate=Collator(
-            teacher.tokenizer, teacher.kind == "masked-lm", recipe.seed, causal=teacher.kind == "causal-lm"
-        ),
+        collate=collate,
         precision=torch.autocast(accelerator.device.type, dtype=torch.bfloat16, enabled=bf16),
         state=state,
         accelerator=accelerator,
     )
+
+
+def _text(recipe: Recipe, teacher: Teacher, texts: Iterable[str] | None) -> tuple[Corpus, Collate]:
+    """Tokenised text, and what makes batches of it."""
+    assert teacher.layout.family is not None
+    longest = getattr(teacher.model.config, "max_position_embeddings", 1 << 30) - teacher.layout.family.offset
+    if recipe.text.length > longest:
+        raise UserError(
+            f"Cannot make sequences of {recipe.text.length} tokens.",
+            f"The teacher has positions for {longest}.",
+            f"Use --text.length {longest} or less.",
+        )
+    is_language_model = teacher.kind in ("masked-lm", "causal-lm")
+    packed = recipe.text.packing == "blocks" or (recipe.text.packing == "auto" and is_language_model)
+    corpus = load_corpus(
+        texts if texts is not None else recipe.data,
+        teacher.tokenizer,
+        column=recipe.text.column,
+        length=recipe.text.length,
+        packed=packed,
+        heldout=recipe.text.heldout,
+        stream=recipe.text.stream,
+        workers=recipe.text.workers,
+        crops=recipe.text.crops if teacher.kind == "similarity" else 0.0,
+        batch=recipe.batch,
+        seed=recipe.seed,
+    )
+    masked, causal = teacher.kind == "masked-lm", teacher.kind == "causal-lm"
+    return corpus, Collator(teacher.tokenizer, masked, recipe.seed, causal=causal)
+
+
+def _images(recipe: Recipe, teacher: Teacher, texts: Iterable[str] | None) -> tuple[Corpus, Collate]:
+    """Images, and what makes batches of them."""
+    layout = teacher.layout
+    assert layout.family is not None
+    assert layout.sequence is not None
+    if texts is not None:
+        raise UserError(
+            f"Cannot read texts with {teacher.source}.",
+            "This teacher reads images, which must lie on a disk.",
+            "Give a folder of images, or a dataset with a column of them.",
+        )
+    return load_views(
+        recipe.data,
+        teacher.processor,
+        channels=teacher.model.config.num_channels,
+        tokens=layout.sequence,
+        class_tokens=layout.family.class_tokens,
+        options=recipe.images,
+        seed=recipe.seed,
+    )
+
+
+def _refuse_other_options(recipe: Recipe, teacher: Teacher) -> None:
+    """Options of text for a teacher of images, or the other way round, would be passed over in silence."""
+    group, said, default = (
+        ("images", recipe.images, Images()) if teacher.reads == "text" else ("text", recipe.text, Text())
+    )
+    if changed := [f.name for f in fields(said) if getattr(said, f.name) != getattr(default, f.name)]:
+        raise UserError(
+            f"Cannot use {group}.{changed[0]} = {getattr(said, changed[0])} with {recipe.teacher}.",
+            f"This teacher reads {teacher.reads}, to which the options {group}.* do not apply.",
+            f"Leave it out; `homodistil distil --help` lists those of {teacher.reads}.*.",
+        )
 
 
 def _keep_freed_memory() -> None:
@@ -205,11 +248,11 @@ def _first_student(recipe: Recipe, teacher: Teacher, vocabulary: Vocabulary | No
     student = load_teacher(recipe.student, trust_remote_code=recipe.trust_remote_code)
     if vocabulary is not None and student.layout.fixed.get("vocab") == vocabulary.before:
         student = trim(student, vocabulary)
-    if student.kind != teacher.kind or student.tokenizer.get_vocab() != teacher.tokenizer.get_vocab():
+    if student.kind != teacher.kind or not _read_alike(student, teacher):
         raise UserError(
             f"Cannot start from the student {recipe.student}.",
             f"It must read and predict what its teacher does: be a model of the kind {teacher.kind}, with the "
-            "teacher's vocabulary.",
+            "teacher's vocabulary, or its size of images and patches.",
             "Give a student that was made of this teacher, or leave --student out.",
         )
     for name, key in (("layers", "num_hidden_layers"), ("hidden", "hidden_size")):
@@ -230,6 +273,12 @@ def _first_student(recipe: Recipe, teacher: Teacher, vocabulary: Vocabulary | No
     return student
 
 
+def _read_alike(student: Teacher, teacher: Teacher) -> bool:
+    if student.reads == teacher.reads == "text":
+        return bool(student.tokenizer.get_vocab() == teacher.tokenizer.get_vocab())
+    return student.layout.fixed == teacher.layout.fixed
+
+
 def _losses(recipe: Recipe, teacher: Teacher) -> Losses:
     """The weights, with what the teacher's family decides.
 
@@ -245,7 +294,11 @@ def _losses(recipe: Recipe, teacher: Teacher) -> Losses:
             "Queries and keys are compared where every token attends to every other.",
             "Use --losses.attention 0, or leave it out.",
         )
-    return replace(recipe.losses, attention=(0.1 if family.attention_loss else 0.0) if wanted is None else wanted)
+    weight = (0.1 if family.attention_loss else 0.0) if wanted is None else wanted
+    kind = recipe.losses.hidden_kind
+    # as for causal language models, `auto` is relative where the residual stream has no norm on it
+    kind = "relative" if kind == "auto" and teacher.reads == "images" else kind
+    return replace(recipe.losses, attention=weight, hidden_kind=kind)
 
 
 def _start(recipe: Recipe, teacher: Teacher, origin: Teacher) -> State:

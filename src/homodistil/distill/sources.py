@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,11 +23,18 @@ SHORTEST = 8
 
 
 class Source(Protocol):
-    """An endless order of sequences that can be entered anywhere and is always the same."""
+    """An endless order of sequences, of tokens or of what a collator makes them of, that can be entered anywhere and
+    is always the same.
+    """
 
-    def sequences(self, start: int) -> Iterator[Tokens]:
+    def sequences(self, start: int) -> Iterator[Any]:
         """The sequences from the `start`-th on."""
         ...
+
+
+def of_epoch(seed: int, epoch: int) -> torch.Generator:
+    """What the order of an epoch is drawn with."""
+    return torch.Generator().manual_seed((seed + 1) * 1_000_003 + epoch)
 
 
 @dataclass(frozen=True)
@@ -94,7 +101,7 @@ class Shuffled:
 
     def order(self, epoch: int) -> list[int]:
         """The indices of an epoch; each sequence comes once."""
-        generator = torch.Generator().manual_seed((self.seed + 1) * 1_000_003 + epoch)
+        generator = of_epoch(self.seed, epoch)
         shuffled = torch.randperm(len(self.data), generator=generator)
         if self.lengths is None:
             order: list[int] = shuffled.tolist()

@@ -14,7 +14,7 @@ from homodistil.rundir import disk_failure, writing_folder
 
 
 def save_student(path: Path, student: PreTrainedModel, teacher: Teacher, card: str) -> None:
-    """Write configuration, weights, tokenizer and model card; whole or not at all.
+    """Write configuration, weights, tokenizer or image processor, and model card; whole or not at all.
 
     Raises:
         UserError: the disk is full or gone.
@@ -22,7 +22,7 @@ def save_student(path: Path, student: PreTrainedModel, teacher: Teacher, card: s
     try:
         with writing_folder(path) as folder:
             student.save_pretrained(folder)
-            teacher.tokenizer.save_pretrained(folder)
+            teacher.processor.save_pretrained(folder)
             if teacher.sentence_folder is not None:
                 _sentence_files(folder, teacher.sentence_folder, student.config.hidden_size)
             (folder / "README.md").write_text(card)

@@ -10,11 +10,14 @@ from typing import Any, Literal
 
 import torch
 import transformers
+from PIL import Image
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
+    AutoImageProcessor,
     AutoTokenizer,
+    BaseImageProcessor,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -26,10 +29,14 @@ from homodistil.distill.attention import IMPLEMENTATION
 from homodistil.errors import UserError
 
 Kind = Literal["masked-lm", "causal-lm", "similarity", "labels", "token-labels", "span"]
-"""What a model predicts: masked tokens; the next token; an embedding whose similarities count; a label a sequence or a
-token; the start and end of an answer."""
+"""What a model predicts: masked tokens; the next token; an embedding whose similarities count; a label a sequence,
+image or token; the start and end of an answer."""
 
 Pooling = Literal["mean", "cls", "max"]
+
+Reads = Literal["text", "images"]
+INPUTS: dict[Reads, tuple[str, ...]] = {"text": ("input_ids", "attention_mask"), "images": ("pixel_values",)}
+"""What models are given of a batch."""
 
 _KINDS: dict[str, Kind] = {
     "ForMaskedLM": "masked-lm",
@@ -39,6 +46,8 @@ _KINDS: dict[str, Kind] = {
     "ForSequenceClassification": "labels",
     "ForTokenClassification": "token-labels",
     "ForQuestionAnswering": "span",
+    "ForImageClassification": "labels",
+    "ForImageClassificationWithTeacher": "labels",
     "Model": "similarity",
 }
 # a next-sentence head learns nothing from plain text; such checkpoints hold a masked language model as well
@@ -53,7 +62,7 @@ class Teacher:
     Attributes:
         source: the folder or hub name it came from.
         model: in evaluation mode, without gradients, float32.
-        tokenizer: its tokenizer.
+        processor: its tokenizer, or its image processor.
         layout: its axes.
         kind: what it predicts.
         pooling: how token states become an embedding, for the kind `similarity`.
@@ -62,11 +71,27 @@ class Teacher:
 
     source: str
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    processor: PreTrainedTokenizerBase | BaseImageProcessor
     layout: Layout
     kind: Kind
     pooling: Pooling
     sentence_folder: Path | None
+
+    @property
+    def reads(self) -> Reads:
+        """What the model reads."""
+        return _reads(type(self.model))
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of a teacher of text.
+
+        Raises:
+            UserError: it reads images.
+        """
+        if self.reads == "images":
+            raise _no_tokenizer(self.source)
+        return self.processor
 
 
 def load_teacher(source: str, *, trust_remote_code: bool = False) -> Teacher:
@@ -79,11 +104,15 @@ def load_teacher(source: str, *, trust_remote_code: bool = False) -> Teacher:
     sentence_folder, folder = _folders(source)
     model_class, config = _model_class(source, folder, trust_remote_code)
     kind = _kind(model_class)
-    pooling = _pooling(sentence_folder) if sentence_folder else "mean"
+    pooling: Pooling = "mean" if _reads(model_class) == "text" else "cls"
+    pooling = _pooling(sentence_folder) if sentence_folder else pooling
     model = _load_model(source, folder, model_class, config)
-    tokenizer = _load_tokenizer(source, sentence_folder or folder, trust_remote_code)
-    _check_vocabulary(source, tokenizer, config.vocab_size)
-    if kind == "masked-lm" and tokenizer.mask_token_id is None:
+    if _reads(model_class) == "text":
+        processor = _load_tokenizer(source, sentence_folder or folder, trust_remote_code)
+        _check_vocabulary(source, processor, config.vocab_size)
+    else:
+        processor = _load_image_processor(source, folder, config, trust_remote_code)
+    if kind == "masked-lm" and processor.mask_token_id is None:
         raise UserError(
             f"Cannot mask text for {source}.",
             "A masked language model needs a tokenizer with a mask token, and this one has none.",
@@ -100,7 +129,7 @@ def load_teacher(source: str, *, trust_remote_code: bool = False) -> Teacher:
     model.requires_grad_(False)
     model.eval()
     model.set_attn_implementation(IMPLEMENTATION)
-    return Teacher(source, model, tokenizer, layout, kind, pooling, sentence_folder)
+    return Teacher(source, model, processor, layout, kind, pooling, sentence_folder)
 
 
 def architecture(source: str, *, trust_remote_code: bool = False) -> tuple[Layout, dict[str, int]]:
@@ -120,10 +149,12 @@ def unloaded(source: str, *, trust_remote_code: bool = False) -> tuple[PreTraine
     """A teacher's model without storage, whose configuration has the precision of the file, and its tokenizer.
 
     Raises:
-        UserError: there is no configuration or tokenizer, or its family is unknown.
+        UserError: there is no configuration or tokenizer, its family is unknown, or it reads images.
     """
     sentence_folder, folder = _folders(source)
     model_class, config = _model_class(source, folder, trust_remote_code)
+    if _reads(model_class) == "images":
+        raise _no_tokenizer(source)
     return on_meta(model_class, config), _load_tokenizer(source, sentence_folder or folder, trust_remote_code)
 
 
@@ -214,6 +245,18 @@ def _model_class(source: str, folder: str, trust: bool) -> tuple[type[PreTrained
     return model_class, config
 
 
+def _reads(model_class: type[PreTrainedModel]) -> Reads:
+    return "images" if model_class.main_input_name == "pixel_values" else "text"
+
+
+def _no_tokenizer(source: str) -> UserError:
+    return UserError(
+        f"Cannot read text with {source}.",
+        "This model reads images, and has no tokenizer and no vocabulary.",
+        "Leave out what is for text, such as --trim_vocab, or use a model of text.",
+    )
+
+
 def _kind(model_class: type[PreTrainedModel]) -> Kind:
     name = model_class.__name__
     for suffix, kind in _KINDS.items():
@@ -221,8 +264,8 @@ def _kind(model_class: type[PreTrainedModel]) -> Kind:
             return kind
     raise UserError(
         f"Cannot distil a {name}.",
-        "A teacher must be a masked or causal language model, a bare encoder, or have a sequence, token or question "
-        "head.",
+        "A teacher must be a masked or causal language model, a bare encoder, or have a sequence, token, question or "
+        "image classification head.",
         "Save the model as one of them, for instance with AutoModel.from_pretrained(...).save_pretrained(...).",
     )
 
@@ -280,6 +323,34 @@ def _load_tokenizer(source: str, folder: Path | str, trust: bool) -> PreTrainedT
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _load_image_processor(source: str, folder: str, config: Any, trust: bool) -> BaseImageProcessor:
+    try:
+        # Pillow's, on any machine: with torchvision the pixels would be others
+        processor: BaseImageProcessor = AutoImageProcessor.from_pretrained(
+            folder, backend="pil", trust_remote_code=trust
+        )
+        made = processor(Image.new("RGB" if config.num_channels == 3 else "L", (64, 48)), return_tensors="pt")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"Cannot load the image processor of {source}: {_first_line(error)}",
+            "A teacher of images comes with its preprocessor_config.json, which says how they are resized and scaled.",
+            "Save the image processor into the teacher's folder with `processor.save_pretrained`.",
+        ) from error
+    size = config.image_size if isinstance(config.image_size, (tuple, list)) else (config.image_size,) * 2
+    wanted, made = (config.num_channels, *size), tuple(made["pixel_values"].shape[1:])
+    if made != wanted:
+        raise UserError(
+            f"Cannot read images for {source}: its image processor makes them {_by(made)}, and it reads {_by(wanted)}.",
+            "The image processor must make images of the model's size (channels x height x width).",
+            "Correct `size` in its preprocessor_config.json.",
+        )
+    return processor
+
+
+def _by(sizes: tuple[int, ...]) -> str:
+    return " x ".join(map(str, sizes))
 
 
 def _check_vocabulary(source: str, tokenizer: PreTrainedTokenizerBase, size: int) -> None:

@@ -72,7 +72,7 @@ def trim(teacher: Teacher, vocabulary: Vocabulary, tokenizer: PreTrainedTokenize
         UserError: its tokenizer cannot be made smaller.
     """
     made = tokenizer or with_vocabulary(teacher.tokenizer, vocabulary)
-    return replace(teacher, tokenizer=made, layout=narrow(teacher.model, teacher.layout, vocabulary))
+    return replace(teacher, processor=made, layout=narrow(teacher.model, teacher.layout, vocabulary))
 
 
 def trim_to(teacher: Teacher, texts: Iterable[str]) -> tuple[Teacher, Vocabulary]:

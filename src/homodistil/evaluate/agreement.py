@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from PIL import Image
 from scipy.stats import spearmanr
 from torch import Tensor
 
@@ -43,6 +44,57 @@ def agreement(student: Opened, teacher: Opened, ids: Tensor, texts: Sequence[str
     result["hidden_cka"] = linear_cka(*states)
     result["similarity"] = pairs_correlation(*embeddings)
     return result
+
+
+@torch.no_grad()
+def image_agreement(student: Opened, teacher: Opened, images: Sequence[Image.Image]) -> dict[str, float]:
+    """Compare two models of images.
+
+    Args:
+        student: the model that is judged.
+        teacher: the model that it is judged by.
+        images: that neither was distilled on.
+
+    Returns:
+        `top1` and `kl` of the classes, as of tokens in `agreement`, where both have the same; `hidden_cka` of the last
+        hidden states; `similarity` of the class tokens, over all pairs of images.
+
+    Raises:
+        UserError: the two cut images into other patches, so that nothing belongs together.
+    """
+    logits: list[tuple[Tensor, ...]] = []
+    states: list[tuple[Tensor, ...]] = []
+    for at in range(0, len(images), 32):
+        both = [_see(one, images[at : at + 32]) for one in (student, teacher)]
+        states.append(tuple(last for last, _ in both))
+        logits.append(tuple(said for _, said in both if said is not None))
+    mine, theirs = (torch.cat(side) for side in zip(*states, strict=True))
+    if mine.shape[1] != theirs.shape[1]:
+        raise UserError(
+            f"Cannot compare {student.source} with {teacher.source}: they see {mine.shape[1]} and {theirs.shape[1]} "
+            "tokens in an image.",
+            "Agreement is measured patch by patch, so both must have one size of images and patches.",
+            "Leave --against out, or name the teacher that the model was made of.",
+        )
+    result: dict[str, float] = {}
+    if (
+        student.head == teacher.head == "classes"
+        and len({one.model.config.num_labels for one in (student, teacher)}) == 1
+    ):
+        ours, others = (torch.cat(side).log_softmax(-1) for side in zip(*logits, strict=True))
+        result["top1"] = (ours.argmax(-1) == others.argmax(-1)).float().mean().item()
+        result["kl"] = (others.exp() * (others - ours)).sum(-1).mean().item()
+    result["hidden_cka"] = linear_cka(mine.flatten(0, 1), theirs.flatten(0, 1))
+    result["similarity"] = pairs_correlation(mine[:, 0], theirs[:, 0])
+    return result
+
+
+def _see(opened: Opened, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor | None]:
+    """Last hidden states (images, tokens, width), and logits (images, classes) where there are classes."""
+    pixels = opened.processor(list(images), return_tensors="pt")["pixel_values"].to(opened.model.device)
+    last = opened.model.base_model(pixel_values=pixels).last_hidden_state
+    logits = opened.model(pixel_values=pixels).logits if opened.head == "classes" else None
+    return last.float().cpu(), None if logits is None else logits.float().cpu()
 
 
 def linear_cka(a: Tensor, b: Tensor) -> float:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from PIL import Image
+
 from homodistil.errors import UserError
 from homodistil.evaluate import finetune, speed
-from homodistil.evaluate.agreement import agreement
+from homodistil.evaluate.agreement import agreement, image_agreement
 from homodistil.evaluate.language import blocks, language
 from homodistil.evaluate.models import Opened, open_model, transformer_folder
 from homodistil.evaluate.records import Record, Records, digest, identity
 from homodistil.evaluate.similarity import judged_pairs
 from homodistil.evaluate.tasks import open_task
+from homodistil.images import open_images
 from homodistil.text import open_text
 
 BLOCKS = 128
@@ -24,6 +27,8 @@ BLOCK = 128
 """Tokens in one."""
 TEXTS = 400
 """Texts whose similarities are compared at most."""
+IMAGES = 256
+"""Images that are compared at most."""
 
 
 def evaluate(
@@ -32,6 +37,7 @@ def evaluate(
     tasks: Sequence[str] = (),
     pairs: Sequence[str] = (),
     text: str | None = None,
+    images: str | None = None,
     data_dir: str | None = None,
     against: str | None = None,
     seeds: int = 3,
@@ -40,6 +46,7 @@ def evaluate(
     columns: Sequence[str] = (),
     label: str = "label",
     text_column: str = "text",
+    image_column: str = "image",
     lengths: Sequence[int] = (32, 128),
     threads: int | None = None,
     time: bool = True,
@@ -54,6 +61,7 @@ def evaluate(
         tasks: to fine-tune on: names of `tasks.TASKS`, or files or folders of one's own.
         pairs: tasks whose pairs are compared by cosine similarity, without fine-tuning, such as `stsb`.
         text: plain text that the model was not distilled on: language modelling, and agreement with the teacher.
+        images: a folder or dataset of images that it was not distilled on, for models of images: agreement.
         data_dir: where the tasks lie; the hub by default.
         against: the teacher, which is measured alike.
         seeds: how often each task is learnt.
@@ -62,7 +70,8 @@ def evaluate(
         columns: the text columns of one's own tasks.
         label: the label's column of one's own tasks.
         text_column: the text's column.
-        lengths: tokens at which the models are timed.
+        image_column: the images' column.
+        lengths: tokens at which the models are timed; models of images are timed at their size of images.
         threads: of torch while timing.
         time: whether models are timed.
         trust_remote_code: run code that comes with a model.
@@ -80,6 +89,7 @@ def evaluate(
     names = [model, *([against] if against else [])]
     folder = Path(data_dir).expanduser() if data_dir else None
     opened = [open_model(name, trust_remote_code=trust_remote_code) for name in names]
+    _refuse_other_data(opened, {"--tasks": tasks, "--pairs": pairs, "--text": text}, {"--images": images}, against)
     own = {"columns": columns, "label": label}
     labelled = {name: open_task(name, folder, limit=limit, **own) for name in tasks}  # type: ignore[arg-type]
     paired = {name: open_task(name, folder, **own) for name in pairs}  # type: ignore[arg-type]
@@ -91,7 +101,8 @@ def evaluate(
                 "Use --pairs stsb, or a file of one's own with two text columns and scores.",
             )
     texts = _texts(text, text_column) if text else []
-    for length in lengths if time else ():
+    pictures = _pictures(images, image_column, opened) if images else []
+    for length in lengths if time and not opened[0].reads_images else ():
         if short := next((one for one in opened if length > one.longest), None):
             raise UserError(
                 f"Cannot time {short.source} at {length} tokens.",
@@ -103,6 +114,14 @@ def evaluate(
         records.measure(one.source, "size", {}, lambda one=one: speed.size(one))  # type: ignore[misc]
     if texts:
         _measure_text(records, opened, texts)
+    if pictures:
+        student, teacher = opened
+        records.measure(
+            student.source,
+            "agreement with the teacher",
+            {"digest": digest(picture.tobytes() for picture in pictures), "teacher": identity(teacher.source)},
+            lambda: image_agreement(student, teacher, pictures),
+        )
     for name, splits in paired.items():
         for source in names:
             for split, rows in splits.evaluated.items():
@@ -173,7 +192,8 @@ def _measure_text(records: Records, opened: Sequence[Opened], texts: list[str]) 
 
 def _measure_speed(records: Records, opened: Sequence[Opened], lengths: Sequence[int], threads: int | None) -> None:
     """Latency and throughput, of all models in one go: figures of two runs must not be compared."""
-    for length in lengths:
+    images = opened[0].reads_images
+    for length in (0,) if images else lengths:
         settings = {"length": length, "threads": threads, "beside": [identity(one.source) for one in opened]}
 
         @functools.cache
@@ -187,7 +207,47 @@ def _measure_speed(records: Records, opened: Sequence[Opened], lengths: Sequence
 
         for model in opened:
             compute = functools.partial(lambda source, length: timed(length)[source], model.source, length)
-            records.measure(model.source, f"speed at {length} tokens", settings, compute)
+            records.measure(model.source, "speed" if images else f"speed at {length} tokens", settings, compute)
+
+
+def _refuse_other_data(
+    opened: Sequence[Opened], text: Mapping[str, object], images: Mapping[str, object], against: str | None
+) -> None:
+    """Text is for models of text, images are for models of images, and two models read the same."""
+    first = opened[0]
+    if given := next((name for name, value in (text if first.reads_images else images).items() if value), None):
+        reads = "images" if first.reads_images else "text"
+        raise UserError(
+            f"Cannot use {given} with {first.source}.",
+            f"This model reads {reads}.",
+            "Leave it out" + (", or give --images." if first.reads_images else "."),
+        )
+    if len({one.reads_images for one in opened}) > 1:
+        raise UserError(
+            f"Cannot measure {first.source} beside {against}.",
+            "One reads text, and the other images.",
+            "Name the teacher that the model was made of.",
+        )
+    if images["--images"] and against is None:
+        raise UserError(
+            f"Cannot measure {first.source} on images alone.",
+            "On images without labels a model is compared with its teacher.",
+            "Add --against TEACHER.",
+        )
+
+
+def _pictures(data: str, column: str, opened: Sequence[Opened]) -> list[Image.Image]:
+    """At most `IMAGES` images, evenly spaced."""
+    found = open_images(data, column, channels=opened[0].model.config.num_channels)
+    rows = range(0, len(found), max(1, -(-len(found) // IMAGES)))
+    pictures = [picture for row in rows if (picture := found.read(row)) is not None]
+    if len(pictures) < 3:
+        raise UserError(
+            f"Cannot measure on {data}: it holds {len(pictures)} images that can be decoded.",
+            "There must be at least three, so that there are similarities to compare.",
+            "Give more images.",
+        )
+    return pictures
 
 
 def _texts(data: str, column: str) -> list[str]:

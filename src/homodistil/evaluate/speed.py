@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from sentence_transformers import SentenceTransformer
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from homodistil.evaluate.models import Opened, transformer_folder
@@ -21,11 +22,13 @@ SECONDS = 0.2
 def size(opened: Opened, *, length: int = 128) -> dict[str, float]:
     """Parameters, bytes of the weight files (0 for a model from the hub), FLOPs a token of a forward pass."""
     folder = Path(transformer_folder(opened.source))
-    length = min(length, opened.longest)
+    # the tokens of an image are counted, and not chosen
+    length = _tokens(opened) if opened.reads_images else min(length, opened.longest)
     files = [f for ending in ("safetensors", "bin") for f in folder.glob(f"*.{ending}")]
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
-        opened.model(input_ids=_tokens(opened, 1, length))
+    # the counter passes over the fused kernel of a CPU, and not over plain products
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+        opened.model(**opened.random_inputs(1, length))
     return {
         "parameters": sum(p.numel() for p in opened.model.parameters()),
         "file_bytes": sum(f.stat().st_size for f in files),
@@ -41,17 +44,17 @@ def forward_seconds(
     Args:
         models: all on one device.
         batch: sequences.
-        length: tokens in each.
+        length: tokens in each; images have as many as they have.
         rounds: how often each model is measured; one more comes first and is not counted.
         threads: of torch; as it is by default.
     """
 
     def action(opened: Opened) -> Callable[[], None]:
-        tokens = _tokens(opened, batch, length)
+        inputs = opened.random_inputs(batch, length)
 
         def run() -> None:
-            opened.model(input_ids=tokens)
-            if tokens.is_cuda:
+            opened.model(**inputs)
+            if opened.model.device.type == "cuda":
                 torch.cuda.synchronize()
 
         return run
@@ -89,9 +92,9 @@ def in_turns(actions: Sequence[Callable[[], object]], rounds: int) -> list[list[
     return seconds
 
 
-def _tokens(opened: Opened, batch: int, length: int) -> torch.Tensor:
-    ids = torch.randint(opened.model.config.vocab_size, (batch, length), generator=torch.Generator().manual_seed(0))
-    return ids.to(opened.model.device)
+@torch.no_grad()
+def _tokens(opened: Opened) -> int:
+    return int(opened.model.base_model(**opened.random_inputs(1, 0)).last_hidden_state.shape[1])
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -21,6 +21,8 @@ _MEANING = {
     "accuracy": "masked tokens found",
     "teacher_accuracy": "masked tokens found by the teacher",
 }
+_PLAIN = {"text": "plain text", "images": "images without labels"}
+_VERB = {"text": "was", "images": "were"}
 
 
 def card(
@@ -30,6 +32,7 @@ def card(
     metrics: Sequence[Mapping[str, Any]],
     *,
     tokens: tuple[int, int] | None = None,
+    reads: Literal["text", "images"] = "text",
 ) -> str:
     """A README.md with the metadata that the hub reads.
 
@@ -39,6 +42,7 @@ def card(
         made: `Planned` of the student, as a mapping.
         metrics: the run's records so far.
         tokens: of the teacher's vocabulary and of the student's, where it was trimmed.
+        reads: what the models read.
     """
     name = _name(recipe.teacher)
     head = {"library_name": "transformers", "tags": ["homodistil", "distillation", "pruning"]}
@@ -50,20 +54,20 @@ def card(
         *([("tokens in the vocabulary", *(f"{count:,}" for count in tokens))] if tokens else []),
         ("parameters", *(f"{m['parameters']:,}" for m in (teacher, made))),
         (
-            "MFLOPs a token, 128 tokens a sequence",
+            f"MFLOPs a token, {made['sequence']} tokens a sequence",
             *(f"{m['flops_per_token'] / 1e6:.1f}" for m in (teacher, made)),
         ),
     ]
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
         f"# {name}, {made['target']}",
-        f"A smaller {name}, made with HomoDistil: it began as a copy of its teacher and was distilled on plain text "
-        "while its least important units were cut away. It opens with plain transformers.",
+        f"A smaller {name}, made with HomoDistil: it began as a copy of its teacher and was distilled on "
+        f"{_PLAIN[reads]} while its least important units were cut away. It opens with plain transformers.",
         markdown(("", "teacher", "this model"), rows),
-        f"Teacher: `{name}`. Text: `{_name(recipe.data)}`. "
+        f"Teacher: `{name}`. {reads.capitalize()}: `{_name(recipe.data)}`. "
         f"Learnt from {metrics[-1]['tokens'] if metrics else 0:,} tokens in {metrics[-1]['step'] if metrics else 0} "
         "steps.",
-        "## On text that was not learnt from",
+        f"## On {reads} that {_VERB[reads]} not learnt from",
         "Losses compare with the teacher and are 0 for an exact copy, but for its own language modelling.",
         _along(measured),
         "## How it was made",

@@ -5,10 +5,12 @@ from homodistil.axes.families.encoders import BERT, DISTILBERT, ELECTRA, ELECTRA
 from homodistil.axes.families.family import Family
 from homodistil.axes.families.own import read_family, register, registered
 from homodistil.axes.families.sharing import ALBERT, MPNET
+from homodistil.axes.families.vision import DEIT, VIT
 
 FAMILIES: tuple[Family, ...] = (
     *(BERT, ROBERTA, ELECTRA, ELECTRA_SMALL, DISTILBERT, MPNET, ALBERT, MODERNBERT, EUROBERT),
     *(GPT2, OPT, NEOX, LLAMA),
+    *(VIT, DEIT),
 )
 
 

@@ -34,6 +34,8 @@ class Family:
         shared: the beginning of the names of parameters that all layers share: each is there once, and computed with
             in every layer.
         each_layer: keys of the configuration that are lists with an entry a layer, which leaves with its layer.
+        class_tokens: tokens that a model puts before the patches of an image, such as the class token; 0 for models
+            of text. The axis of the position embeddings is called `position` where there are any.
         attention_loss: whether every layer attends to the whole sequence and its queries and keys can be compared.
         note: what it cannot do, for those who ask.
     """
@@ -56,5 +58,6 @@ class Family:
     offset: int = 0
     shared: str = ""
     each_layer: tuple[str, ...] = ("layer_types", "mlp_layer_types")
+    class_tokens: int = 0
     attention_loss: bool = True
     note: str = ""

@@ -80,6 +80,8 @@ def check(family: Family) -> None:
             raise _unfit(family, f"{rule} speaks of {strange[0]!r}.", f"Known there are {', '.join(sorted(known))}.")
     if missing := {"hidden", "ffn"} - widths:
         raise _unfit(family, f"widths has no {min(missing)}.", "The widths hidden and ffn must be there.")
+    if family.class_tokens and "position" not in axes:
+        raise _unfit(family, "class_tokens is given.", "An axis `position` must be there to count patches by.")
     patterns = {row.pattern for text in (family.rows, *family.heads.values()) for row in parse_table(text)}
     for rule, named in (("queries", family.queries), ("once", (*family.once, *family.once_with_pooler))):
         if strange := sorted({n for pattern in named for n in expand_braces(pattern)} - patterns):

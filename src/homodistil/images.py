@@ -1,0 +1,137 @@
+"""Finding the user's images: folders and datasets become rows that are decoded one by one, when they are needed."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import os
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+from datasets import Dataset
+from PIL import Image, ImageOps
+
+from homodistil.errors import UserError
+from homodistil.text import from_hub
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+"""Of the files that count as images; others in a folder are passed over."""
+_DEEP = ("I", "F")
+"""How the modes of images begin that have more than 8 bits a channel: to 8 bits they would be clipped, not scaled."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images that lie on a disk.
+
+    Attributes:
+        source: where they come from.
+        rows: a dataset with one column, `image`, of paths or bytes.
+        channels: 3 for colours, 1 for grey.
+    """
+
+    source: str
+    rows: Dataset
+    channels: int = 3
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def name(self, row: int) -> str:
+        """What a row is called in messages: its file, or its place in the dataset."""
+        return self.rows[row]["image"]["path"] or f"row {row} of {self.source}"
+
+    def read(self, row: int) -> Image.Image | None:
+        """The image of a row, upright, in the channels that are asked for; None if it cannot be decoded."""
+        try:
+            with _opened(self.rows[row]["image"]) as image:
+                if image.mode.startswith(_DEEP):
+                    return None
+                return ImageOps.exif_transpose(image).convert("RGB" if self.channels == 3 else "L")
+        except _BROKEN:
+            return None
+
+
+# what Pillow raises of a file that is none of its formats, torn, or of an absurd size
+_BROKEN = (OSError, ValueError, SyntaxError, EOFError, TypeError, Image.DecompressionBombError)
+
+
+def open_images(data: str, column: str, *, channels: int = 3) -> Images:
+    """The images of a folder or a dataset. Of files the headers are read, and nothing is decoded.
+
+    Args:
+        data: a folder of images, however deep, a saved dataset, or a hub dataset (`name` or `name:config`, its split
+            `train`).
+        column: the image column of a dataset; folders have none.
+        channels: that the images are to have, 3 or 1.
+
+    Raises:
+        UserError: nothing is there, there are no images, there is no such column, or a file is no whole image.
+    """
+    path = Path(data).expanduser()
+    if path.exists() and not any((path / n).exists() for n in ("dataset_info.json", "dataset_dict.json")):
+        files = _files(path)
+        _refuse_broken(files)
+        rows = Dataset.from_dict({"image": [str(file) for file in files]})
+        return Images(data, rows.cast_column("image", datasets.Image(decode=False)), channels)
+    found = datasets.load_from_disk(str(path)) if path.exists() else from_hub(data, stream=False)
+    found = found["train"] if isinstance(found, datasets.DatasetDict) else found
+    pictures = [name for name, feature in found.features.items() if isinstance(feature, datasets.Image)]
+    if column not in pictures:
+        raise UserError(
+            f"Cannot find the image column {column!r} in {data}.",
+            f"This teacher reads images; the dataset's columns of images are {', '.join(pictures) or 'none'}.",
+            f"Name it with --images.column, for example --images.column {pictures[0]}."
+            if pictures
+            else "Give a folder of images, or a dataset with a column of them.",
+        )
+    rows = found.select_columns(column).cast_column(column, datasets.Image(decode=False))
+    return Images(data, rows if column == "image" else rows.rename_column(column, "image"), channels)
+
+
+def _files(path: Path) -> list[Path]:
+    inside = [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file()]
+    files = sorted(f for f in inside if f.suffix.lower() in ENDINGS and not f.name.startswith("."))
+    if not files:
+        others = Counter(f.suffix.lower() or f.name for f in inside).most_common(3)
+        raise UserError(
+            f"Cannot find images in {path}: it holds "
+            + (", ".join(f"{count} {ending}" for ending, count in others) if others else "nothing")
+            + ".",
+            f"This teacher reads images, of which known endings are {', '.join(ENDINGS)}.",
+            "Give a folder of images, or a teacher that reads text.",
+        )
+    return files
+
+
+def _refuse_broken(files: list[Path]) -> None:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        said = pool.map(_fault, files, chunksize=64)
+        faults = [(file, fault) for file, fault in zip(files, said, strict=True) if fault]
+    if not faults:
+        return
+    file, fault = faults[0]
+    raise UserError(
+        f"Cannot read the image {file}: {fault}"
+        + (f" So are {len(faults) - 1} more: " if faults[1:] else "")
+        + ", ".join(str(other) for other, _ in itertools.islice(faults[1:], 2)),
+        "Every image file must be whole, with 8 bits a channel.",
+        "Convert or delete it.",
+    )
+
+
+def _fault(file: Path) -> str | None:
+    """What a file's header says against it."""
+    try:
+        with Image.open(file) as image:
+            return f"it has the mode {image.mode}." if image.mode.startswith(_DEEP) else None
+    except _BROKEN as error:
+        return "it is empty." if not file.stat().st_size else f"it is broken ({type(error).__name__})."
+
+
+def _opened(image: dict[str, str | bytes | None]) -> Image.Image:
+    content = image["bytes"]
+    return Image.open(io.BytesIO(content) if isinstance(content, bytes) else str(image["path"]))
