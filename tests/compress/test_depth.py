@@ -18,7 +18,7 @@ from homodistil.compress.compensate import InputMoments
 from homodistil.compress.depth import drop, ends, left_out, moved_up, stay, weigh
 from homodistil.compress.importance import magnitude
 from homodistil.compress.shrink import cut, select, shrink
-from zoo import EVERY, FAMILIES, deep, loses_layers
+from zoo import EVERY, FAMILIES, deep, inputs, loses_layers
 
 IDS = torch.arange(4, 25).reshape(3, 7)
 MASK = torch.tensor([[1] * 7, [1] * 5 + [0] * 2, [1] * 3 + [0] * 4])
@@ -29,8 +29,9 @@ families = pytest.mark.parametrize("name", [n for n in FAMILIES if loses_layers(
 
 def _said(model: Any) -> list[Tensor]:
     with torch.no_grad():
-        out = model(IDS, attention_mask=MASK, output_hidden_states=True)
-    return [h[MASK == 1] for h in out.hidden_states]
+        given, mask = inputs(model, padded=True)
+        out = model(**given, output_hidden_states=True)
+    return [h[mask == 1] for h in out.hidden_states]
 
 
 def _remaining(model: Any, kept: list[int]) -> Any:

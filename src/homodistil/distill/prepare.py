@@ -26,7 +26,7 @@ from homodistil.distill.data import Collate, Collator, Corpus, load_corpus
 from homodistil.distill.objective import Objective
 from homodistil.distill.outputs import Runner
 from homodistil.distill.projections import Projections
-from homodistil.distill.teacher import INPUTS, Teacher, copy_of, load_teacher
+from homodistil.distill.teacher import INPUTS, Teacher, copy_of, load_teacher, no_tokenizer
 from homodistil.distill.trim import Texts, trim, trim_to
 from homodistil.distill.views import load_views
 from homodistil.errors import UserError
@@ -205,6 +205,8 @@ def _refuse_other_options(recipe: Recipe, teacher: Teacher) -> None:
     group, said, default = (
         ("images", recipe.images, Images()) if teacher.reads == "text" else ("text", recipe.text, Text())
     )
+    if recipe.trim_vocab and teacher.reads == "images":
+        raise no_tokenizer(recipe.teacher)
     if changed := [f.name for f in fields(said) if getattr(said, f.name) != getattr(default, f.name)]:
         raise UserError(
             f"Cannot use {group}.{changed[0]} = {getattr(said, changed[0])} with {recipe.teacher}.",

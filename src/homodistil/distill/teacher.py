@@ -90,7 +90,7 @@ class Teacher:
             UserError: it reads images.
         """
         if self.reads == "images":
-            raise _no_tokenizer(self.source)
+            raise no_tokenizer(self.source)
         return self.processor
 
 
@@ -154,7 +154,7 @@ def unloaded(source: str, *, trust_remote_code: bool = False) -> tuple[PreTraine
     sentence_folder, folder = _folders(source)
     model_class, config = _model_class(source, folder, trust_remote_code)
     if _reads(model_class) == "images":
-        raise _no_tokenizer(source)
+        raise no_tokenizer(source)
     return on_meta(model_class, config), _load_tokenizer(source, sentence_folder or folder, trust_remote_code)
 
 
@@ -249,7 +249,8 @@ def _reads(model_class: type[PreTrainedModel]) -> Reads:
     return "images" if model_class.main_input_name == "pixel_values" else "text"
 
 
-def _no_tokenizer(source: str) -> UserError:
+def no_tokenizer(source: str) -> UserError:
+    """What is said to those who want a model of images to read text."""
     return UserError(
         f"Cannot read text with {source}.",
         "This model reads images, and has no tokenizer and no vocabulary.",
