@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-
-from PIL import Image
 
 from homodistil.errors import UserError
 from homodistil.evaluate import finetune, speed
 from homodistil.evaluate.agreement import agreement, image_agreement
+from homodistil.evaluate.inputs import (
+    read_pictures,
+    read_texts,
+    refuse_other_data,
+    refuse_too_long,
+    refuse_unpaired,
+)
 from homodistil.evaluate.language import blocks, language
 from homodistil.evaluate.models import Opened, open_model, transformer_folder
 from homodistil.evaluate.probe import probe, refuse_spans
 from homodistil.evaluate.records import Record, Records, digest, identity
 from homodistil.evaluate.similarity import judged_pairs
 from homodistil.evaluate.tasks import Splits, open_task
-from homodistil.images import open_images
-from homodistil.text import open_text
 
 BLOCKS = 128
 """Blocks of plain text that are measured at most."""
@@ -28,8 +31,6 @@ BLOCK = 128
 """Tokens in one."""
 TEXTS = 400
 """Texts whose similarities are compared at most."""
-IMAGES = 256
-"""Images that are compared at most."""
 
 
 def evaluate(
@@ -92,7 +93,7 @@ def evaluate(
     names = [model, *([against] if against else [])]
     folder = Path(data_dir).expanduser() if data_dir else None
     opened = [open_model(name, trust_remote_code=trust_remote_code) for name in names]
-    _refuse_other_data(
+    refuse_other_data(
         opened, {"--tasks": tasks, "--pairs": pairs, "--probes": probes, "--text": text}, {"--images": images}, against
     )
     own = {"columns": columns, "label": label}
@@ -102,21 +103,11 @@ def evaluate(
     for splits in probed.values():
         refuse_spans(splits.task)
     for name, splits in paired.items():
-        if splits.task.labels != "number" or len(splits.task.columns) != 2:
-            raise UserError(
-                f"Cannot compare the pairs of {name}.",
-                "Pairs need two text columns and a number that says how alike they are.",
-                "Use --pairs stsb, or a file of one's own with two text columns and scores.",
-            )
-    texts = _texts(text, text_column) if text else []
-    pictures = _pictures(images, image_column, opened) if images else []
-    for length in lengths if time and not opened[0].reads_images else ():
-        if short := next((one for one in opened if length > one.longest), None):
-            raise UserError(
-                f"Cannot time {short.source} at {length} tokens.",
-                f"It reads at most {short.longest}.",
-                f"Use --lengths {short.longest}, or --no-speed.",
-            )
+        refuse_unpaired(name, splits)
+    texts = read_texts(text, text_column, 20 * BLOCKS) if text else []
+    pictures = read_pictures(images, image_column, opened) if images else []
+    if time:
+        refuse_too_long(opened, lengths)
 
     for one in opened:
         records.measure(one.source, "size", {}, lambda one=one: speed.size(one))  # type: ignore[misc]
@@ -228,56 +219,3 @@ def _measure_speed(records: Records, opened: Sequence[Opened], lengths: Sequence
         for model in opened:
             compute = functools.partial(lambda source, length: timed(length)[source], model.source, length)
             records.measure(model.source, "speed" if images else f"speed at {length} tokens", settings, compute)
-
-
-def _refuse_other_data(
-    opened: Sequence[Opened], text: Mapping[str, object], images: Mapping[str, object], against: str | None
-) -> None:
-    """Text is for models of text, images are for models of images, and two models read the same."""
-    first = opened[0]
-    if given := next((name for name, value in (text if first.reads_images else images).items() if value), None):
-        reads = "images" if first.reads_images else "text"
-        raise UserError(
-            f"Cannot use {given} with {first.source}.",
-            f"This model reads {reads}.",
-            "Leave it out" + (", or give --images." if first.reads_images else "."),
-        )
-    if len({one.reads_images for one in opened}) > 1:
-        raise UserError(
-            f"Cannot measure {first.source} beside {against}.",
-            "One reads text, and the other images.",
-            "Name the teacher that the model was made of.",
-        )
-    if images["--images"] and against is None:
-        raise UserError(
-            f"Cannot measure {first.source} on images alone.",
-            "On images without labels a model is compared with its teacher.",
-            "Add --against TEACHER.",
-        )
-
-
-def _pictures(data: str, column: str, opened: Sequence[Opened]) -> list[Image.Image]:
-    """At most `IMAGES` images, evenly spaced."""
-    found = open_images(data, column, channels=opened[0].model.config.num_channels)
-    rows = range(0, len(found), max(1, -(-len(found) // IMAGES)))
-    pictures = [picture for row in rows if (picture := found.read(row)) is not None]
-    if len(pictures) < 3:
-        raise UserError(
-            f"Cannot measure on {data}: it holds {len(pictures)} images that can be decoded.",
-            "There must be at least three, so that there are similarities to compare.",
-            "Give more images.",
-        )
-    return pictures
-
-
-def _texts(data: str, column: str) -> list[str]:
-    most = 20 * BLOCKS
-    rows = open_text(data, column, stream=True)
-    found = [t for row in rows.take(most) if (t := row[column]) and t.strip()]
-    if len(found) < 3:
-        raise UserError(
-            f"Cannot measure on {data}: it holds {len(found)} texts.",
-            "There must be at least three, so that there are similarities to compare.",
-            "Give more text, one a line.",
-        )
-    return found

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression, LogisticRegressionCV, RidgeCV
+from sklearn.linear_model import LogisticRegression, RidgeCV
+from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -68,9 +69,8 @@ def _linear(task: Task, labels: Sequence[Any]) -> Pipeline:
         return make_pipeline(StandardScaler(), RidgeCV(1 / STRENGTHS))
     # each fold needs a row of each class; where one has a single row, nothing can be chosen
     folds = min(FOLDS, *Counter(labels).values())
-    options = {"max_iter": 1000}
-    best = LogisticRegressionCV(Cs=STRENGTHS, cv=folds, **options) if folds > 1 else LogisticRegression(**options)
-    return make_pipeline(StandardScaler(), best)
+    linear = LogisticRegression(max_iter=1000)
+    return make_pipeline(StandardScaler(), GridSearchCV(linear, {"C": STRENGTHS}, cv=folds) if folds > 1 else linear)
 
 
 def _features(model: Path | str, task: Task, rows: Dataset) -> NDArray[np.float32]:
