@@ -2,12 +2,13 @@
 machine's matrix products reach.
 
     pip install textbrewer==0.2.1.post1
-    python benchmarks/step.py [--shape bert-base] [--rounds 7]
+    python benchmarks/step.py [--shape bert-base] [--precisions bf16] [--rounds 7]
 
 Teacher: MiniLM with a masked-language-model head over its vocabulary of 30,522 tokens, or the shape of BERT-base.
 Batch 16 x 128 tokens, student at 1, 1/2 and 1/3 of the width. The reference is the step as one would write it at
 first: fp32, eager attention with all maps returned, logits at all positions, and 0/1 masks in place of cuts, so that
-its cost is the same at every width. Everyone has a process of their own and takes turns with the others.
+its cost is the same at every width. Everyone has a process of their own and takes turns with the others; all of them at once
+take 24 GB and more for the shape of BERT-base, and one precision without the peers half of that.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ def main() -> None:
     options.add_argument("--shape", choices=list(steps.WIDTHS), default="minilm")
     options.add_argument("--batch", type=int, default=16)
     options.add_argument("--length", type=int, default=128)
+    options.add_argument("--precisions", nargs="+", choices=("bf16", "fp32"), default=["bf16", "fp32"])
     options.add_argument("--alone", action="store_true", help="without the peers")
     chosen = options.parse_args()
     if chosen.shape != "minilm":
@@ -41,18 +43,20 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         teacher = steps.teacher_with_head(chosen.shape, Path(scratch) / "teacher")
         contenders, counted = {}, {}
-        for precision in ("bf16", "fp32"):
+        for precision in chosen.precisions:
             for name, target in widths.items():
                 key, recipe = f"ours, {precision}, width {name}", settings | {"precision": precision}
                 run = steps.ready(teacher, target, **recipe)
                 batch = steps.batch_of(run)
                 torch.save(batch, Path(scratch) / "batch.pt")
                 counted[key] = steps.operations(run, batch)
+                del run
                 contenders[key] = Contender(steps.ours, teacher, target, recipe, environment=OURS)
             dtype = torch.bfloat16 if precision == "bf16" else torch.float32
             contenders[f"products, {precision}"] = Contender(products, PRODUCT, dtype)
-        contenders["ours, bf16, width 1, scored"] = Contender(
-            steps.ours, teacher, "1.0", settings | {"precision": "bf16"}, True, environment=OURS
+        precision = chosen.precisions[0]
+        contenders[f"ours, {precision}, width 1, scored"] = Contender(
+            steps.ours, teacher, "1.0", settings | {"precision": precision}, True, environment=OURS
         )
         if not chosen.alone:
             contenders["reference"] = Contender(steps.reference, teacher, Path(scratch) / "batch.pt")
