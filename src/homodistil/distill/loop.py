@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import itertools
 import json
 import math
 import shutil
-import signal
-import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -26,15 +22,16 @@ from homodistil.compress.shrink import select
 from homodistil.distill import checkpoint
 from homodistil.distill.checkpoint import State
 from homodistil.distill.data import batches, heldout_batches
+from homodistil.distill.ending import full_disk_explained, refuse_nonfinite, stop_requested
 from homodistil.distill.heldout import measure
 from homodistil.distill.leaving import PROBES, all_but_one, descent
 from homodistil.distill.prepare import Run, prepare
 from homodistil.distill.student import save_student
-from homodistil.errors import RunStopped, UserError
+from homodistil.errors import RunStopped
 from homodistil.recipe import Optim, Recipe
 from homodistil.report.card import card
 from homodistil.report.live import Display
-from homodistil.rundir import RunDir, disk_failure, write_text
+from homodistil.rundir import RunDir, write_text
 
 SCORE_EVERY = 8
 """Steps between two measurements of importance while there is something to cut: a small part of the run even where a
@@ -81,9 +78,9 @@ def distil(
     if resume and all((run_dir.student(t) / "config.json").exists() for t in recipe.target):
         return _result(run_dir, recipe)
     display = display or Display.silent()
-    with _full_disk_explained(run_dir.path):
+    with full_disk_explained(run_dir.path):
         run = prepare(recipe, resume=resume, texts=texts)
-        with _stop_requested() as stop, display.showing(run.state.step, run.schedule.steps):
+        with stop_requested() as stop, display.showing(run.state.step, run.schedule.steps):
             if run.vocabulary is not None:
                 display.say(f"vocabulary: {len(run.vocabulary.rows):,} of {run.vocabulary.before:,} tokens")
             _train(run, display, stop)
@@ -223,7 +220,7 @@ def _learn(run: Run, batch: dict[str, Tensor], step: int, *, scored: bool) -> di
             mine = run.runner(state.student, batch)
         terms = run.objective.terms(mine, theirs, batch, descent(run))
     values = {name: term.item() for name, term in terms.items()}
-    _refuse_nonfinite(values, max(step, 0), run.dir)
+    refuse_nonfinite(values, max(step, 0), run.dir)
     if scored and state.importance.method == "output":
         # before the backward pass, which frees the graph
         scores = importance.output(
@@ -273,48 +270,6 @@ _FROM_MODEL = {
     "platon": importance.sensitivity,
     "magnitude": importance.magnitude,
 }
-
-
-def _refuse_nonfinite(terms: dict[str, float], step: int, run_dir: RunDir) -> None:
-    if wrong := [name for name, value in terms.items() if not math.isfinite(value)]:
-        raise UserError(
-            f"The {' and the '.join(wrong)} loss became {terms[wrong[0]]} at step {step}.",
-            "Losses must stay finite; the run has stopped before this step could change the student, and the last "
-            f"checkpoint in {run_dir.checkpoints} is whole.",
-            "Start a new run with a lower --optim.learning_rate, or with --precision fp32.",
-        )
-
-
-@contextlib.contextmanager
-def _stop_requested() -> Iterator[list[int]]:
-    """A list that the numbers of SIGTERM and SIGINT fall into, in place of what they would do, inside the block."""
-    seen: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield seen
-        return
-
-    def note(number: int, _: FrameType | None) -> None:
-        if seen:
-            # asked twice: whoever insists does not want to wait for the save
-            signal.default_int_handler(number, None)
-        seen.append(number)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield seen
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _full_disk_explained(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise disk_failure(path, error) from error
-        raise
 
 
 def _result(run_dir: RunDir, recipe: Recipe) -> Result:

@@ -1,0 +1,59 @@
+"""What ends a run early: a signal, a full disk, or a loss that is no number."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import math
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+from homodistil.errors import UserError
+from homodistil.rundir import RunDir, disk_failure
+
+
+def refuse_nonfinite(terms: dict[str, float], step: int, run_dir: RunDir) -> None:
+    """Raise UserError if a loss is no finite number."""
+    if wrong := [name for name, value in terms.items() if not math.isfinite(value)]:
+        raise UserError(
+            f"The {' and the '.join(wrong)} loss became {terms[wrong[0]]} at step {step}.",
+            "Losses must stay finite; the run has stopped before this step could change the student, and the last "
+            f"checkpoint in {run_dir.checkpoints} is whole.",
+            "Start a new run with a lower --optim.learning_rate, or with --precision fp32.",
+        )
+
+
+@contextlib.contextmanager
+def stop_requested() -> Iterator[list[int]]:
+    """A list that the numbers of SIGTERM and SIGINT fall into, in place of what they would do, inside the block."""
+    seen: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield seen
+        return
+
+    def note(number: int, _: FrameType | None) -> None:
+        if seen:
+            # asked twice: whoever insists does not want to wait for the save
+            signal.default_int_handler(number, None)
+        seen.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield seen
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def full_disk_explained(path: Path) -> Iterator[None]:
+    """Raise UserError in place of the system's error inside the block, if the disk under `path` is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise disk_failure(path, error) from error
+        raise
