@@ -20,7 +20,7 @@ from transformers import (
 
 from homodistil.compress.importance import magnitude
 from homodistil.compress.shrink import select
-from homodistil.distill import attention, losses, outputs
+from homodistil.distill import attention, kernels, losses, outputs
 from homodistil.distill.attention import IMPLEMENTATION, QueriesKeys, captured
 from homodistil.distill.data import batches
 from homodistil.distill.descent import opposite
@@ -198,10 +198,10 @@ def test_the_attention_loss_without_maps_equals_the_one_with_maps() -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("size", [1 << 24, 2 * 3 * 7 * 3, 1])
+@pytest.mark.parametrize("size", [1 << 24, 3 * 7 * 7, 3 * 7 * 2, 1])
 def test_attention_probabilities_in_blocks_equal_the_whole_map(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Value and gradients, with padding, however few queries are compared at a time."""
-    monkeypatch.setattr(losses, "MAP", size)
+    """Value and gradients, with padding, however many texts or few rows are compared at a time."""
+    monkeypatch.setattr(kernels, "CACHED", size)
     student, teacher = _layers(4, 0), _layers(6, 1)
     mask = torch.tensor([[1] * 7, [1] * 4 + [0] * 3])
     hidden = (mask == 0)[:, None, None]
@@ -215,6 +215,20 @@ def test_attention_probabilities_in_blocks_equal_the_whole_map(size: int, monkey
     torch.testing.assert_close(made, plain)
     inputs = [student.queries, student.keys]
     torch.testing.assert_close(torch.autograd.grad(made, inputs), torch.autograd.grad(plain, inputs))
+
+
+@pytest.mark.parametrize("loss", [losses.attention_scores, losses.attention_probabilities])
+def test_no_attention_loss_keeps_a_map_for_its_backward_pass(loss: Callable[..., Tensor]) -> None:
+    """What autograd holds on to grows with the length, not with its square."""
+    draw = torch.Generator().manual_seed(0)
+    student, teacher = (
+        QueriesKeys(*(torch.randn(1, 2, 512, 4, generator=draw, requires_grad=True) for _ in range(2)), 0.5)
+        for _ in range(2)
+    )
+    kept: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+        loss(student, teacher, torch.ones(1, 512, dtype=torch.long))
+    assert 0 < max(kept) <= student.queries.numel()
 
 
 def test_the_similarity_loss_equals_a_plain_loop() -> None:

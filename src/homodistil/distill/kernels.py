@@ -5,6 +5,8 @@ Both equal their plain formulas to rounding, and are exactly zero, gradients inc
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,8 +14,12 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from homodistil.distill.attention import QueriesKeys
+
 CACHED = 1 << 18
 """Numbers that a CPU handles at once: a megabyte, which its cache holds while several operations pass over it."""
+MAP = 1 << 24
+"""Attention probabilities that an accelerator handles at once."""
 
 
 def over_vocabulary(
@@ -40,6 +46,21 @@ def squared_distance(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
         mask: 1 for tokens that count, (batch, seq).
     """
     distance: Tensor = _SquaredDistance.apply(student, teacher, mask)  # type: ignore[no-untyped-call]
+    return distance
+
+
+def map_distance(student: QueriesKeys, teacher: QueriesKeys, mask: Tensor) -> Tensor:
+    """Sum over heads and pairs of tokens of the squared differences between two layers' attention probabilities.
+
+    No map stands in memory whole, and none is kept or made again for the backward pass: the gradients of queries and
+    keys are summed up on the way, a block of maps after the other.
+
+    Args:
+        student: with as many heads as the teacher has.
+        teacher: it gets no gradient.
+        mask: 1 for tokens that count, (batch, seq); a sequence needs one.
+    """
+    distance: Tensor = _MapDistance.apply(*student[:2], *teacher[:2], student.scaling, teacher.scaling, mask)  # type: ignore[no-untyped-call]
     return distance
 
 
@@ -101,6 +122,54 @@ class _SquaredDistance(Function):
         difference, mask, count = ctx.saved_tensors
         scale = 2 * of_distance / count * mask[..., None]
         return difference * scale.to(difference.dtype), None, None
+
+
+class _MapDistance(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, q_s: Tensor, k_s: Tensor, q_t: Tensor, k_t: Tensor, scale_s: float, scale_t: float, mask: Tensor
+    ) -> Tensor:
+        learns = any(ctx.needs_input_grad)
+        of_queries, of_keys = (
+            torch.zeros(x.shape if learns else 0, dtype=torch.float32, device=x.device) for x in (q_s, k_s)
+        )
+        total = q_s.new_zeros((), dtype=torch.float32)
+        for texts, rows in _blocks(q_s):
+            hidden = mask[texts, None, None, :] == 0
+            queries, keys = q_s[texts, :, rows], k_s[texts]
+            p_s = _probabilities(queries, keys, scale_s, hidden)
+            difference = p_s - _probabilities(q_t[texts, :, rows], k_t[texts], scale_t, hidden)
+            difference *= mask[texts, None, rows, None]
+            total += difference.square().sum()
+            if learns:
+                # through the softmax; its factor 2 and the scale wait until the sums are whole
+                difference -= (difference * p_s).sum(-1, keepdim=True)
+                of_scores = p_s.mul_(difference).to(keys.dtype)
+                of_queries[texts, :, rows] = of_scores @ keys
+                of_keys[texts] += of_scores.transpose(-1, -2) @ queries
+        ctx.save_for_backward(*((2 * scale_s * g).to(x.dtype) for g, x in ((of_queries, q_s), (of_keys, k_s))))
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_distance: Tensor) -> tuple[Tensor | None, ...]:
+        of_queries, of_keys = ctx.saved_tensors
+        return of_queries * of_distance, of_keys * of_distance, None, None, None, None, None
+
+
+def _probabilities(queries: Tensor, keys: Tensor, scale: float, hidden: Tensor) -> Tensor:
+    scores = (queries @ keys.transpose(-1, -2)).float()
+    return scores.mul_(scale).masked_fill_(hidden, -math.inf).softmax(-1)
+
+
+def _blocks(queries: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Texts and rows of their maps that are handled at once: several short texts, or some rows of a long one."""
+    batch, heads, seq, _ = queries.shape
+    most = CACHED if queries.device.type == "cpu" else MAP
+    texts, rows = max(1, most // (heads * seq * seq)), min(seq, max(1, most // (heads * seq)))
+    for text in range(0, batch, texts):
+        for row in range(0, seq, rows):
+            yield slice(text, text + texts), slice(row, row + rows)
 
 
 def _tempered(logits: Tensor, temperature: float) -> Tensor:

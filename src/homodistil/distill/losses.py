@@ -6,8 +6,6 @@ Shapes: batch, seq, heads; `wide` is the teacher's hidden width, `narrow` the st
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -15,11 +13,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from homodistil.distill.attention import QueriesKeys
-from homodistil.distill.kernels import over_vocabulary, squared_distance
+from homodistil.distill.kernels import map_distance, over_vocabulary, squared_distance
 from homodistil.distill.outputs import TokenPredictions
-
-MAP = 1 << 24
-"""Attention probabilities that are compared at once at most."""
 
 
 def tokens(
@@ -134,37 +129,10 @@ def attention_scores(student: QueriesKeys, teacher: QueriesKeys, mask: Int[Tenso
 def attention_probabilities(
     student: QueriesKeys, teacher: QueriesKeys, mask: Int[Tensor, "batch seq"]
 ) -> Float[Tensor, ""]:
-    """MSE(A_t, A_s) of the probabilities after the softmax, over heads and pairs of tokens.
-
-    Blocks of queries are compared one after the other, and again in the backward pass, so that maps of `MAP` numbers
-    stand in memory at most.
-    """
-
-    def block(*queries_keys: Tensor, rows: slice) -> Tensor:
-        q_s, k_s, q_t, k_t = queries_keys
-        p_s = _probabilities(q_s[:, :, rows], k_s, student.scaling, mask)
-        p_t = _probabilities(q_t[:, :, rows], k_t, teacher.scaling, mask)
-        pairs = mask[:, None, rows, None] * mask[:, None, None, :]
-        return ((p_s - p_t).square() * pairs).sum()
-
-    batch, heads, seq, _ = student.queries.shape
-    size = max(1, MAP // (batch * heads * seq))
-    inputs = (student.queries, student.keys, teacher.queries, teacher.keys)
-    sums = []
-    for at in range(0, seq, size):
-        rows = slice(at, at + size)
-        if size >= seq or not torch.is_grad_enabled():
-            sums.append(block(*inputs, rows=rows))
-        else:
-            sums.append(checkpoint(block, *inputs, rows=rows, use_reentrant=False))
-    pairs = mask.sum(-1).float().square().sum()
-    return torch.stack(sums).sum() / (pairs * heads)
+    """MSE(A_t, A_s) of the probabilities after the softmax, over heads and pairs of tokens."""
+    pairs = mask.sum(-1).float().square().sum() * student.queries.shape[1]
+    return map_distance(student, teacher, mask) / pairs
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:
     return a.transpose(-1, -2) @ b
-
-
-def _probabilities(queries: Tensor, keys: Tensor, scaling: float, mask: Tensor) -> Tensor:
-    scores = (queries @ keys.transpose(-1, -2)).float() * scaling
-    return scores.masked_fill(mask[:, None, None, :] == 0, -math.inf).softmax(-1)
