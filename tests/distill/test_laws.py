@@ -221,12 +221,15 @@ def test_attention_probabilities_in_blocks_equal_the_whole_map(size: int, monkey
 def test_no_attention_loss_keeps_a_map_for_its_backward_pass(loss: Callable[..., Tensor]) -> None:
     """What autograd holds on to grows with the length, not with its square."""
     draw = torch.Generator().manual_seed(0)
-    student, teacher = (
-        QueriesKeys(*(torch.randn(1, 2, 512, 4, generator=draw, requires_grad=True) for _ in range(2)), 0.5)
-        for _ in range(2)
-    )
+    q_s, k_s, q_t, k_t = (torch.randn(1, 2, 512, 4, generator=draw, requires_grad=True) for _ in range(4))
+    student, teacher = QueriesKeys(q_s, k_s, 0.5), QueriesKeys(q_t, k_t, 0.5)
     kept: list[int] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+
+    def noted(x: Tensor) -> Tensor:
+        kept.append(x.numel())
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(noted, lambda x: x):
         loss(student, teacher, torch.ones(1, 512, dtype=torch.long))
     assert 0 < max(kept) <= student.queries.numel()
 
