@@ -40,6 +40,17 @@ _PATCHES = {k: _COMMON[k] for k in ("hidden_size", "num_hidden_layers", "num_att
     "initializer_range": 0.2,
     "num_labels": 5,
 }
+# as DeBERTa v3 is made
+_DEBERTA: dict[str, Any] = _COMMON | {
+    "relative_attention": True,
+    "position_buckets": 8,
+    "norm_rel_ebd": "layer_norm",
+    "share_att_key": True,
+    "pos_att_type": "p2c|c2p",
+    "position_biased_input": False,
+}
+# as v2 is, with all that v3 leaves out
+_DEBERTA_V2 = _DEBERTA | {"conv_kernel_size": 3, "attention_head_size": 12, "type_vocab_size": 2}
 
 
 def _modernbert(**changes: Any) -> hf.ModernBertConfig:
@@ -70,6 +81,13 @@ FAMILIES: dict[str, Make] = {
     "ALBERT": (hf.AlbertForMaskedLM, hf.AlbertConfig, _COMMON | {"embedding_size": 20, "num_hidden_layers": 3}),
     "ModernBERT": (hf.ModernBertForMaskedLM, _modernbert, {}),
     "EuroBERT": (hf.EuroBertForMaskedLM, hf.EuroBertConfig, _GROUPED | {"head_dim": 16, "mask_token_id": 1}),
+    "DeBERTa": (hf.DebertaV2ForMaskedLM, hf.DebertaV2Config, _DEBERTA),
+    "DeBERTa v2": (hf.DebertaV2ForMaskedLM, hf.DebertaV2Config, _DEBERTA_V2),
+    "DeBERTa of own distances": (
+        hf.DebertaV2ForMaskedLM,
+        hf.DebertaV2Config,
+        _DEBERTA | {"share_att_key": False, "position_biased_input": True},
+    ),
     "GPT-2": (hf.GPT2LMHeadModel, _gpt2, {}),
     "OPT": (hf.OPTForCausalLM, hf.OPTConfig, _OPT),
     "GPT-NeoX": (hf.GPTNeoXForCausalLM, hf.GPTNeoXConfig, _COMMON),
@@ -100,6 +118,10 @@ OTHERS: dict[str, Make] = {
     "ModernBERT encoder": (hf.ModernBertModel, _modernbert, {}),
     "ModernBERT sequence": (hf.ModernBertForSequenceClassification, _modernbert, {}),
     "ModernBERT token": (hf.ModernBertForTokenClassification, _modernbert, {}),
+    "DeBERTa encoder": (hf.DebertaV2Model, hf.DebertaV2Config, _DEBERTA),
+    "DeBERTa sequence": (hf.DebertaV2ForSequenceClassification, hf.DebertaV2Config, _DEBERTA),
+    "DeBERTa token": (hf.DebertaV2ForTokenClassification, hf.DebertaV2Config, _DEBERTA),
+    "DeBERTa question": (hf.DebertaV2ForQuestionAnswering, hf.DebertaV2Config, _DEBERTA),
     "GPT-2 encoder": (hf.GPT2Model, _gpt2, {}),
     "Llama encoder": (hf.LlamaModel, hf.LlamaConfig, _GROUPED),
     "Llama sequence": (hf.LlamaForSequenceClassification, hf.LlamaConfig, _GROUPED),

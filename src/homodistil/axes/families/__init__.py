@@ -1,6 +1,7 @@
 """The families of models that can be cut: names of parameters, modules and configuration keys, and nothing else."""
 
 from homodistil.axes.families.decoders import EUROBERT, GPT2, LLAMA, NEOX, OPT
+from homodistil.axes.families.deberta import DEBERTA, DEBERTA_OWN
 from homodistil.axes.families.encoders import BERT, DISTILBERT, ELECTRA, ELECTRA_SMALL, MODERNBERT, ROBERTA
 from homodistil.axes.families.family import Family
 from homodistil.axes.families.own import read_family, register, registered
@@ -9,6 +10,7 @@ from homodistil.axes.families.vision import DEIT, VIT
 
 FAMILIES: tuple[Family, ...] = (
     *(BERT, ROBERTA, ELECTRA, ELECTRA_SMALL, DISTILBERT, MPNET, ALBERT, MODERNBERT, EUROBERT),
+    *(DEBERTA, DEBERTA_OWN),
     *(GPT2, OPT, NEOX, LLAMA),
     *(VIT, DEIT),
 )

@@ -29,6 +29,8 @@ class Family:
         pooler: the module that pools a sequence into one vector.
         once: rows whose module runs once a sequence and not once a token.
         once_with_pooler: the same, where there is a pooler.
+        distances: rows that project embeddings of distances, whose axis is called `distance`, once a sequence; every
+            token is compared with what they make. Those that are not in `once` project tokens as well.
         lm_head: modules that turn hidden states into logits over the vocabulary, in the order in which they run.
         offset: positions that the embeddings have and no token can take.
         shared: the beginning of the names of parameters that all layers share: each is there once, and computed with
@@ -54,6 +56,7 @@ class Family:
     pooler: str | None = None
     once: tuple[str, ...] = ()
     once_with_pooler: tuple[str, ...] = ()
+    distances: tuple[str, ...] = ()
     lm_head: tuple[str, ...] = ()
     offset: int = 0
     shared: str = ""

@@ -83,7 +83,11 @@ def check(family: Family) -> None:
     if family.class_tokens and "position" not in axes:
         raise _unfit(family, "class_tokens is given.", "An axis `position` must be there to count patches by.")
     patterns = {row.pattern for text in (family.rows, *family.heads.values()) for row in parse_table(text)}
-    for rule, named in (("queries", family.queries), ("once", (*family.once, *family.once_with_pooler))):
+    for rule, named in (
+        ("queries", family.queries),
+        ("once", (*family.once, *family.once_with_pooler)),
+        ("distances", family.distances),
+    ):
         if strange := sorted({n for pattern in named for n in expand_braces(pattern)} - patterns):
             raise _unfit(family, f"{rule} names {strange[0]}, for which there is no row.", "It must be a row's name.")
 
