@@ -51,6 +51,14 @@ _DEBERTA: dict[str, Any] = _COMMON | {
 }
 # as v2 is, with all that v3 leaves out
 _DEBERTA_V2 = _DEBERTA | {"conv_kernel_size": 3, "attention_head_size": 12, "type_vocab_size": 2}
+# caps that bend what these tiny models say
+_GEMMA_2 = _GROUPED | {
+    "head_dim": 16,
+    "query_pre_attn_scalar": 10,
+    "sliding_window": 4,
+    "attn_logit_softcapping": 2.0,
+    "final_logit_softcapping": 5.0,
+}
 
 
 def _modernbert(**changes: Any) -> hf.ModernBertConfig:
@@ -96,6 +104,9 @@ FAMILIES: dict[str, Make] = {
     "Mistral": (hf.MistralForCausalLM, hf.MistralConfig, _GROUPED),
     "Qwen2": (hf.Qwen2ForCausalLM, hf.Qwen2Config, _GROUPED),
     "Qwen3": (hf.Qwen3ForCausalLM, hf.Qwen3Config, _GROUPED | {"head_dim": 16}),
+    "Gemma": (hf.GemmaForCausalLM, hf.GemmaConfig, _GROUPED | {"head_dim": 16}),
+    "Gemma2": (hf.Gemma2ForCausalLM, hf.Gemma2Config, _GEMMA_2),
+    "Gemma3": (hf.Gemma3ForCausalLM, hf.Gemma3TextConfig, _GEMMA_2 | {"final_logit_softcapping": None}),
     "ViT": (hf.ViTForImageClassification, hf.ViTConfig, _PATCHES),
     "DeiT": (hf.DeiTForImageClassificationWithTeacher, hf.DeiTConfig, _PATCHES),
 }
@@ -125,6 +136,13 @@ OTHERS: dict[str, Make] = {
     "GPT-2 encoder": (hf.GPT2Model, _gpt2, {}),
     "Llama encoder": (hf.LlamaModel, hf.LlamaConfig, _GROUPED),
     "Llama sequence": (hf.LlamaForSequenceClassification, hf.LlamaConfig, _GROUPED),
+    "Gemma with a head of its own": (
+        hf.GemmaForCausalLM,
+        hf.GemmaConfig,
+        _GROUPED | {"head_dim": 16, "tie_word_embeddings": False},
+    ),
+    "Gemma encoder": (hf.GemmaModel, hf.GemmaConfig, _GROUPED | {"head_dim": 16}),
+    "Gemma sequence": (hf.GemmaForSequenceClassification, hf.GemmaConfig, _GROUPED | {"head_dim": 16}),
     "ViT encoder": (hf.ViTModel, hf.ViTConfig, _PATCHES),
     "ViT without biases": (hf.ViTForImageClassification, hf.ViTConfig, _PATCHES | {"qkv_bias": False}),
     "DeiT encoder": (hf.DeiTModel, hf.DeiTConfig, _PATCHES),
