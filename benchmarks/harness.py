@@ -44,6 +44,8 @@ class Contender:
         os.environ.update(environment or {})
         self._process = context.Process(target=_answer, args=(make, arguments, theirs), daemon=True)
         self._process.start()
+        # held open here, it would keep us waiting for a process that has died
+        theirs.close()
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
         self._pipe.recv()

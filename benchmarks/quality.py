@@ -33,6 +33,7 @@ from homodistil.evaluate.agreement import agreement
 from homodistil.evaluate.finetune import defaults, finetune, hidden_size
 from homodistil.evaluate.language import blocks, masked_predictions
 from homodistil.evaluate.models import open_model
+from homodistil.evaluate.probe import probe
 from homodistil.evaluate.records import machine
 from homodistil.evaluate.similarity import judged_pairs
 from homodistil.evaluate.tasks import TASKS, open_task
@@ -219,6 +220,13 @@ def fine_tuned(run: Run, task: str, data: Path, work: Path, limit: int) -> dict[
     return {"values": values, "seconds": round(time.perf_counter() - started, 1), "settings": asdict(settings)}
 
 
+def probed(run: Run, task: str, data: Path, work: Path, limit: int) -> dict[str, Any]:
+    """One task learnt by a linear model on the frozen embeddings of one student."""
+    started = time.perf_counter()
+    values = probe(work / f"{run.name}-student", open_task(task, data, limit=limit))
+    return {"values": values, "seconds": round(time.perf_counter() - started, 1)}
+
+
 def work_through(options: argparse.Namespace) -> None:
     """Do what has not been done, and is not being done by another process."""
     data, work, results = options.data_dir.resolve(), options.work.resolve(), options.results
@@ -227,6 +235,9 @@ def work_through(options: argparse.Namespace) -> None:
     torch.set_num_threads(options.threads)
     for run in runs(options):
         jobs: dict[str, Callable[[], dict[str, Any]]] = {"distil": lambda run=run: one(run, data, work)}  # type: ignore[misc]
+        if options.probes:
+            for name, task in tasks_of(run, data, work).items():
+                jobs[f"{name} probe"] = lambda run=run, task=task: probed(run, task, data, work, options.limit)  # type: ignore[misc]
         if options.tasks:
             for name, task in tasks_of(run, data, work).items():
                 jobs[name] = lambda run=run, task=task: fine_tuned(run, task, data, work, options.limit)  # type: ignore[misc]
@@ -300,6 +311,7 @@ def main() -> None:
     parser.add_argument("--tokens", default="1M")
     parser.add_argument("--threads", type=int, default=1, help="of each process; start one process a core")
     parser.add_argument("--tasks", action="store_true", help="fine-tune as well")
+    parser.add_argument("--probes", action="store_true", help="fit linear models on frozen embeddings as well")
     parser.add_argument("--limit", type=int, default=10_000, help="rows that a task is learnt from at most")
     options = parser.parse_args()
     work_through(options) if options.verb == "run" else table(options.results)

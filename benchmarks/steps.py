@@ -53,7 +53,9 @@ def teacher_of_shape(folder: Path, **sizes: int) -> Path:
 
 def _saved(model: PreTrainedModel, folder: Path) -> Path:
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(fetch("minilm")).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(fetch("minilm"))
+    tokenizer.model_max_length = model.config.max_position_embeddings
+    tokenizer.save_pretrained(folder)
     return folder
 
 

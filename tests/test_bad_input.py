@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -245,3 +246,10 @@ def test_a_plan_needs_no_weights(save_teacher: Callable[..., Path]) -> None:
     (folder / "model.safetensors").unlink()
     teacher, targets = homodistil.plan(folder, "0.5")
     assert targets[0].parameters < teacher.parameters
+
+
+def test_a_refusal_says_the_same_in_another_process() -> None:
+    refusal = UserError("Cannot do it.", "It must be so.", "Do that.")
+    there = pickle.loads(pickle.dumps(refusal))
+    assert str(there) == str(refusal)
+    assert (there.refused, there.rule, there.remedy) == (refusal.refused, refusal.rule, refusal.remedy)

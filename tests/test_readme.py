@@ -22,7 +22,7 @@ def test_commands_of_the_readme_run(encoder: Path, corpus: Path, tmp_path: Path,
                                     capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
     """Each `homodistil` line, with a tiny teacher and budgets that fit it."""
     monkeypatch.chdir(tmp_path)
-    commands = re.findall(r"^    (?:\$ )?homodistil (.+)$", README, re.MULTILINE)
+    commands = re.findall(r"^    (?:\$ )?homodistil (.+)$", README.replace("\\\n", " "), re.MULTILINE)
     assert [c.split()[0] for c in commands] == ["plan", "distil", "distil", "trim", "evaluate", "report", "families"]
     rows = [{"text": f"the {a} man sees a {b} cat", "label": a} for a in ("old", "big") for b in ("red", "blue")] * 4
     (tmp_path / "reviews.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

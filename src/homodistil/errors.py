@@ -21,6 +21,10 @@ class UserError(ValueError):
         super().__init__("\n".join((refused, rule, remedy)))
         self.refused, self.rule, self.remedy = refused, rule, remedy
 
+    def __reduce__(self) -> tuple[type[UserError], tuple[str, str, str]]:
+        # otherwise it is made anew from its message alone, and what a process for text refuses ends in a TypeError
+        return type(self), (self.refused, self.rule, self.remedy)
+
 
 class RunStopped(Exception):  # noqa: N818 - a stop that was asked for is no error
     """A run that was asked to stop, has saved itself, and can be resumed.

@@ -39,12 +39,13 @@ def test_everything_is_measured_for_model_and_teacher_and_never_twice(
     student = tmp_path / "student"
     shutil.copytree(masked_lm, student)
     words = ["evaluate", student, "--against", masked_lm, "--tasks", "sst2,stsb", "--pairs", "stsb", "--text", corpus]
+    words += ["--probes", "sst2,stsb"]
     words += ["--data-dir", tasks, "--seeds", "2", "--lengths", "8", "--json", tmp_path / "numbers.json"]
     assert main([str(w) for w in words]) == 0
     shown = capsys.readouterr()
     records = json.loads((tmp_path / "numbers.json").read_text())["records"]
     measures = {(r["measure"], r["role"]) for r in records}
-    for measure in ("size", "language", "stsb pairs", "sst2", "stsb", "speed at 8 tokens"):
+    for measure in ("size", "language", "stsb pairs", "sst2 probe", "stsb probe", "sst2", "stsb", "speed at 8 tokens"):
         assert {(measure, "model"), (measure, "teacher")} <= measures
     assert ("agreement with the teacher", "model") in measures
     assert sum(r["measure"] == "sst2" for r in records) == 4

@@ -24,12 +24,18 @@ def evaluate(words: list[str]) -> None:
         default=[],
         help="compare pairs by similarity, without fine-tuning: stsb, or a file",
     )
+    add(
+        "--probes",
+        type=_names,
+        default=[],
+        help="learn these tasks by a linear model on frozen embeddings: names of GLUE, or own files",
+    )
     add("--text", help="plain text that it did not learn from: language modelling, agreement with the teacher")
     add("--images", help="images that it did not learn from, a folder or a dataset: agreement with the teacher")
     add("--data-dir", help="where the tasks lie, as NAME/train.jsonl or glue/NAME/train.jsonl (default: the hub)")
     add("--seeds", type=int, default=3, help="how often each task is learnt (default: 3)")
     add("--grid", action="store_true", help="choose the learning rate on training rows that are held out")
-    add("--limit", type=int, help="learn each task from that many rows at most")
+    add("--limit", type=int, help="learn each task and probe from that many rows at most")
     add("--columns", type=_names, default=[], help="the text columns of one's own tasks")
     add("--label", default="label", help="the label's column of one's own tasks (default: label)")
     add("--text-column", default="text", help="the column of --text, where it has columns (default: text)")
@@ -57,6 +63,7 @@ def evaluate(words: list[str]) -> None:
         options.model,
         tasks=options.tasks,
         pairs=options.pairs,
+        probes=options.probes,
         text=options.text,
         images=options.images,
         data_dir=options.data_dir,

@@ -15,9 +15,10 @@ from homodistil.evaluate import finetune, speed
 from homodistil.evaluate.agreement import agreement, image_agreement
 from homodistil.evaluate.language import blocks, language
 from homodistil.evaluate.models import Opened, open_model, transformer_folder
+from homodistil.evaluate.probe import probe, refuse_spans
 from homodistil.evaluate.records import Record, Records, digest, identity
 from homodistil.evaluate.similarity import judged_pairs
-from homodistil.evaluate.tasks import open_task
+from homodistil.evaluate.tasks import Splits, open_task
 from homodistil.images import open_images
 from homodistil.text import open_text
 
@@ -36,6 +37,7 @@ def evaluate(
     *,
     tasks: Sequence[str] = (),
     pairs: Sequence[str] = (),
+    probes: Sequence[str] = (),
     text: str | None = None,
     images: str | None = None,
     data_dir: str | None = None,
@@ -60,13 +62,14 @@ def evaluate(
         model: a folder or hub name that `from_pretrained` opens.
         tasks: to fine-tune on: names of `tasks.TASKS`, or files or folders of one's own.
         pairs: tasks whose pairs are compared by cosine similarity, without fine-tuning, such as `stsb`.
+        probes: tasks that a linear model learns on frozen embeddings.
         text: plain text that the model was not distilled on: language modelling, and agreement with the teacher.
         images: a folder or dataset of images that it was not distilled on, for models of images: agreement.
         data_dir: where the tasks lie; the hub by default.
         against: the teacher, which is measured alike.
         seeds: how often each task is learnt.
         grid: choose the learning rate of each task and model on training rows that are held out.
-        limit: learn each task from that many rows at most.
+        limit: learn each task and probe from that many rows at most.
         columns: the text columns of one's own tasks.
         label: the label's column of one's own tasks.
         text_column: the text's column.
@@ -89,10 +92,15 @@ def evaluate(
     names = [model, *([against] if against else [])]
     folder = Path(data_dir).expanduser() if data_dir else None
     opened = [open_model(name, trust_remote_code=trust_remote_code) for name in names]
-    _refuse_other_data(opened, {"--tasks": tasks, "--pairs": pairs, "--text": text}, {"--images": images}, against)
+    _refuse_other_data(
+        opened, {"--tasks": tasks, "--pairs": pairs, "--probes": probes, "--text": text}, {"--images": images}, against
+    )
     own = {"columns": columns, "label": label}
     labelled = {name: open_task(name, folder, limit=limit, **own) for name in tasks}  # type: ignore[arg-type]
     paired = {name: open_task(name, folder, **own) for name in pairs}  # type: ignore[arg-type]
+    probed = {name: open_task(name, folder, limit=limit, **own) for name in probes}  # type: ignore[arg-type]
+    for splits in probed.values():
+        refuse_spans(splits.task)
     for name, splits in paired.items():
         if splits.task.labels != "number" or len(splits.task.columns) != 2:
             raise UserError(
@@ -133,9 +141,16 @@ def evaluate(
                         "spearman": judged_pairs(str(Path(source).expanduser()), task, rows)
                     },
                 )
+    for name, splits in probed.items():
+        for source in names:
+            records.measure(
+                source,
+                f"{splits.task.name} probe",
+                _data_of(name, splits),
+                lambda source=source, splits=splits: probe(str(Path(source).expanduser()), splits),  # type: ignore[misc]
+            )
     for name, splits in labelled.items():
-        whole = itertools.chain(splits.train, *splits.evaluated.values())
-        data = {"data": name, "rows": len(splits.train), "digest": digest(whole)}
+        data = _data_of(name, splits)
         for source, one in zip(names, opened, strict=True):
             path = Path(transformer_folder(source))
             settings = finetune.defaults(splits.task, len(splits.train), one.model.config.hidden_size)
@@ -164,6 +179,11 @@ def evaluate(
     if time:
         _measure_speed(records, opened, lengths, threads)
     return records.used
+
+
+def _data_of(name: str, splits: Splits) -> dict[str, object]:
+    whole = itertools.chain(splits.train, *splits.evaluated.values())
+    return {"data": name, "rows": len(splits.train), "digest": digest(whole)}
 
 
 def _measure_text(records: Records, opened: Sequence[Opened], texts: list[str]) -> None:

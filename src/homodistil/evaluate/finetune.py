@@ -26,7 +26,7 @@ from transformers import (
 
 from homodistil.errors import UserError
 from homodistil.evaluate import squad
-from homodistil.evaluate.metrics import glue_score, score
+from homodistil.evaluate.metrics import score, summary
 from homodistil.evaluate.tasks import Splits, Task
 
 GRID = (3e-5, 1e-4, 3e-4)
@@ -124,12 +124,7 @@ def finetune(
         for split, logits in answers.items():
             predicted = logits[:, 0] if task.labels == "number" else logits.argmax(-1)
             per_split[split] = score(task, predicted, np.asarray(evaluated[split]["labels"]))
-    flat = {
-        (name if len(per_split) == 1 else f"{split}/{name}"): value
-        for split, values in per_split.items()
-        for name, value in values.items()
-    }
-    return {**flat, "score": glue_score(task, per_split)}
+    return summary(task, per_split)
 
 
 _PROBLEM = {"classes": "single_label_classification", "number": "regression"}

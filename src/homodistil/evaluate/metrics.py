@@ -46,3 +46,13 @@ def glue_score(task: Task, splits: Mapping[str, Mapping[str, float]]) -> float:
     """One number for a task: the mean of its metrics and splits, times 100; of `r2` and `mae` the first alone."""
     counted = task.metrics[:1] if "mae" in task.metrics else task.metrics
     return 100 * float(np.mean([values[name] for values in splits.values() for name in counted]))
+
+
+def summary(task: Task, splits: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """All metrics in one mapping, named by their split where there are several, and the task's `score`."""
+    flat = {
+        (name if len(splits) == 1 else f"{split}/{name}"): value
+        for split, values in splits.items()
+        for name, value in values.items()
+    }
+    return {**flat, "score": glue_score(task, splits)}

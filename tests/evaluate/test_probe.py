@@ -1,0 +1,77 @@
+"""A probe learns what embeddings tell, and no more."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset
+
+from conftest import WORDS
+from homodistil.errors import UserError
+from homodistil.evaluate.evaluation import evaluate
+from homodistil.evaluate.probe import probe
+from homodistil.evaluate.tasks import Splits, Task
+
+
+def _rows(count: int, seed: int, label: Any) -> Dataset:
+    draw = random.Random(seed)
+    texts = [(" ".join(draw.choices(WORDS, k=4)), " ".join(draw.choices(WORDS, k=4))) for _ in range(count)]
+    columns = {"one": [a for a, _ in texts], "other": [b for _, b in texts]}
+    return Dataset.from_dict({**columns, "label": [label(a, b) for a, b in texts]})
+
+
+def _splits(label: Any, *columns: str, **task: Any) -> Splits:
+    values = {"name": "own", "columns": columns, "labels": "classes", "metrics": ("accuracy",), **task}
+    return Splits(Task(**values), _rows(400, 0, label), {"validation": _rows(100, 1, label)})
+
+
+def test_a_word_that_an_embedding_tells_is_found_and_the_same_each_time(encoder: Path) -> None:
+    """Whether a text has a cat; labels may be words."""
+    splits = _splits(lambda a, _: "cat" if "cat" in a.split() else "none", "one")
+    first, second = (probe(encoder, splits) for _ in range(2))
+    assert first["accuracy"] > 0.9
+    assert first["score"] == pytest.approx(100 * first["accuracy"])
+    assert first == second
+
+
+def test_labels_that_no_text_tells_are_not_found(encoder: Path) -> None:
+    """Coins thrown after the text was written are guessed half of the time."""
+    coin = random.Random(2)
+    assert probe(encoder, _splits(lambda a, b: coin.random() < 0.5, "one"))["accuracy"] < 0.65
+
+
+def test_numbers_of_pairs_are_told_by_both_texts(encoder: Path) -> None:
+    """How many words two texts have in common follows from their features, however they are ordered."""
+
+    def shared(a: str, b: str) -> float:
+        return float(len(set(a.split()) & set(b.split())))
+
+    options: dict[str, Any] = {"labels": "number", "metrics": ("pearson", "spearman")}
+    both = probe(encoder, _splits(shared, "one", "other", **options))
+    assert both["pearson"] > 0.5
+    assert probe(encoder, _splits(shared, "other", "one", **options)) == pytest.approx(both, abs=0.02)
+
+
+def test_a_class_with_a_single_row_is_no_obstacle(encoder: Path) -> None:
+    """Nothing can be chosen by cross-validation then, and the probe is fitted all the same."""
+    splits = _splits(lambda a, _: "cat" in a.split(), "one")
+    rows = splits.train.to_list()
+    alone = [next(r for r in rows if r["label"]), *[r for r in rows if not r["label"]]]
+    made = probe(encoder, Splits(splits.task, Dataset.from_list(alone), splits.evaluated))
+    assert 0 < made["accuracy"] < 1
+
+
+def test_spans_are_refused_before_anything_is_measured(encoder: Path, tmp_path: Path) -> None:
+    """The place of an answer is in no embedding of a whole text."""
+    answer = {"text": ["cat"], "answer_start": [0]}
+    rows = [{"question": "what", "context": "cat house", "answers": answer}] * 4
+    for split in ("train", "validation"):
+        (tmp_path / "squad").mkdir(exist_ok=True)
+        Dataset.from_list(rows).to_json(tmp_path / "squad" / f"{split}.jsonl")
+    said: list[str] = []
+    with pytest.raises(UserError, match="Cannot probe squad"):
+        evaluate(str(encoder), probes=["squad"], data_dir=str(tmp_path), say=said.append)
+    assert said == []
