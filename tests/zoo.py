@@ -40,6 +40,25 @@ _PATCHES = {k: _COMMON[k] for k in ("hidden_size", "num_hidden_layers", "num_att
     "initializer_range": 0.2,
     "num_labels": 5,
 }
+# as DeBERTa v3 is made
+_DEBERTA: dict[str, Any] = _COMMON | {
+    "relative_attention": True,
+    "position_buckets": 8,
+    "norm_rel_ebd": "layer_norm",
+    "share_att_key": True,
+    "pos_att_type": "p2c|c2p",
+    "position_biased_input": False,
+}
+# as v2 is, with all that v3 leaves out
+_DEBERTA_V2 = _DEBERTA | {"conv_kernel_size": 3, "attention_head_size": 12, "type_vocab_size": 2}
+# caps that bend what these tiny models say
+_GEMMA_2 = _GROUPED | {
+    "head_dim": 16,
+    "query_pre_attn_scalar": 10,
+    "sliding_window": 4,
+    "attn_logit_softcapping": 2.0,
+    "final_logit_softcapping": 5.0,
+}
 
 
 def _modernbert(**changes: Any) -> hf.ModernBertConfig:
@@ -70,6 +89,13 @@ FAMILIES: dict[str, Make] = {
     "ALBERT": (hf.AlbertForMaskedLM, hf.AlbertConfig, _COMMON | {"embedding_size": 20, "num_hidden_layers": 3}),
     "ModernBERT": (hf.ModernBertForMaskedLM, _modernbert, {}),
     "EuroBERT": (hf.EuroBertForMaskedLM, hf.EuroBertConfig, _GROUPED | {"head_dim": 16, "mask_token_id": 1}),
+    "DeBERTa": (hf.DebertaV2ForMaskedLM, hf.DebertaV2Config, _DEBERTA),
+    "DeBERTa v2": (hf.DebertaV2ForMaskedLM, hf.DebertaV2Config, _DEBERTA_V2),
+    "DeBERTa of own distances": (
+        hf.DebertaV2ForMaskedLM,
+        hf.DebertaV2Config,
+        _DEBERTA | {"share_att_key": False, "position_biased_input": True},
+    ),
     "GPT-2": (hf.GPT2LMHeadModel, _gpt2, {}),
     "OPT": (hf.OPTForCausalLM, hf.OPTConfig, _OPT),
     "GPT-NeoX": (hf.GPTNeoXForCausalLM, hf.GPTNeoXConfig, _COMMON),
@@ -78,6 +104,9 @@ FAMILIES: dict[str, Make] = {
     "Mistral": (hf.MistralForCausalLM, hf.MistralConfig, _GROUPED),
     "Qwen2": (hf.Qwen2ForCausalLM, hf.Qwen2Config, _GROUPED),
     "Qwen3": (hf.Qwen3ForCausalLM, hf.Qwen3Config, _GROUPED | {"head_dim": 16}),
+    "Gemma": (hf.GemmaForCausalLM, hf.GemmaConfig, _GROUPED | {"head_dim": 16}),
+    "Gemma2": (hf.Gemma2ForCausalLM, hf.Gemma2Config, _GEMMA_2),
+    "Gemma3": (hf.Gemma3ForCausalLM, hf.Gemma3TextConfig, _GEMMA_2 | {"final_logit_softcapping": None}),
     "ViT": (hf.ViTForImageClassification, hf.ViTConfig, _PATCHES),
     "DeiT": (hf.DeiTForImageClassificationWithTeacher, hf.DeiTConfig, _PATCHES),
 }
@@ -100,9 +129,20 @@ OTHERS: dict[str, Make] = {
     "ModernBERT encoder": (hf.ModernBertModel, _modernbert, {}),
     "ModernBERT sequence": (hf.ModernBertForSequenceClassification, _modernbert, {}),
     "ModernBERT token": (hf.ModernBertForTokenClassification, _modernbert, {}),
+    "DeBERTa encoder": (hf.DebertaV2Model, hf.DebertaV2Config, _DEBERTA),
+    "DeBERTa sequence": (hf.DebertaV2ForSequenceClassification, hf.DebertaV2Config, _DEBERTA),
+    "DeBERTa token": (hf.DebertaV2ForTokenClassification, hf.DebertaV2Config, _DEBERTA),
+    "DeBERTa question": (hf.DebertaV2ForQuestionAnswering, hf.DebertaV2Config, _DEBERTA),
     "GPT-2 encoder": (hf.GPT2Model, _gpt2, {}),
     "Llama encoder": (hf.LlamaModel, hf.LlamaConfig, _GROUPED),
     "Llama sequence": (hf.LlamaForSequenceClassification, hf.LlamaConfig, _GROUPED),
+    "Gemma with a head of its own": (
+        hf.GemmaForCausalLM,
+        hf.GemmaConfig,
+        _GROUPED | {"head_dim": 16, "tie_word_embeddings": False},
+    ),
+    "Gemma encoder": (hf.GemmaModel, hf.GemmaConfig, _GROUPED | {"head_dim": 16}),
+    "Gemma sequence": (hf.GemmaForSequenceClassification, hf.GemmaConfig, _GROUPED | {"head_dim": 16}),
     "ViT encoder": (hf.ViTModel, hf.ViTConfig, _PATCHES),
     "ViT without biases": (hf.ViTForImageClassification, hf.ViTConfig, _PATCHES | {"qkv_bias": False}),
     "DeiT encoder": (hf.DeiTModel, hf.DeiTConfig, _PATCHES),

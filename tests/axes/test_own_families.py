@@ -87,6 +87,10 @@ def test_the_packages_own_families_pass_the_check(family: homodistil.Family) -> 
         ({"config": {"hidden_size": "hiden"}}, "config speaks of 'hiden'"),
         ({"counted": {"kvs": "num_key_value_heads"}}, "counted speaks of 'kvs'"),
         ({"queries": ("layers.*.attn.q.weight",)}, "queries names layers.*.attn.q.weight"),
+        ({"divided": {"hidden": "heeds"}}, "divided speaks of 'heeds'"),
+        ({"scaled": {"embed.weight": "hidden^-0.5"}}, "scaled names embed.weight"),
+        ({"scaled": {"norm.weight + 1": "hiden"}}, "scaled speaks of 'hiden'"),
+        ({"distances": ("layers.*.attn.k.weight",)}, "distances names layers.*.attn.k.weight"),
         ({"widths": {"hidden": "hidden"}, "config": {}, "attributes": {}}, "widths has no ffn"),
     ],
 )

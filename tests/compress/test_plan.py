@@ -8,7 +8,15 @@ import re
 from typing import Any
 
 import pytest
-from transformers import BertConfig, BertForMaskedLM, BertModel, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from conftest import make, tiny_config
 from homodistil.axes.layout import Layout, on_meta
@@ -288,6 +296,28 @@ def test_the_nearest_possible_is_possible(base: Layout) -> None:
         assert _one(base, f"hidden={below[1]},heads={heads}").shape["hidden"] == int(below[1])
         if other is not None:
             assert _one(base, f"hidden={hidden},heads={other[1]}").shape["heads"] == int(other[1])
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "hidden"), [(9, 3, 576), (14, 2, 896), (32, 8, 2048), (4, 4, 48)])
+def test_heads_divide_hidden_where_transformers_asks_for_it(heads: int, kv_heads: int, hidden: int) -> None:
+    """Whatever ratio or budget is wanted of a Llama, transformers takes the configuration of its student."""
+    own = {"vocab_size": 1000, "num_hidden_layers": 2, "head_dim": 64, "intermediate_size": 1536}
+    config = LlamaConfig(hidden_size=hidden, num_attention_heads=heads, num_key_value_heads=kv_heads, **own)
+    model = on_meta(LlamaForCausalLM, config)
+    layout = Layout.of(model)
+    whole = layout.shape(model)
+    parameters = layout.count(whole)
+    for share in (0.2, 0.35, 0.5, 0.65, 0.7, 0.9, 0.95):
+        for target in (f"{share}", str(int(share * parameters))):
+            shape = plan(layout, whole, [target])[0].shape
+            sizes = {"hidden_size": shape["hidden"], "num_key_value_heads": shape["kv_heads"]}
+            LlamaConfig(**own, **sizes, num_attention_heads=shape["kv_heads"] * heads // kv_heads)
+    impossible = f"hidden={hidden // 2 + 1}"
+    with pytest.raises(UserError, match="must be a multiple of") as refusal:
+        plan(layout, whole, [impossible])
+    proposed = re.search(r"Use (.+), for example", refusal.value.remedy)
+    assert proposed is not None
+    assert plan(layout, whole, [proposed[1]])[0].shape["hidden"] <= hidden // 2
 
 
 @pytest.mark.parametrize("head_dim", [1, 3, 12])

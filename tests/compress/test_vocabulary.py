@@ -40,12 +40,14 @@ MODELS = {
     "ELECTRA small": "WordPiece",
     "DistilBERT": "WordPiece",
     "ModernBERT": "byte-level BPE",
+    "DeBERTa": "Unigram",
     "GPT-2": "byte-level BPE",
     "OPT": "byte-level BPE",
     "GPT-NeoX": "byte-level BPE",
     "Llama": "Metaspace BPE",
     "Mistral": "Metaspace BPE",
     "Qwen3": "byte-level BPE",
+    "Gemma": "Metaspace BPE",
 }
 
 

@@ -240,20 +240,28 @@ class Layout:
         has_pooler = family.pooler is not None and any(self.matches(family.pooler, model))
         rows = (*family.once, *(family.once_with_pooler if has_pooler else ()))
         pooled = {n for row in rows for n in self.matches(row, model)}
+        projected = {n for row in family.distances for n in self.matches(row, model)}
+        distances = self.fixed.get("distance", 0)
         for name, dims in self.dims.items():
             parts = [p for dim in dims for p in dim]
             module = model.get_submodule(name.rpartition(".")[0])
-            flops = self.sequence_flops if name in pooled else self.token_flops
             for factor, term in self._repeated(name, parts):
                 if name not in self.tied:
                     self.parameters[term] += factor
                 if len(dims) == 2 and not isinstance(module, nn.Embedding):
-                    flops[term] += 2 * factor * self._times(name, model)
-                elif isinstance(module, nn.Conv2d) and len(dims) == 4:
+                    each = 2 * factor * self._times(name, model)
+                    if name not in pooled:
+                        self.token_flops[term] += each
+                    if name in pooled or name in projected:
+                        self.sequence_flops[term] += each * (distances if name in projected else 1)
+                elif isinstance(module, nn.Conv1d | nn.Conv2d) and len(dims) > 1:
                     # once a patch: at every token but the class tokens
                     self.token_flops[term] += 2 * factor
                     self.sequence_flops[term] -= 2 * factor * family.class_tokens
-        for query in {n for row in family.queries for n in self.matches(row, model)}:
+        for name in projected:
+            for factor, term in self._repeated(name, [p for p in self.head_dims(name) if isinstance(p, str)]):
+                self.token_flops[term] += 2 * factor * distances
+        for query in {n for row in family.queries for n in self.matches(row, model)} - pooled:
             if len(self.dims[query]) == 2:
                 # scores and their product with the values: a multiply-add a head dimension each
                 for factor, term in self._repeated(query, [p for p in self.head_dims(query) if isinstance(p, str)]):

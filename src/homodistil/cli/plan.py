@@ -100,6 +100,7 @@ def families(words: list[str]) -> None:
     for family in known():
         head_dim = "head_dim" if "head_dim" in family.widths.values() else "a fixed head_dim"
         rules = [f"hidden = heads x {head_dim}"] if family.bound else []
+        rules += [f"{width} a multiple of {' x '.join(p.split())}" for width, p in family.divided.items()]
         rules += [family.note] if family.note else []
         rules += (
             ["the first layer stays"] if any("^" in table for table in (family.rows, *family.heads.values())) else []

@@ -126,6 +126,13 @@ def _planned(layout: Layout, teacher: Shape, text: str, weight_bytes: int) -> Pl
                 "a model without the projection between the two.",
                 f"Use another width of {clash}.",
             )
+        if uneven := _uneven(layout, shape):
+            width, divisor = uneven
+            raise UserError(
+                f"Cannot make {describe(shape)}.",
+                f"With these heads {width} must be a multiple of {divisor}: transformers would not load the model.",
+                f"Use {describe({**shape, width: max(1, shape[width] // divisor) * divisor})}, for example.",
+            )
         return _figures(layout, written, shape, weight_bytes)
     match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([kKmMbB]?)", written)
     if match is None:
@@ -149,6 +156,14 @@ def _clash(layout: Layout, shape: Shape) -> str | None:
     return next((w for w, axis in layout.family.unequal.items() if shape[w] == layout.fixed[axis]), None)
 
 
+def _uneven(layout: Layout, shape: Shape) -> tuple[str, int] | None:
+    """A width that is no multiple of what must divide it, and that divisor, if there is one."""
+    assert layout.family is not None
+    known = {**layout.fixed, **shape}
+    divisors = {w: math.prod(known[word] for word in p.split()) for w, p in layout.family.divided.items()}
+    return next(((w, divisor) for w, divisor in divisors.items() if shape[w] % divisor), None)
+
+
 def leading(layout: Layout, teacher: Shape) -> str:
     """The width that the others but ffn follow: head_dim where it may be cut, or else heads or hidden."""
     assert layout.family is not None
@@ -170,7 +185,10 @@ def _from_ratio(layout: Layout, teacher: Shape, text: str, ratio: float) -> dict
         return _bound(layout, teacher, teacher["heads"], max(1, round(ratio * teacher["heads"])), ffn)
     if lead == "hidden":
         hidden = _grained(ratio * teacher["hidden"], teacher["hidden"]) if ratio < 1 else teacher["hidden"]
-        return _bound(layout, teacher, 0, hidden, ffn)
+        # the nearest to it that its heads divide
+        nearby = sorted((*range(GRAIN, teacher["hidden"], GRAIN), teacher["hidden"]), key=lambda w: abs(w - hidden))
+        shapes = [_bound(layout, teacher, 0, width, ffn) for width in nearby]
+        return next((shape for shape in shapes if not _uneven(layout, shape)), shapes[0])
     wanted = ratio * teacher["head_dim"]
     # a rounder head_dim is worth a tenth of the width, because odd ones waste vector lanes
     head_dim = next(
@@ -216,7 +234,7 @@ def _near(layout: Layout, teacher: Shape, budget: int, step: int) -> Iterator[tu
         each = layout.count(_bound(layout, teacher, heads, size, 1)) - without
         ffn = _grained((budget - without) / each, teacher["ffn"])
         shape = _bound(layout, teacher, heads, size, ffn)
-        if _clash(layout, shape):
+        if _clash(layout, shape) or _uneven(layout, shape):
             continue
         distortion = abs(math.log(ffn / shape["hidden"] / proportion))
         yield abs(layout.count(shape) / budget - 1), distortion, shape

@@ -1,14 +1,16 @@
 """The cut: units leave every tensor that has them, and the model stays an ordinary, trainable model.
 
-What a cut keeps: the attention's temperature (queries are scaled by what the library's own scaling changes), what the
-other units tell of the cut ones (folded into the layers that read them), ties, optimizer moments,
-and gradients to every parameter. What it changes: widths and depth, in tensors, modules and configuration alike.
+What a cut keeps: the attention's temperature (queries are scaled by what the library's own scaling changes), the
+loudness of embeddings that the library multiplies by a power of a width, what the other units tell of the cut ones
+(folded into the layers that read them), ties, optimizer moments, and gradients to every parameter. What it changes:
+widths and depth, in tensors, modules and configuration alike.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -116,14 +118,8 @@ def cut(
         assert inputs is not None
         assert isinstance(layer, nn.Linear | Conv1D)
         compensate(layer, inputs[name], index)
-    scale: dict[str, tuple[float, int]] = {}
-    if family is not None and isinstance(model, PreTrainedModel):
-        for name in (n for row in family.queries for n in layout.matches(row, model)):
-            dim = layout.head_dims(name)
-            for axis in (p for p in dim if p in keep and p in layout.parent):
-                # keys and values may follow the queries in one matrix
-                share = dim[0] if isinstance(dim[0], int) else 1
-                scale[name] = math.sqrt(keep[axis].shape[-1] / sizes[axis]), share
+    left = {axis: keep[axis].shape[-1] if axis in keep else size for axis, size in sizes.items()}
+    scales = _scales(model, layout, sizes, left) if isinstance(model, PreTrainedModel) else {}
     places: dict[nn.Parameter, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         places.setdefault(parameter, []).append(name)
@@ -133,12 +129,11 @@ def cut(
             continue
         sliced = _sliced(old.detach(), indices)
         factor = None
-        if names[0] in scale:
-            power, share = scale[names[0]]
-            along = layout.dims[names[0]].index(layout.head_dims(names[0]))
+        if names[0] in scales:
+            by, added, along, share = scales[names[0]]
             factor = torch.ones([n if i == along else 1 for i, n in enumerate(sliced.shape)], device=old.device)
-            factor.narrow(along, 0, sliced.shape[along] // share).fill_(power)
-            sliced.mul_(factor)
+            factor.narrow(along, 0, sliced.shape[along] // share).fill_(by)
+            sliced.add_(added).mul_(factor).sub_(added)
         # a new Parameter, because autograd's accumulator of the old one remembers the old size
         new = nn.Parameter(sliced, requires_grad=old.requires_grad)
         for name in names:
@@ -148,10 +143,39 @@ def cut(
         if optimizer is not None:
             _migrate(optimizer, old, new, indices, factor)
     if family is not None and isinstance(model, PreTrainedModel):
-        left = {axis: keep[axis].shape[-1] if axis in keep else size for axis, size in sizes.items()}
         _write_widths(model, layout, layout.shape_of(left))
         if LAYERS in keep:
             depth.drop(model, layout, keep[LAYERS], optimizer)
+
+
+class _Scale(NamedTuple):
+    """A parameter p becomes (p + added)·by - added, in the first 1/share of its dimension `along`."""
+
+    by: float
+    added: float = 0.0
+    along: int = 0
+    share: int = 1
+
+
+def _scales(
+    model: PreTrainedModel, layout: Layout, before: Mapping[str, int], after: Mapping[str, int]
+) -> dict[str, _Scale]:
+    """What is scaled when the widths of axes change, by parameter name."""
+    family = layout.family
+    assert family is not None
+    scales: dict[str, _Scale] = {}
+    for name in (n for row in family.queries for n in layout.matches(row, model)):
+        dim = layout.head_dims(name)
+        for axis in (p for p in dim if isinstance(p, str) and p in layout.parent and after[p] < before[p]):
+            # keys and values may follow the queries in one matrix
+            share = dim[0] if isinstance(dim[0], int) else 1
+            scales[name] = _Scale(math.sqrt(after[axis] / before[axis]), 0.0, layout.dims[name].index(dim), share)
+    wide, narrow = ({**layout.fixed, **layout.shape_of(sizes)} for sizes in (before, after))
+    for row, product in family.scaled.items():
+        pattern, _, added = row.partition(" + ")
+        by = _product(product, narrow) / _product(product, wide)
+        scales |= {name: _Scale(by, float(added or 0)) for name in layout.matches(pattern, model) if by != 1}
+    return scales
 
 
 def flat_index(dim: Dim, keep: Keep, parent: Mapping[str, str], sizes: Mapping[str, int]) -> Tensor | None:
@@ -206,7 +230,7 @@ def _follow(module: nn.Module) -> None:
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, Conv1D):
         module.nx, module.nf = module.weight.shape
-    elif isinstance(module, nn.Conv2d):
+    elif isinstance(module, nn.Conv1d | nn.Conv2d):
         module.out_channels, module.in_channels = module.weight.shape[:2]
     elif isinstance(module, nn.Embedding):
         module.num_embeddings, module.embedding_dim = module.weight.shape
@@ -245,8 +269,13 @@ def _write_widths(model: PreTrainedModel, layout: Layout, shape: Shape) -> None:
         setattr(model.config, key, _product(product, known))
     for pattern, attributes in family.attributes.items():
         for name in layout.matches(pattern, model):
+            module = model.get_submodule(name)
             for attribute, product in attributes.items():
-                setattr(model.get_submodule(name), attribute, _product(product, known))
+                value, held = _product(product, known), getattr(module, attribute, None)
+                if isinstance(held, Tensor):
+                    held.fill_(value)
+                else:
+                    setattr(module, attribute, value)
 
 
 def _product(text: str, shape: Mapping[str, int]) -> float:

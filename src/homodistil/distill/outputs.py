@@ -113,7 +113,8 @@ class Runner:
         assert family is not None
         for name in family.lm_head:
             states = model.get_submodule(name)(states)
-        return states
+        cap = getattr(model.config, family.logit_cap, None) if family.logit_cap else None
+        return states if cap is None else cap * torch.tanh(states / cap)
 
     def _pooled(self, model: PreTrainedModel, last: Tensor) -> Tensor | None:
         """The pooler's vector, learnt from states that it does not pull at: a bare encoder's users rarely read it."""

@@ -128,7 +128,9 @@ def load_teacher(source: str, *, trust_remote_code: bool = False) -> Teacher:
         )
     model.requires_grad_(False)
     model.eval()
-    model.set_attn_implementation(IMPLEMENTATION)
+    if model._supports_sdpa:
+        # other models, which bend scores or add to them, keep the attention that transformers chose for them
+        model.set_attn_implementation(IMPLEMENTATION)
     return Teacher(source, model, processor, layout, kind, pooling, sentence_folder)
 
 

@@ -1,15 +1,18 @@
 """The families of models that can be cut: names of parameters, modules and configuration keys, and nothing else."""
 
-from homodistil.axes.families.decoders import EUROBERT, GPT2, LLAMA, NEOX, OPT
+from homodistil.axes.families.deberta import DEBERTA, DEBERTA_OWN
+from homodistil.axes.families.decoders import EUROBERT, GPT2, LLAMA, MISTRAL, NEOX, OPT
 from homodistil.axes.families.encoders import BERT, DISTILBERT, ELECTRA, ELECTRA_SMALL, MODERNBERT, ROBERTA
 from homodistil.axes.families.family import Family
+from homodistil.axes.families.gemma import GEMMA, GEMMA_2
 from homodistil.axes.families.own import read_family, register, registered
 from homodistil.axes.families.sharing import ALBERT, MPNET
 from homodistil.axes.families.vision import DEIT, VIT
 
 FAMILIES: tuple[Family, ...] = (
     *(BERT, ROBERTA, ELECTRA, ELECTRA_SMALL, DISTILBERT, MPNET, ALBERT, MODERNBERT, EUROBERT),
-    *(GPT2, OPT, NEOX, LLAMA),
+    *(DEBERTA, DEBERTA_OWN),
+    *(GPT2, OPT, NEOX, LLAMA, MISTRAL, GEMMA, GEMMA_2),
     *(VIT, DEIT),
 )
 

@@ -128,7 +128,7 @@ NEOX = Family(
 
 LLAMA = Family(
     name="Llama",
-    model_types=("llama", "mistral", "qwen2", "qwen3"),
+    model_types=("llama",),
     rows="""
         embed_tokens.weight                                       vocab hidden
         layers.*.self_attn.q_proj.weight                          (kv* group rope) hidden
@@ -158,6 +158,7 @@ LLAMA = Family(
         "intermediate_size": "ffn",
     },
     bound=False,
+    divided={"hidden": "kv_heads group"},
     queries=("layers.*.self_attn.q_proj.weight",),
     attributes={
         "layers.*": {"hidden_size": "hidden"},
@@ -167,6 +168,9 @@ LLAMA = Family(
     attention_loss=False,
     note="dimensions are rotary, so that key-value heads leave whole, together with their queries",
 )
+
+# their configurations leave hidden free
+MISTRAL = replace(LLAMA, name="Mistral and Qwen", model_types=("mistral", "qwen2", "qwen3"), divided={})
 
 EUROBERT = replace(
     LLAMA,

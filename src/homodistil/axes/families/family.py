@@ -23,13 +23,19 @@ class Family:
         bound: whether the configuration has no head_dim and needs `heads * head_dim == hidden`.
         unequal: for a width, the fixed axis that it must not be as wide as, because transformers would then build
             another model.
+        divided: for a width, the product that it must be a multiple of, because transformers refuses to load any other.
         queries: rows that are scaled when head_dim changes, so that attention keeps its temperature; where queries,
             keys and values are one matrix, the first of its fixed factor.
+        scaled: for rows that models multiply by a power of a width, or that make up for it, the product that they are
+            scaled with when a cut changes it. `row + 1` is a row to which the model adds one before it multiplies.
         attributes: modules' own attributes that repeat widths: a product.
         pooler: the module that pools a sequence into one vector.
         once: rows whose module runs once a sequence and not once a token.
         once_with_pooler: the same, where there is a pooler.
+        distances: rows that project embeddings of distances, whose axis is called `distance`, once a sequence; every
+            token is compared with what they make. Those that are not in `once` project tokens as well.
         lm_head: modules that turn hidden states into logits over the vocabulary, in the order in which they run.
+        logit_cap: the key of the configuration with c, where logits z become c·tanh(z / c) after `lm_head`.
         offset: positions that the embeddings have and no token can take.
         shared: the beginning of the names of parameters that all layers share: each is there once, and computed with
             in every layer.
@@ -51,10 +57,14 @@ class Family:
     queries: tuple[str, ...]
     attributes: Mapping[str, Mapping[str, str]]
     unequal: Mapping[str, str] = field(default_factory=dict)
+    divided: Mapping[str, str] = field(default_factory=dict)
+    scaled: Mapping[str, str] = field(default_factory=dict)
     pooler: str | None = None
     once: tuple[str, ...] = ()
     once_with_pooler: tuple[str, ...] = ()
+    distances: tuple[str, ...] = ()
     lm_head: tuple[str, ...] = ()
+    logit_cap: str = ""
     offset: int = 0
     shared: str = ""
     each_layer: tuple[str, ...] = ("layer_types", "mlp_layer_types")

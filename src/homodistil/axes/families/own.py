@@ -75,6 +75,9 @@ def check(family: Family) -> None:
         ("config", _words(family.config.values()), widths | axes),
         ("attributes", _words(p for own in family.attributes.values() for p in own.values()), widths | axes),
         ("unequal", family.unequal, widths),
+        ("divided", family.divided, widths),
+        ("divided", _words(family.divided.values()), widths | axes),
+        ("scaled", _words(family.scaled.values()), widths | axes),
     ):
         if strange := sorted(set(names) - known):
             raise _unfit(family, f"{rule} speaks of {strange[0]!r}.", f"Known there are {', '.join(sorted(known))}.")
@@ -83,7 +86,12 @@ def check(family: Family) -> None:
     if family.class_tokens and "position" not in axes:
         raise _unfit(family, "class_tokens is given.", "An axis `position` must be there to count patches by.")
     patterns = {row.pattern for text in (family.rows, *family.heads.values()) for row in parse_table(text)}
-    for rule, named in (("queries", family.queries), ("once", (*family.once, *family.once_with_pooler))):
+    for rule, named in (
+        ("queries", family.queries),
+        ("once", (*family.once, *family.once_with_pooler)),
+        ("distances", family.distances),
+        ("scaled", [row.partition(" + ")[0] for row in family.scaled]),
+    ):
         if strange := sorted({n for pattern in named for n in expand_braces(pattern)} - patterns):
             raise _unfit(family, f"{rule} names {strange[0]}, for which there is no row.", "It must be a row's name.")
 
