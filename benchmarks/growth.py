@@ -24,7 +24,8 @@ from transformers import AutoTokenizer
 import steps
 from harness import OURS, Action, Contender, in_turns, medians, parser, report
 from homodistil.assets import fetch
-from homodistil.distill.data import Collator, Cutter, batches, tokenise
+from homodistil.distill.collate import Collator, batches
+from homodistil.distill.data import Cutter, tokenise
 from homodistil.distill.sources import Shuffled
 from homodistil.text import open_text
 

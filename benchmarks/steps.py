@@ -21,7 +21,7 @@ from homodistil.assets import fetch
 from homodistil.compress.importance import magnitude, sensitivity
 from homodistil.compress.plan import plan
 from homodistil.compress.shrink import select
-from homodistil.distill.data import batches
+from homodistil.distill.collate import batches
 from homodistil.distill.leaving import descent
 from homodistil.distill.prepare import Run, prepare
 from homodistil.reading import build

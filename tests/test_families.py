@@ -24,14 +24,21 @@ from homodistil.axes.layout import Layout, describe, families_of, on_meta
 from homodistil.compress.compensate import InputMoments
 from homodistil.compress.plan import plan
 from homodistil.compress.shrink import Keep, cut, shrink
+from homodistil.distill.attention import IMPLEMENTATION
 from homodistil.distill.outputs import Runner
+from homodistil.distill.teacher import Kind
 from homodistil.errors import UserError
-from zoo import EVERY, FAMILIES, LAYERS, deep, inputs, loses_layers, reads_images, tiny
+from zoo import EVERY, FAMILIES, LAYERS, deep, inputs, loses_layers, reads_images, reads_pairs, tiny
 
 ALSO_DISTILLED = ["RoBERTa encoder", "RoBERTa sequence", "ELECTRA encoder", "DistilBERT encoder", "DistilBERT token",
                   "ModernBERT encoder", "ModernBERT token", "DeBERTa encoder", "DeBERTa sequence", "Llama encoder",
                   "Gemma encoder", "Gemma sequence", "ViT encoder", "DeiT encoder", "DeiT of one token"]  # fmt: skip
 ROTARY = ("ModernBERT", "EuroBERT", "GPT-NeoX", "Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Gemma3")
+QUIETER = {"Gemma": LAYERS, "Gemma2": LAYERS, "Gemma3": LAYERS, "T5": 2 * LAYERS + 1}
+"""The number of the last state, which a cut makes quieter."""
+LOUD = ("T5 v1.1",)
+SAY_TOKENS = ("LM", "HeadModel", "ConditionalGeneration")
+"""How the names of language models' classes end."""
 distilled = pytest.mark.parametrize("name", [*FAMILIES, *ALSO_DISTILLED])
 families = pytest.mark.parametrize("name", FAMILIES)
 every = pytest.mark.parametrize("name", EVERY)
@@ -43,10 +50,16 @@ def _states(model: Any) -> list[Tensor]:
     with torch.no_grad():
         out = model(**given, output_hidden_states=True)
     last = getattr(out, "last_hidden_state", None)
-    said = [h[mask == 1] for h in (*out.hidden_states, *([] if last is None else [last]))]
+    said = [h[mask == 1] for h in (*_hidden(out), *([] if last is None else [last]))]
     if (logits := getattr(out, "logits", None)) is not None:
         said.append(logits[mask == 1] if logits.shape[:2] == mask.shape else logits)
     return said
+
+
+def _hidden(out: Any) -> tuple[Tensor, ...]:
+    """Hidden states: of encoder-decoders the encoder's, then the decoder's."""
+    names = ("hidden_states", "encoder_hidden_states", "decoder_hidden_states")
+    return tuple(state for name in names for state in getattr(out, name, None) or ())
 
 
 def _draw(layout: Layout, sizes: dict[str, int], kinds: set[str]) -> Keep:
@@ -226,7 +239,7 @@ def test_cutting_a_unit_equals_zeroing_it(name: str, kinds: str) -> None:
     for number, (now, before) in enumerate(zip(said, zeroed, strict=True)):
         is_state = before.shape[-1] == sizes["hidden"]
         reference = before[..., living] if is_state else before
-        if is_state and number >= LAYERS and name.startswith("Gemma"):
+        if is_state and number >= QUIETER.get(name.split()[0], len(said)) and name not in LOUD:
             # the last norm is quieter, because what reads it is tied to the embeddings, which are louder
             reference = reference * math.sqrt(len(living) / sizes["hidden"])
         torch.testing.assert_close(now, reference, rtol=1e-4, atol=1e-4)
@@ -258,18 +271,33 @@ def test_what_is_scaled_keeps_its_effect_and_its_moments() -> None:
         torch.testing.assert_close(optimizer.state[now]["exp_avg"], moments / scale, rtol=1e-5, atol=0, msg=name)
 
 
-@pytest.mark.parametrize("name", [name for name, (model_class, *_) in FAMILIES.items() if "LM" in model_class.__name__])
+@pytest.mark.parametrize("name", [name for name, model in FAMILIES.items() if model[0].__name__.endswith(SAY_TOKENS)])
 def test_predictions_are_what_the_model_says(name: str) -> None:
     """Logits made at chosen positions by the modules that the table names are those of the model's own forward pass."""
     model = tiny(name)
     given, mask = inputs(model, padded=True)
     positions = mask.flatten().nonzero()[:, 0]
-    run = Runner(kind="causal-lm", layout=Layout.of(model), pooling="mean", attention=False, prediction=True)
+    kind: Kind = "seq2seq-lm" if reads_pairs(model) else "causal-lm"
+    run = Runner(kind=kind, layout=Layout.of(model), pooling="mean", attention=False, prediction=True)
     with torch.no_grad():
         tokens = run(model, {**given, "positions": positions}).tokens
         assert tokens is not None
         said = tokens.head(tokens.states)
         torch.testing.assert_close(said, model(**given).logits.flatten(0, 1)[positions], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@families
+def test_a_run_attends_as_transformers_does(name: str, precision: torch.dtype) -> None:
+    """In the way of attending that runs choose, a model says what it says in any other."""
+    model = tiny(name).to(precision)
+    if not model._supports_sdpa:
+        pytest.skip("keeps the attention that transformers chose for it")
+    before = _states(model)
+    model.set_attn_implementation(IMPLEMENTATION)
+    for mine, other in zip(_states(model), before, strict=True):
+        tolerance = 1e-5 if precision == torch.float32 else 0.05 * other.abs().max().item()
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=tolerance)
 
 
 @families
@@ -280,14 +308,14 @@ def test_compensation_brings_a_cut_model_nearer(name: str) -> None:
     moments = InputMoments(model, layout)
     given, mask = inputs(model, 64, 16)
     with torch.no_grad(), moments.listening(mask):
-        whole = model(**given, output_hidden_states=True).hidden_states[-1]
+        whole = _hidden(model(**given, output_hidden_states=True))[-1]
     keep = _draw(layout, layout.sizes(model), {"ffn"})
     distance = []
     for read in (None, moments.inputs):
         smaller = copy.deepcopy(model)
         cut(smaller, layout, keep, inputs=read)
         with torch.no_grad():
-            said = smaller(**given, output_hidden_states=True).hidden_states[-1]
+            said = _hidden(smaller(**given, output_hidden_states=True))[-1]
             distance.append((said - whole).square().mean().item())
     assert distance[1] < 0.9 * distance[0]
 
@@ -301,7 +329,7 @@ def test_gradients_and_moments_survive_a_cut(name: str) -> None:
         if target:
             shrink(model, target, optimizer=optimizer)
         out = model(**inputs(model)[0], output_hidden_states=True)
-        (out.logits.square().mean() + out.hidden_states[-1].square().mean()).backward()
+        (out.logits.square().mean() + _hidden(out)[-1].square().mean()).backward()
         assert all(p.grad is not None for n, p in model.named_parameters() if "token_type" not in n)
         optimizer.step()
         optimizer.zero_grad()
@@ -324,7 +352,8 @@ import sys, torch, transformers
 from pathlib import Path
 root = Path({str(tmp_path)!r})
 autos = {{"ForMaskedLM": transformers.AutoModelForMaskedLM, "ForPreTraining": transformers.AutoModelForPreTraining,
-         "ForImageClassification": transformers.AutoModelForImageClassification}}
+         "ForImageClassification": transformers.AutoModelForImageClassification,
+         "ForConditionalGeneration": transformers.AutoModelForSeq2SeqLM}}
 for folder in sorted(p for p in root.iterdir() if p.is_dir()):
     said = (folder / "class").read_text()
     auto = next((a for s, a in autos.items() if s in said), transformers.AutoModelForCausalLM)
@@ -333,7 +362,9 @@ for folder in sorted(p for p in root.iterdir() if p.is_dir()):
     with torch.no_grad():
         out = model(**given, output_hidden_states=True)
     logits = out.logits[mask == 1] if out.logits.shape[:2] == mask.shape else out.logits
-    torch.save([h[mask == 1] for h in out.hidden_states] + [logits], folder / "said.pt")
+    names = ("hidden_states", "encoder_hidden_states", "decoder_hidden_states")
+    states = [h[mask == 1] for n in names for h in getattr(out, n, None) or ()]
+    torch.save(states + [logits], folder / "said.pt")
 assert "homodistil" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)

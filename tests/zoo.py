@@ -30,7 +30,6 @@ _OPT = {k: v for k, v in _COMMON.items() if k not in ("intermediate_size", "init
     "ffn_dim": 96,
     "word_embed_proj_dim": 48,
     "init_std": 0.2,
-    "dropout": 0.0,
 }
 
 
@@ -59,6 +58,22 @@ _GEMMA_2 = _GROUPED | {
     "attn_logit_softcapping": 2.0,
     "final_logit_softcapping": 5.0,
 }
+
+
+_T5: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "d_model": 48,
+    "d_kv": 12,
+    "d_ff": 96,
+    "num_layers": LAYERS,
+    "num_heads": 4,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 12,
+    "initializer_factor": 1.0,
+    "decoder_start_token_id": 0,
+}
+# as v1.1 is, with a decoder that is deeper than the encoder
+_T5_1 = _T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "num_decoder_layers": LAYERS + 1}
 
 
 def _modernbert(**changes: Any) -> hf.ModernBertConfig:
@@ -107,6 +122,8 @@ FAMILIES: dict[str, Make] = {
     "Gemma": (hf.GemmaForCausalLM, hf.GemmaConfig, _GROUPED | {"head_dim": 16}),
     "Gemma2": (hf.Gemma2ForCausalLM, hf.Gemma2Config, _GEMMA_2),
     "Gemma3": (hf.Gemma3ForCausalLM, hf.Gemma3TextConfig, _GEMMA_2 | {"final_logit_softcapping": None}),
+    "T5": (hf.T5ForConditionalGeneration, hf.T5Config, _T5),
+    "T5 v1.1": (hf.T5ForConditionalGeneration, hf.T5Config, _T5_1),
     "ViT": (hf.ViTForImageClassification, hf.ViTConfig, _PATCHES),
     "DeiT": (hf.DeiTForImageClassificationWithTeacher, hf.DeiTConfig, _PATCHES),
 }
@@ -143,6 +160,7 @@ OTHERS: dict[str, Make] = {
     ),
     "Gemma encoder": (hf.GemmaModel, hf.GemmaConfig, _GROUPED | {"head_dim": 16}),
     "Gemma sequence": (hf.GemmaForSequenceClassification, hf.GemmaConfig, _GROUPED | {"head_dim": 16}),
+    "mT5": (hf.MT5ForConditionalGeneration, hf.MT5Config, _T5),
     "ViT encoder": (hf.ViTModel, hf.ViTConfig, _PATCHES),
     "ViT without biases": (hf.ViTForImageClassification, hf.ViTConfig, _PATCHES | {"qkv_bias": False}),
     "DeiT encoder": (hf.DeiTModel, hf.DeiTConfig, _PATCHES),
@@ -150,8 +168,8 @@ OTHERS: dict[str, Make] = {
 }
 EVERY = FAMILIES | OTHERS
 
-FIXED_DEPTH = ("ALBERT",)
-"""Families whose layers are one, so that none can leave."""
+FIXED_DEPTH = ("ALBERT", "T5", "mT5")
+"""Families whose layers are one, or two lists, so that none can leave."""
 DEPTH = {"DistilBERT": "n_layers", "GPT-2": "n_layer"}
 """What the number of layers is called, where it is not `num_hidden_layers`."""
 
@@ -184,6 +202,11 @@ def reads_images(model: Any) -> bool:
     return bool(model.main_input_name == "pixel_values")
 
 
+def reads_pairs(model: Any) -> bool:
+    """Whether a model reads a source and a target."""
+    return bool(model.config.is_encoder_decoder)
+
+
 def inputs(model: Any, rows: int = 3, length: int = 7, *, padded: bool = False) -> tuple[dict[str, Tensor], Tensor]:
     """What a model reads, the same each time, and a mask (rows, sequence) of what is no padding."""
     draw = torch.Generator().manual_seed(5)
@@ -193,4 +216,8 @@ def inputs(model: Any, rows: int = 3, length: int = 7, *, padded: bool = False) 
     mask = torch.ones(rows, length, dtype=torch.long)
     if padded:
         mask[1, length - 2 :] = mask[2, length - 4 :] = 0
-    return {"input_ids": torch.randint(4, 25, (rows, length), generator=draw), "attention_mask": mask}, mask
+    given = {"input_ids": torch.randint(4, 25, (rows, length), generator=draw), "attention_mask": mask}
+    if reads_pairs(model):
+        target = torch.randint(4, 25, (rows, length), generator=draw)
+        given |= {"decoder_input_ids": target, "decoder_attention_mask": mask}
+    return given, mask

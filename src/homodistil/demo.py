@@ -17,7 +17,8 @@ from homodistil.compress import importance
 from homodistil.compress.compensate import InputMoments
 from homodistil.compress.importance import Importance
 from homodistil.compress.shrink import shrink
-from homodistil.distill.data import Collator, batches, load_corpus
+from homodistil.distill.collate import Collator, batches
+from homodistil.distill.data import load_corpus
 from homodistil.distill.outputs import Runner
 from homodistil.distill.student import save_student
 from homodistil.distill.teacher import copy_of, load_teacher

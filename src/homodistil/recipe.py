@@ -53,7 +53,9 @@ class Text:
 
     Args:
         column: the text column of .jsonl, .csv, .parquet and datasets.
-        length: tokens in a sequence at most.
+        target: the column of targets, for encoder-decoders that learn from given pairs; left out, they learn to say
+            what stood where spans were taken out of the text.
+        length: tokens in a sequence at most; of a pair in each of the two.
         packing: `blocks` joins texts and cuts them into full sequences, `texts` keeps one text a sequence, `auto`
             is blocks for language models and texts for everything else.
         crops: of the texts that a sentence encoder learns from, the share that is cut down to a random piece, so that
@@ -64,6 +66,7 @@ class Text:
     """
 
     column: str = "text"
+    target: str | None = None
     length: int = 128
     packing: Literal["auto", "blocks", "texts"] = "auto"
     crops: float = 0.5

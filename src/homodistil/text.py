@@ -17,18 +17,24 @@ READERS = {
 """Which of the datasets library's readers opens a file, by its ending; an unknown ending is plain text."""
 
 
-def open_text(data: str, column: str, *, stream: bool) -> Dataset | IterableDataset:
-    """A dataset whose column `column` holds text.
+def open_text(data: str, column: str, *, target: str | None = None, stream: bool = False) -> Dataset | IterableDataset:
+    """A dataset whose column `column` holds text, and `target`, if it is named, as well.
 
     Args:
         data: a file, a folder of files of one kind, a saved dataset, or a hub dataset (`name` or `name:config`, its
             split `train`).
         column: the text column; plain text files have no columns.
+        target: a second one.
         stream: read on the fly.
 
     Raises:
         UserError: nothing is there, it is empty or binary, or it has no such column.
     """
+    opened = _opened(data, column, stream)
+    return opened if target is None else _checked(opened, data, target, option="target")
+
+
+def _opened(data: str, column: str, stream: bool) -> Dataset | IterableDataset:
     path = Path(data).expanduser()
     if not path.exists():
         return _checked(from_hub(data, stream), data, column)
@@ -130,7 +136,9 @@ def from_hub(data: str, stream: bool) -> Dataset | IterableDataset:
         ) from error
 
 
-def _checked(opened: Dataset | IterableDataset, data: str, column: str) -> Dataset | IterableDataset:
+def _checked(
+    opened: Dataset | IterableDataset, data: str, column: str, option: str = "column"
+) -> Dataset | IterableDataset:
     columns = opened.column_names
     if columns is None:
         columns = list(next(iter(opened), {}))
@@ -138,14 +146,14 @@ def _checked(opened: Dataset | IterableDataset, data: str, column: str) -> Datas
         raise UserError(
             f"Cannot find the column {column!r} in {data}.",
             f"The data must have a column of text; its columns are {', '.join(columns) or 'none'}.",
-            f"Name it with --text.column, for example --text.column {columns[0] if columns else 'text'}.",
+            f"Name it with --text.{option}, for example --text.{option} {columns[0] if columns else 'text'}.",
         )
     first = next((v for v in (row[column] for row in itertools.islice(opened, 100)) if v is not None), "")
     if not isinstance(first, str):
         raise UserError(
             f"Cannot read the column {column!r} of {data}: it holds {type(first).__name__}.",
             "The column must hold text.",
-            f"Name another one with --text.column; there are {', '.join(columns)}.",
+            f"Name another one with --text.{option}; there are {', '.join(columns)}.",
         )
     return opened
 

@@ -15,7 +15,7 @@ from homodistil.compress.importance import magnitude, sensitivity
 from homodistil.compress.shrink import select
 from homodistil.distill import checkpoint
 from homodistil.distill.checkpoint import State
-from homodistil.distill.data import batches
+from homodistil.distill.collate import batches
 from homodistil.distill.loop import _learn
 from homodistil.distill.prepare import Run, prepare
 from homodistil.errors import UserError

@@ -22,7 +22,7 @@ from homodistil.compress.importance import magnitude
 from homodistil.compress.shrink import select
 from homodistil.distill import attention, kernels, losses, outputs
 from homodistil.distill.attention import IMPLEMENTATION, QueriesKeys, captured
-from homodistil.distill.data import batches
+from homodistil.distill.collate import batches
 from homodistil.distill.descent import opposite
 from homodistil.distill.leaving import descent
 from homodistil.distill.loop import calibrate

@@ -17,7 +17,7 @@ from transformers import BertForMaskedLM, BertModel, PreTrainedTokenizerBase
 import homodistil
 from homodistil.axes.layout import Layout
 from homodistil.distill import loop
-from homodistil.distill.data import batches
+from homodistil.distill.collate import batches
 from homodistil.distill.descent import Descent
 from homodistil.distill.leaving import all_but_one, apart, descent
 from homodistil.distill.prepare import Run, prepare

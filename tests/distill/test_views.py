@@ -23,7 +23,7 @@ from homodistil.cli import main
 from homodistil.compress.importance import magnitude
 from homodistil.compress.shrink import select
 from homodistil.distill import loop
-from homodistil.distill.data import batches
+from homodistil.distill.collate import batches
 from homodistil.distill.leaving import descent
 from homodistil.distill.prepare import Run, prepare
 from homodistil.distill.student import save_student

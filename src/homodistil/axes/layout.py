@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from homodistil.axes.families import Family, known
-from homodistil.axes.notation import Dim, expand_braces, parse_table
+from homodistil.axes.notation import Dim, Row, expand_braces, parse_table
 from homodistil.axes.stack import LAYERS, Stack
 from homodistil.errors import UserError
 
@@ -36,6 +37,15 @@ def describe(shape: Shape) -> str:
 def evaluate(polynomial: Polynomial, shape: Shape) -> float:
     """The value of a closed form at a shape."""
     return sum(factor * math.prod(shape[w] for w in term) for term, factor in polynomial.items())
+
+
+def product(text: str, shape: Shape) -> float:
+    """The value of a family's product at a shape: `heads head_dim` multiplied, `head_dim^-0.5` a power."""
+    value: float = 1
+    for word in text.split():
+        width, _, power = word.partition("^")
+        value *= shape[width] ** float(power) if power else shape[width]
+    return value
 
 
 @dataclass(frozen=True)
@@ -71,11 +81,15 @@ class Layout:
         """Bind the table of the model's family to the model, which may be on the meta device.
 
         Raises:
-            UserError: no family has this model type, a parameter is claimed by no row, or rows that belong
-                together match in part.
+            UserError: no family has this model type or this configuration, a parameter is claimed by no row, or rows
+                that belong together match in part.
         """
         named = dict(model.named_parameters(remove_duplicate=False))
-        tried = [_bind(f, named, model.base_model_prefix) for f in families_of(model.config.model_type)]
+        families = families_of(model.config.model_type)
+        fit = [f for f in families if not _unmet(f, model.config)]
+        if not fit:
+            raise _unfit_setting(families[0], model)
+        tried = [_bind(f, named, model.base_model_prefix) for f in fit]
         bound = min(tried, key=lambda b: len(b.strangers) + len(b.broken))
         if bound.strangers or bound.broken:
             raise _misfit(bound, type(model).__name__)
@@ -193,12 +207,10 @@ class Layout:
 
     def matches(self, pattern: str, model: PreTrainedModel) -> Iterator[str]:
         """The full names, parameters' or modules', that a pattern of the family's stands for in `model`."""
-        layers = range(getattr(model.config, "num_hidden_layers", 0))
-        prefixes = ("", f"{model.base_model_prefix}.")
-        known = {n for n, _ in model.named_modules()} | set(self.dims)
+        known = [*(n for n, _ in model.named_modules()), *self.dims]
         for relative in expand_braces(pattern):
-            instances = [relative.replace("*", str(k)) for k in layers] if "*" in relative else [relative]
-            yield from (p + name for name in instances for p in prefixes if p + name in known)
+            own = Row(relative, ())
+            yield from (n for n in known if own.bind(n.removeprefix(f"{model.base_model_prefix}.")) is not None)
 
     @property
     def sequence(self) -> int | None:
@@ -349,20 +361,37 @@ def _bind(family: Family, names: Iterable[str], prefix: str) -> _Bound:
     unmatched: dict[str, list[str]] = defaultdict(list)
     matched: set[str] = set()
     relative = {name: name.removeprefix(f"{prefix}.") for name in names}
-    layers = 0
+    # a row for each layer must match in as many layers as the first one of its list does
+    layers: dict[str, int] = {}
     for table, text in tables.items():
         for row in parse_table(text):
             bound = {n: d for n, short in relative.items() if (d := row.bind(short)) is not None}
             dims |= bound
-            # a row for each layer must match in as many layers as the first one does
-            layers = layers or ("*" in row.pattern and len(bound))
+            path, starred, _ = row.pattern.partition(".*.")
+            if starred:
+                layers[path] = layers.get(path) or len(bound)
             if bound:
                 matched.add(table)
-            if len(bound) < (layers if "*" in row.pattern else layers - 1 if "^" in row.pattern else 1):
+            each = layers.get(re.split(r"\.[*^]\.", row.pattern)[0], 1)
+            if len(bound) < (each - 1 if "^" in row.pattern else each):
                 unmatched[table].append(row.pattern)
     strangers = [n for n in relative if n not in dims]
     broken = [row for table in tables if table in matched or table == "base model" for row in unmatched[table]]
     return _Bound(family, dims, strangers, broken)
+
+
+def _unmet(family: Family, config: object) -> list[str]:
+    """The keys of the configuration that do not say what the family's table requires."""
+    return [key for key, value in family.requires.items() if getattr(config, key, False) != value]
+
+
+def _unfit_setting(family: Family, model: PreTrainedModel) -> UserError:
+    key = _unmet(family, model.config)[0]
+    return UserError(
+        f"Cannot cut this {type(model).__name__}: its configuration says {key} = {getattr(model.config, key, None)}.",
+        f"The table of the {family.name} family describes models with {key} = {family.requires[key]}.",
+        "Use such a model, or describe this one (docs/adding-a-family.md) and give --family.",
+    )
 
 
 def _misfit(bound: _Bound, model_class: str) -> UserError:

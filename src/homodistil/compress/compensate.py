@@ -65,12 +65,13 @@ class InputMoments:
         return found
 
     @contextlib.contextmanager
-    def listening(self, mask: Tensor) -> Iterator[None]:
+    def listening(self, mask: Tensor, target: Tensor | None = None) -> Iterator[None]:
         """Observe the forward passes inside the block.
 
         Args:
             mask: (batch, sequence), 1 for the tokens that count. Leave special tokens out as well as padding: some
                 units speak at them alone, so loudly that the mean is wrong everywhere else.
+            target: the same of what the decoder of an encoder-decoder reads.
         """
         seen: dict[int, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
 
@@ -78,8 +79,9 @@ class InputMoments:
             # queries, keys and values read one tensor; `seen` holds it, so that its id stays its own
             if id(x) not in seen:
                 rows = x.detach().reshape(-1, x.shape[-1])
-                if x.shape[:-1] == mask.shape:
-                    rows = rows[mask.reshape(-1) > 0]
+                counts = mask if target is None or not self._in_decoder(name) else target
+                if x.shape[:-1] == counts.shape:
+                    rows = rows[counts.reshape(-1) > 0]
                 # float32, because a product of bf16 vectors may be summed in bf16, which loses small terms
                 seen[id(x)] = (x, rows, rows.float().sum(0), rows.new_tensor(len(rows), dtype=torch.float32))
             _, rows, total, count = seen[id(x)]
@@ -131,6 +133,11 @@ class InputMoments:
         for kind, store in (("sum", self.sums), ("count", self.counts), ("product", self.products)):
             store.clear()
             store |= {k.partition("/")[2]: v for k, v in state.items() if k.startswith(f"{kind}/")}
+
+    def _in_decoder(self, name: str) -> bool:
+        family = self.layout.family
+        relative = name.removeprefix(f"{self.model.base_model_prefix}.")
+        return family is not None and bool(family.decoder) and relative.startswith(f"{family.decoder}.")
 
     def _has_input_alone(self, name: str) -> bool:
         cuttable = [p for p in read_dim(self.layout, name) if isinstance(p, str) and p not in self.layout.fixed]

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from homodistil.axes.layout import Layout, Shape
+from homodistil.axes.layout import Layout, Shape, product
 from homodistil.axes.notation import Dim
 from homodistil.axes.stack import LAYERS
 from homodistil.compress import depth
@@ -164,16 +164,16 @@ def _scales(
     family = layout.family
     assert family is not None
     scales: dict[str, _Scale] = {}
-    for name in (n for row in family.queries for n in layout.matches(row, model)):
+    for name in (n for row in family.queries if family.temperature for n in layout.matches(row, model)):
         dim = layout.head_dims(name)
         for axis in (p for p in dim if isinstance(p, str) and p in layout.parent and after[p] < before[p]):
             # keys and values may follow the queries in one matrix
             share = dim[0] if isinstance(dim[0], int) else 1
             scales[name] = _Scale(math.sqrt(after[axis] / before[axis]), 0.0, layout.dims[name].index(dim), share)
     wide, narrow = ({**layout.fixed, **layout.shape_of(sizes)} for sizes in (before, after))
-    for row, product in family.scaled.items():
+    for row, power in family.scaled.items():
         pattern, _, added = row.partition(" + ")
-        by = _product(product, narrow) / _product(product, wide)
+        by = product(power, narrow) / product(power, wide)
         scales |= {name: _Scale(by, float(added or 0)) for name in layout.matches(pattern, model) if by != 1}
     return scales
 
@@ -265,23 +265,14 @@ def _write_widths(model: PreTrainedModel, layout: Layout, shape: Shape) -> None:
     family = layout.family
     assert family is not None
     known = {**layout.fixed, **shape}
-    for key, product in family.config.items():
-        setattr(model.config, key, _product(product, known))
+    for key, text in family.config.items():
+        setattr(model.config, key, product(text, known))
     for pattern, attributes in family.attributes.items():
         for name in layout.matches(pattern, model):
             module = model.get_submodule(name)
-            for attribute, product in attributes.items():
-                value, held = _product(product, known), getattr(module, attribute, None)
+            for attribute, text in attributes.items():
+                value, held = product(text, known), getattr(module, attribute, None)
                 if isinstance(held, Tensor):
                     held.fill_(value)
                 else:
                     setattr(module, attribute, value)
-
-
-def _product(text: str, shape: Mapping[str, int]) -> float:
-    """`heads head_dim` is their product, `head_dim^-0.5` a power."""
-    value: float = 1
-    for word in text.split():
-        width, _, power = word.partition("^")
-        value *= shape[width] ** float(power) if power else shape[width]
-    return value

@@ -42,15 +42,17 @@ def _attend(
         _open[-1].append(QueriesKeys(query, key, scaling))
     # grouped heads are the library's to spread out
     plain = query.device.type == "cpu" and query.shape[2] <= SHORT and query.shape[1] == key.shape[1]
-    if plain and not kwargs.get("dropout") and not _causal(module):
+    # without a mask, `is_causal` is all that says that tokens look back only
+    causal = attention_mask is None and bool(getattr(module, "is_causal", True))
+    # the fused kernel, which leaves out what is ahead, is slower in bf16 alone; with a bias that is learnt, torch would
+    # take one kernel for the teacher and another one for the student, which round differently
+    gains = not causal or query.dtype == torch.bfloat16 or kwargs.get("position_bias") is not None
+    if plain and gains and not kwargs.get("dropout"):
+        if causal:
+            attention_mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).tril()
         return _attend_plainly(query, key, value, attention_mask, **kwargs), None
     outputs: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     return outputs
-
-
-def _causal(module: nn.Module) -> bool:
-    # without a mask, `is_causal` is all that tells the fused kernel to look back only
-    return bool(getattr(module, "is_causal", True))
 
 
 def _attend_plainly(
@@ -60,9 +62,12 @@ def _attend_plainly(
     attention_mask: Tensor | None,
     *,
     scaling: float | None = None,
+    position_bias: Tensor | None = None,
     **_: Any,
 ) -> Tensor:
     scores = (query * (scaling or query.shape[-1] ** -0.5)) @ key.transpose(-1, -2)
+    if position_bias is not None:
+        scores = scores + position_bias
     if attention_mask is not None:
         scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
     return (scores.softmax(-1) @ value).transpose(1, 2).contiguous()

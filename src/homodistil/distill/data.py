@@ -1,4 +1,4 @@
-"""From text to batches: tokenised once, packed or kept apart, masked as a pure function of the step."""
+"""From text to sequences of tokens: tokenised once, packed or kept apart, some held out."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
 import torch
 from datasets import Dataset, IterableDataset
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from homodistil.distill.pairs import PAIR
 from homodistil.distill.sources import Cropper, Shuffled, Source, Stream, Tokens
 from homodistil.errors import UserError
 from homodistil.text import open_text
@@ -24,8 +24,6 @@ HELDOUT_MOST = 256
 """Sequences that are held out at most: enough for steady losses, and measured in seconds."""
 STREAM_HELDOUT = 64
 """Sequences that are held out of a stream, from its start, because its length is not known."""
-MASKED = 0.15
-"""The share of tokens that is predicted; of them 80 % are masked, 10 % replaced, 10 % kept (BERT, section 3.1)."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +46,7 @@ def load_corpus(
     tokenizer: PreTrainedTokenizerBase,
     *,
     column: str = "text",
+    target: str | None = None,
     length: int = 128,
     packed: bool = True,
     heldout: float = 0.02,
@@ -63,7 +62,8 @@ def load_corpus(
         data: a name for `text.open_text`, or the texts themselves, which are a stream.
         tokenizer: the teacher's.
         column: the text column.
-        length: tokens in a sequence at most, special ones included.
+        target: the column of what is said to each text, which makes pairs (see `pairs`); they are not packed.
+        length: tokens in a sequence at most, special ones included; of a pair in each of the two.
         packed: join texts into full blocks; otherwise one text a sequence, cut at `length`.
         heldout: the share that is held out.
         stream: never hold the text as a whole.
@@ -75,11 +75,17 @@ def load_corpus(
     Raises:
         UserError: the text cannot be found or read, or does not fill two sequences.
     """
-    cutter = Cutter(tokenizer, column, length, packed)
+    cutter = Cutter(tokenizer, column, length, packed, target)
     cropper = Cropper(0.0 if packed else crops, cutter.prefix, cutter.suffix, seed)
     if not isinstance(data, str):
         return _streamed(data, cutter, cropper, data)
-    opened = open_text(data, column, stream=stream)
+    opened = open_text(data, column, target=target, stream=stream)
+    if isinstance(opened, IterableDataset) and target is not None:
+        raise UserError(
+            f"Cannot read pairs from a stream ({data}).",
+            "Pairs of a text and what is said to it are read as a whole.",
+            "Leave --text.stream out, and give a file or a saved dataset.",
+        )
     if isinstance(opened, IterableDataset):
         return _streamed(data, cutter, cropper, _Column(opened, column))
     tokenised = tokenise(opened, cutter, workers)
@@ -102,8 +108,15 @@ class Cutter:
     over at the end of the texts is dropped.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, column: str, length: int, packed: bool) -> None:
-        self.tokenizer, self.column, self.packed = tokenizer, column, packed
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        column: str,
+        length: int,
+        packed: bool,
+        target: str | None = None,
+    ) -> None:
+        self.tokenizer, self.column, self.packed, self.target = tokenizer, column, packed, target
         longest = min(tokenizer.model_max_length, 1 << 30)
         if length > longest:
             raise UserError(
@@ -129,7 +142,9 @@ class Cutter:
 
     def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[list[int]]]:
         """Cut a batch of rows, as `datasets.map` gives them."""
-        texts = [t for t in rows[self.column] if isinstance(t, str) and t.strip()]
+        if self.target is not None:
+            return self._paired(rows[self.column], rows[self.target])
+        texts = [t for t in rows[self.column] if _is_text(t)]
         if not texts:
             return {"input_ids": []}
         if not self.packed:
@@ -141,6 +156,16 @@ class Cutter:
         blocks = [joined[i : i + room] for i in range(0, len(joined) - room + 1, room)]
         return {"input_ids": [self.prefix + block + self.suffix for block in blocks]}
 
+    def _paired(self, sources: Sequence[Any], targets: Sequence[Any]) -> dict[str, list[list[int]]]:
+        """A source and its target as one sequence, with `PAIR` between the two; without either it is left out."""
+        whole = [(s, t) for s, t in zip(sources, targets, strict=True) if _is_text(s) and _is_text(t)]
+        if not whole:
+            return {"input_ids": []}
+        options = {"truncation": True, "max_length": self.length}
+        read = self.tokenizer([s for s, _ in whole], **options)["input_ids"]
+        said = self.tokenizer(text_target=[t for _, t in whole], **options)["input_ids"]
+        return {"input_ids": [[*r, PAIR, *s] for r, s in zip(read, said, strict=True)]}
+
     def stream(self, texts: Iterable[str]) -> Iterator[list[int]]:
         """Cut texts as they come, some hundred at a time."""
         iterator = iter(texts)
@@ -151,7 +176,7 @@ class Cutter:
         """A name for the result, so that the same text is tokenised once and found in the cache afterwards."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         identity = backend.to_str() if backend is not None else repr(self.tokenizer)
-        parts = (data._fingerprint, identity, self.column, self.length, self.packed)
+        parts = (data._fingerprint, identity, self.column, self.length, self.packed, self.target)
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
@@ -195,79 +220,13 @@ def tokenise(opened: Dataset, cutter: Cutter, workers: int) -> Dataset:
     )
 
 
-@dataclass(frozen=True)
-class Collator:
-    """Makes batches: padded to a multiple of 8, and masked if the model predicts masked tokens.
-
-    Attributes:
-        tokenizer: names padding, mask and special tokens.
-        masked: whether positions are masked and labels given.
-        seed: of the masks.
-        causal: whether every position but the last predicts the next.
-    """
-
-    tokenizer: PreTrainedTokenizerBase
-    masked: bool
-    seed: int
-    causal: bool = False
-
-    def __call__(self, sequences: Sequence[Tokens], index: int) -> dict[str, Tensor]:
-        """The `index`-th batch: see `outputs.Batch` for its tensors. The same index gives the same masks."""
-        width = -(-max(map(len, sequences)) // 8) * 8
-        ids = torch.full((len(sequences), width), self.tokenizer.pad_token_id)
-        mask = torch.zeros_like(ids)
-        for row, sequence in enumerate(sequences):
-            ids[row, : len(sequence)] = torch.as_tensor(sequence)
-            mask[row, : len(sequence)] = 1
-        special = torch.isin(ids, torch.tensor(self.tokenizer.all_special_ids)) | (mask == 0)
-        batch = {"input_ids": ids, "attention_mask": mask, "ordinary": (~special).long()}
-        if self.causal:
-            follows = torch.zeros_like(mask)
-            follows[:, :-1] = mask[:, 1:]
-            positions = follows.flatten().nonzero()[:, 0]
-            return batch | {"positions": positions, "labels": ids.flatten()[positions + 1]}
-        if not self.masked:
-            return batch
-        generator = torch.Generator().manual_seed((self.seed + 1) * 2_000_003 + index)
-        free = (~special).flatten()
-        # a fixed share of the batch and not a coin a token, so that packed batches all have the same shapes
-        count = max(1, int(MASKED * int(free.sum())))
-        lot = torch.rand(ids.numel(), generator=generator).masked_fill(~free, -1)
-        positions = lot.topk(count).indices.sort().values
-        flat = ids.flatten()
-        labels = flat[positions]
-        fate = torch.rand(count, generator=generator)
-        random = torch.randint(len(self.tokenizer), (count,), generator=generator)
-        flat[positions] = torch.where(
-            fate < 0.8, torch.tensor(self.tokenizer.mask_token_id), torch.where(fate < 0.9, random, labels)
-        )
-        return batch | {"input_ids": flat.view_as(ids), "positions": positions, "labels": labels}
-
-
-class Collate(Protocol):
-    """Makes batches out of what a source gives."""
-
-    def __call__(self, sequences: Sequence[Any], index: int, /) -> dict[str, Tensor]:
-        """The `index`-th batch: see `outputs.Batch` for its tensors. Held-out batches have negative indices."""
-        ...
-
-
-def batches(source: Source, collate: Collate, size: int, *, start: int) -> Iterator[dict[str, Tensor]]:
-    """Endless batches of `size` sequences, from the `start`-th batch on."""
-    sequences = source.sequences(start * size)
-    for index in itertools.count(start):
-        yield collate(list(itertools.islice(sequences, size)), index)
-
-
-def heldout_batches(sequences: Sequence[Any], collate: Collate, size: int) -> Iterator[dict[str, Tensor]]:
-    """The held-out batches, masked alike each time."""
-    for index, at in enumerate(range(0, len(sequences), size)):
-        yield collate(sequences[at : at + size], -1 - index)
-
-
 def heldout_count(share: float, count: int) -> int:
     """How many of `count` sequences are held out."""
     return min(HELDOUT_MOST, max(1, round(share * count)), count - 1)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
 
 
 def _mean_length(sequences: Iterable[Tokens]) -> float:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from homodistil.distill.descent import Descent
 from homodistil.distill.objective import Objective
 from homodistil.distill.outputs import Batch, Runner, TokenPredictions
-from homodistil.distill.teacher import Kind
+from homodistil.distill.teacher import LANGUAGE_MODELS, Kind
 
 
 @torch.no_grad()
@@ -53,7 +53,7 @@ def measure(
     if said:
         ours, others = (torch.cat(side) for side in zip(*said, strict=True))
         result["agreement"] = agreement(run.kind, ours, others)
-        if run.kind in ("masked-lm", "causal-lm"):
+        if run.kind in LANGUAGE_MODELS:
             right = torch.cat(labels)
             result["accuracy"] = (ours == right).float().mean().item()
             result["teacher_accuracy"] = (others == right).float().mean().item()

@@ -49,7 +49,7 @@ def apart(objective: Objective, student: Outputs, teacher: Outputs, batch: Batch
     """
     weights = replace(objective.weights, lm=0.0, hidden=0.0, attention=0.0, embedding=0.0)
     terms = replace(objective, weights=weights).terms(student, teacher, batch, Descent(len(student.hidden) - 1))
-    states = losses.hidden(student.hidden[-1], teacher.hidden[-1], last, batch["attention_mask"], relative=True)
+    states = losses.hidden(student.hidden[-1], teacher.hidden[-1], last, student.masks[-1], relative=True)
     return states.item() + objective.discrepancy({name: term.item() for name, term in terms.items()})
 
 

@@ -21,7 +21,7 @@ from homodistil.compress import importance
 from homodistil.compress.shrink import select
 from homodistil.distill import checkpoint
 from homodistil.distill.checkpoint import State
-from homodistil.distill.data import batches, heldout_batches
+from homodistil.distill.collate import batches, heldout_batches
 from homodistil.distill.ending import full_disk_explained, refuse_nonfinite, stop_requested
 from homodistil.distill.heldout import measure
 from homodistil.distill.leaving import PROBES, all_but_one, descent
@@ -108,7 +108,7 @@ def _train(run: Run, display: Display, stop: list[int]) -> None:
         # forward, losses, backward
         tokens, learnt = 0, list(itertools.islice(feed, recipe.accumulate))
         for batch in learnt:
-            tokens += int(batch["attention_mask"].sum())
+            tokens += sum(int(mask.sum()) for name, mask in batch.items() if name.endswith("attention_mask"))
             terms = _learn(run, {k: v.to(device) for k, v in batch.items()}, step, scored=scored)
             state.sums = {name: state.sums.get(name, 0.0) + term for name, term in terms.items()}
             state.batches += 1
@@ -212,7 +212,8 @@ def _cut(run: Run, widths: Mapping[str, int], batches: Sequence[dict[str, Tensor
 def _learn(run: Run, batch: dict[str, Tensor], step: int, *, scored: bool) -> dict[str, float]:
     """Both models on one batch, and the gradients of the student. Returns the loss terms."""
     state = run.state
-    watch = state.moments.listening(batch["ordinary"]) if scored else contextlib.nullcontext()
+    tokens = batch["ordinary"], batch.get("decoder_ordinary")
+    watch = state.moments.listening(*tokens) if scored else contextlib.nullcontext()
     with run.precision:
         with torch.no_grad():
             theirs = run.runner(run.teacher.model, batch)
@@ -223,9 +224,7 @@ def _learn(run: Run, batch: dict[str, Tensor], step: int, *, scored: bool) -> di
     refuse_nonfinite(values, max(step, 0), run.dir)
     if scored and state.importance.method == "output":
         # before the backward pass, which frees the graph
-        scores = importance.output(
-            state.layout, state.student, mine.hidden[-1], batch["attention_mask"], run.recipe.seed + step
-        )
+        scores = importance.output(state.layout, state.student, mine.hidden[-1], mine.masks[-1], run.recipe.seed + step)
         state.importance.update(scores)
     run.accelerator.backward(run.objective.total(terms) / run.recipe.accumulate)
     return values

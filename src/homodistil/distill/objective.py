@@ -37,7 +37,7 @@ class Objective:
     def relative(self) -> bool:
         """Whether distances of states are relative to the teacher's."""
         kind = self.weights.hidden_kind
-        return kind == "relative" or (kind == "auto" and self.kind == "causal-lm")
+        return kind == "relative" or (kind == "auto" and self.kind in ("causal-lm", "seq2seq-lm"))
 
     def terms(self, student: Outputs, teacher: Outputs, batch: Batch, descent: Descent) -> dict[str, Tensor]:
         """Each term with a weight, unweighted.
@@ -48,7 +48,7 @@ class Objective:
             batch: what both have read.
             descent: which of the teacher's layers and heads the student's are compared with.
         """
-        w, mask = self.weights, batch["attention_mask"]
+        w = self.weights
         terms: dict[str, Tensor] = {}
         if student.tokens is not None:
             theirs = teacher.tokens if w.prediction else None
@@ -57,16 +57,16 @@ class Objective:
         if w.prediction and student.prediction is not None and teacher.prediction is not None:
             terms["prediction"] = self._prediction(student.prediction, teacher.prediction)
         if w.hidden:
-            terms["hidden"] = self._hidden(student, teacher, mask, descent)
+            terms["hidden"] = self._hidden(student, teacher, descent)
         if w.attention:
-            loss = _ATTENTION[w.attention_kind]
+            loss, mask = _ATTENTION[w.attention_kind], batch["attention_mask"]
             pairs = zip(student.attention, descent.attention(teacher.attention), strict=True)
             terms["attention"] = torch.stack(
                 [loss(s, _with_heads(t, descent.heads.get(k)), mask) for k, (s, t) in enumerate(pairs)]
             ).mean()
         if w.embedding:
             terms["embedding"] = losses.hidden(
-                student.hidden[0], teacher.hidden[0], self.projections[0], mask, relative=self.relative
+                student.hidden[0], teacher.hidden[0], self.projections[0], student.masks[0], relative=self.relative
             )
         return terms
 
@@ -85,13 +85,14 @@ class Objective:
             return losses.regression(student, teacher)
         return losses.prediction(student, teacher, self.weights.temperature)
 
-    def _hidden(self, student: Outputs, teacher: Outputs, mask: Tensor, descent: Descent) -> Tensor:
-        pairs = zip(student.hidden[1:], descent.states(teacher.hidden[1:]), strict=True)
+    def _hidden(self, student: Outputs, teacher: Outputs, descent: Descent) -> Tensor:
+        pairs = zip(student.hidden[1:], descent.states(teacher.hidden[1:]), student.masks[1:], strict=True)
         states = [
-            losses.hidden(s, t, self.projections[k + 1], mask, relative=self.relative) for k, (s, t) in enumerate(pairs)
+            losses.hidden(s, t, self.projections[k + 1], mask, relative=self.relative)
+            for k, (s, t, mask) in enumerate(pairs)
         ]
         if student.pooled is not None and teacher.pooled is not None:
-            once = mask[:, :1]
+            once = student.masks[-1][:, :1]
             states.append(
                 losses.hidden(student.pooled[:, None], teacher.pooled[:, None], self.projections[len(states) + 1], once)
             )

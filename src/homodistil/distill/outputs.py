@@ -13,15 +13,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from homodistil.axes.layout import Layout
+from homodistil.axes.layout import Layout, product
 from homodistil.distill.attention import QueriesKeys, captured
-from homodistil.distill.teacher import INPUTS, Kind, Pooling
+from homodistil.distill.folders import Pooling
+from homodistil.distill.teacher import INPUTS, LANGUAGE_MODELS, Kind
 
 Batch = Mapping[str, Tensor]
 """`input_ids` (batch, sequence), or `pixel_values` (batch, channels, height, width) of images; `attention_mask`, 1 for
 tokens or patches and 0 for padding, and `ordinary`, 1 for those that are not special, both (batch, sequence); for
 masked language models also `positions` (predicted,), indices into the flattened batch, and `labels` (predicted,); for
-causal ones the same, with the positions that predict and the tokens that follow."""
+causal ones the same, with the positions that predict and the tokens that follow. For encoder-decoders these are the
+source's, and the target has `decoder_input_ids`, `decoder_attention_mask` and `decoder_ordinary`, all (batch, target),
+and the positions, each of which predicts the next token of the target."""
 
 
 CHUNK = 1 << 26
@@ -53,7 +56,9 @@ class Outputs:
     """One forward pass.
 
     Attributes:
-        hidden: the embeddings and then each layer's states, (batch, sequence, hidden).
+        hidden: the embeddings and then each layer's states, (batch, sequence, hidden); of encoder-decoders those of the
+            source, then those of the target.
+        masks: for each hidden state, which of its rows are no padding, (batch, sequence).
         attention: queries and keys of each layer, empty if not asked for.
         prediction: logits (rows, classes), or normalised embeddings (batch, hidden); None if not asked for.
         pooled: the pooler's vector (batch, hidden) of a bare encoder that has one.
@@ -61,6 +66,7 @@ class Outputs:
     """
 
     hidden: tuple[Tensor, ...]
+    masks: tuple[Tensor, ...]
     attention: tuple[QueriesKeys, ...]
     prediction: Tensor | None
     pooled: Tensor | None
@@ -93,24 +99,27 @@ class Runner:
         net = model if heads else model.base_model
         keep = captured() if self.attention else contextlib.nullcontext(())
         with keep as layers:
-            raw = net(**{name: batch[name] for name in self.inputs}, output_hidden_states=True)
-        hidden: tuple[Tensor, ...] = raw.hidden_states
-        if (last := getattr(raw, "last_hidden_state", None)) is not None:
-            # some models list the last layer's states as they are before the final norm; users read those after it
-            hidden = (*hidden[:-1], last)
+            if self.kind == "seq2seq-lm":
+                raw, hidden, masks = _both_sides(model, batch)
+            else:
+                raw = net(**{name: batch[name] for name in self.inputs}, output_hidden_states=True)
+                hidden = _states(raw)
+                masks = (batch["attention_mask"],) * len(hidden)
         made, tokens = None, None
-        if self.prediction and self.kind in ("masked-lm", "causal-lm"):
+        if self.prediction and self.kind in LANGUAGE_MODELS:
             # the vocabulary projection is most of a small model's step, so it only sees the positions that count
             at = hidden[-1].flatten(0, 1).index_select(0, batch["positions"])
             tokens = TokenPredictions(at, functools.partial(self._logits, model), model.config.vocab_size)
         elif self.prediction:
             made = _PREDICT[self.kind](self, model, raw, hidden[-1], batch)
-        return Outputs(hidden, tuple(layers), made, self._pooled(model, hidden[-1]), tokens)
+        return Outputs(hidden, masks, tuple(layers), made, self._pooled(model, hidden[-1]), tokens)
 
     def _logits(self, model: PreTrainedModel, states: Tensor) -> Tensor:
         """Logits over the vocabulary, by the modules that the family names."""
         family = self.layout.family
         assert family is not None
+        if family.logit_scale:
+            states = states * product(family.logit_scale, {"hidden": states.shape[-1]})
         for name in family.lm_head:
             states = model.get_submodule(name)(states)
         cap = getattr(model.config, family.logit_cap, None) if family.logit_cap else None
@@ -126,6 +135,28 @@ class Runner:
         # most take the first token themselves; one that is a layer and nothing else is given it
         pooled: Tensor = pooler(last[:, 0].detach() if isinstance(pooler, nn.Linear) else last.detach())
         return pooled
+
+
+def _states(raw: Any) -> tuple[Tensor, ...]:
+    """The hidden states of a forward pass, the last as users read it: some models list it before the final norm."""
+    last = getattr(raw, "last_hidden_state", None)
+    return tuple(raw.hidden_states) if last is None else (*raw.hidden_states[:-1], last)
+
+
+def _both_sides(model: PreTrainedModel, batch: Batch) -> tuple[Any, tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """An encoder-decoder without its head: the decoder's outputs, the hidden states of both sides, and their masks."""
+    source, target = batch["attention_mask"], batch["decoder_attention_mask"]
+    read = model.get_encoder()(input_ids=batch["input_ids"], attention_mask=source, output_hidden_states=True)
+    said = model.get_decoder()(
+        input_ids=batch["decoder_input_ids"],
+        attention_mask=target,
+        encoder_hidden_states=read.last_hidden_state,
+        encoder_attention_mask=source,
+        use_cache=False,
+        output_hidden_states=True,
+    )
+    first, then = _states(read), _states(said)
+    return said, first + then, (source,) * len(first) + (target,) * len(then)
 
 
 def embed(states: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:

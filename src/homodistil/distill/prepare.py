@@ -6,7 +6,7 @@ import ctypes
 import sys
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +22,16 @@ from homodistil.compress.schedule import Schedule
 from homodistil.compress.vocabulary import Vocabulary
 from homodistil.distill import checkpoint
 from homodistil.distill.checkpoint import State, every_unit
-from homodistil.distill.data import Collate, Collator, Corpus, load_corpus
+from homodistil.distill.collate import Collate
+from homodistil.distill.data import Corpus
+from homodistil.distill.inputs import read, refuse_other_options
 from homodistil.distill.objective import Objective
 from homodistil.distill.outputs import Runner
 from homodistil.distill.projections import Projections
-from homodistil.distill.teacher import INPUTS, Teacher, copy_of, load_teacher, no_tokenizer
+from homodistil.distill.teacher import INPUTS, LANGUAGE_MODELS, Teacher, copy_of, load_teacher
 from homodistil.distill.trim import Texts, trim, trim_to
-from homodistil.distill.views import load_views
 from homodistil.errors import UserError
-from homodistil.recipe import Images, Losses, Recipe, Text
+from homodistil.recipe import Losses, Recipe
 from homodistil.rundir import RunDir, write_text
 
 
@@ -45,7 +46,8 @@ class Run:
         figures: shape and counts of the teacher, with its whole vocabulary.
         vocabulary: which of the teacher's tokens are left; None if all are.
         start: the widths and the depth that the student starts with.
-        layers: how many layers it starts with.
+        layers: how many hidden states it starts with, the first embeddings aside: one a layer, and of encoder-decoders
+            the target's embeddings.
         planned: the targets, widest first.
         corpus: what is learnt from, and what is held out.
         schedule: the widths over the steps.
@@ -94,19 +96,21 @@ def prepare(recipe: Recipe, *, resume: bool, texts: Iterable[str] | None) -> Run
     if recipe.family is not None:
         register(read_family(recipe.family))
     teacher = load_teacher(recipe.teacher, trust_remote_code=recipe.trust_remote_code)
-    _refuse_other_options(recipe, teacher)
+    refuse_other_options(recipe, teacher)
     figures = teacher_figures(teacher.layout, teacher.layout.shape(teacher.model))
     vocabulary = None
     if recipe.trim_vocab and resume and run_dir.vocabulary.exists():
         vocabulary = Vocabulary.from_json(run_dir.vocabulary.read_text())
         teacher = trim(teacher, vocabulary)
     elif recipe.trim_vocab:
-        teacher, vocabulary = trim_to(teacher, Texts(texts if texts is not None else recipe.data, recipe.text.column))
+        teacher, vocabulary = trim_to(
+            teacher, Texts(texts if texts is not None else recipe.data, recipe.text.column, recipe.text.target)
+        )
     origin = teacher if recipe.student is None else _first_student(recipe, teacher, vocabulary)
     start = origin.layout.shape(origin.model)
     planned = plan(origin.layout, start, recipe.target)
     losses = _losses(recipe, teacher)
-    corpus, collate = (_text if teacher.reads == "text" else _images)(recipe, teacher, texts)
+    corpus, collate = read(recipe, teacher, texts)
     schedule = _schedule(recipe, corpus, planned, start)
     if not resume:
         run_dir.create(recipe.to_yaml())
@@ -129,7 +133,7 @@ def prepare(recipe: Recipe, *, resume: bool, texts: Iterable[str] | None) -> Run
         figures=figures,
         vocabulary=vocabulary,
         start=start,
-        layers=origin.model.config.num_hidden_layers,
+        layers=origin.states,
         planned=planned,
         corpus=corpus,
         schedule=schedule,
@@ -138,7 +142,7 @@ def prepare(recipe: Recipe, *, resume: bool, texts: Iterable[str] | None) -> Run
             layout=teacher.layout,
             pooling=teacher.pooling,
             attention=bool(losses.attention),
-            prediction=losses.prediction > 0 or (losses.lm > 0 and teacher.kind in ("masked-lm", "causal-lm")),
+            prediction=losses.prediction > 0 or (losses.lm > 0 and teacher.kind in LANGUAGE_MODELS),
             inputs=INPUTS[teacher.reads],
         ),
         objective=Objective(teacher.kind, losses, state.projections),
@@ -147,72 +151,6 @@ def prepare(recipe: Recipe, *, resume: bool, texts: Iterable[str] | None) -> Run
         state=state,
         accelerator=accelerator,
     )
-
-
-def _text(recipe: Recipe, teacher: Teacher, texts: Iterable[str] | None) -> tuple[Corpus, Collate]:
-    """Tokenised text, and what makes batches of it."""
-    assert teacher.layout.family is not None
-    longest = getattr(teacher.model.config, "max_position_embeddings", 1 << 30) - teacher.layout.family.offset
-    if recipe.text.length > longest:
-        raise UserError(
-            f"Cannot make sequences of {recipe.text.length} tokens.",
-            f"The teacher has positions for {longest}.",
-            f"Use --text.length {longest} or less.",
-        )
-    is_language_model = teacher.kind in ("masked-lm", "causal-lm")
-    packed = recipe.text.packing == "blocks" or (recipe.text.packing == "auto" and is_language_model)
-    corpus = load_corpus(
-        texts if texts is not None else recipe.data,
-        teacher.tokenizer,
-        column=recipe.text.column,
-        length=recipe.text.length,
-        packed=packed,
-        heldout=recipe.text.heldout,
-        stream=recipe.text.stream,
-        workers=recipe.text.workers,
-        crops=recipe.text.crops if teacher.kind == "similarity" else 0.0,
-        batch=recipe.batch,
-        seed=recipe.seed,
-    )
-    masked, causal = teacher.kind == "masked-lm", teacher.kind == "causal-lm"
-    return corpus, Collator(teacher.tokenizer, masked, recipe.seed, causal=causal)
-
-
-def _images(recipe: Recipe, teacher: Teacher, texts: Iterable[str] | None) -> tuple[Corpus, Collate]:
-    """Images, and what makes batches of them."""
-    layout = teacher.layout
-    assert layout.family is not None
-    assert layout.sequence is not None
-    if texts is not None:
-        raise UserError(
-            f"Cannot read texts with {teacher.source}.",
-            "This teacher reads images, which must lie on a disk.",
-            "Give a folder of images, or a dataset with a column of them.",
-        )
-    return load_views(
-        recipe.data,
-        teacher.processor,
-        channels=teacher.model.config.num_channels,
-        tokens=layout.sequence,
-        class_tokens=layout.family.class_tokens,
-        options=recipe.images,
-        seed=recipe.seed,
-    )
-
-
-def _refuse_other_options(recipe: Recipe, teacher: Teacher) -> None:
-    """Options of text for a teacher of images, or the other way round, would be passed over in silence."""
-    group, said, default = (
-        ("images", recipe.images, Images()) if teacher.reads == "text" else ("text", recipe.text, Text())
-    )
-    if recipe.trim_vocab and teacher.reads == "images":
-        raise no_tokenizer(recipe.teacher)
-    if changed := [f.name for f in fields(said) if getattr(said, f.name) != getattr(default, f.name)]:
-        raise UserError(
-            f"Cannot use {group}.{changed[0]} = {getattr(said, changed[0])} with {recipe.teacher}.",
-            f"This teacher reads {teacher.reads}, to which the options {group}.* do not apply.",
-            f"Leave it out; `homodistil distil --help` lists those of {teacher.reads}.*.",
-        )
 
 
 def _keep_freed_memory() -> None:
@@ -265,6 +203,12 @@ def _first_student(recipe: Recipe, teacher: Teacher, vocabulary: Vocabulary | No
                 "A student must not be larger than its teacher.",
                 "Exchange the two, or give another student.",
             )
+    if teacher.kind == "seq2seq-lm" and student.states != teacher.states:
+        raise UserError(
+            f"Cannot start from the student {recipe.student}: it has other numbers of layers than its teacher.",
+            "Layers of an encoder-decoder are compared one by one.",
+            "Give a student with the teacher's layers, or leave --student out.",
+        )
     heads = [m.model.config.num_attention_heads for m in (teacher, student)]
     if _losses(recipe, teacher).attention and heads[0] != heads[1]:
         raise UserError(
@@ -310,8 +254,7 @@ def _start(recipe: Recipe, teacher: Teacher, origin: Teacher) -> State:
     assert family is not None
     pooled = teacher.kind == "similarity" and getattr(student, family.pooler or "", None) is not None
     narrow, wide = (m.config.hidden_size for m in (student, teacher.model))
-    layers = student.config.num_hidden_layers
-    projections = Projections(layers, pooled=pooled, narrow=narrow, wide=wide).to(teacher.model.device)
+    projections = Projections(origin.states, pooled=pooled, narrow=narrow, wide=wide).to(teacher.model.device)
     student.to(teacher.model.device)
     matrices = [p for p in student.parameters() if p.dim() > 1]
     others = [p for p in student.parameters() if p.dim() <= 1]
@@ -341,7 +284,7 @@ def _start(recipe: Recipe, teacher: Teacher, origin: Teacher) -> State:
 
 def _method(recipe: Recipe, teacher: Teacher) -> Method:
     """Distillation losses are zero before the first cut: without a language-model loss only outputs have gradients."""
-    return "sensitivity" if teacher.kind in ("masked-lm", "causal-lm") and recipe.losses.lm else "output"
+    return "sensitivity" if teacher.kind in LANGUAGE_MODELS and recipe.losses.lm else "output"
 
 
 def _round_products(teacher: nn.Module) -> None:

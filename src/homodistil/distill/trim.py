@@ -37,27 +37,29 @@ class Texts:
     Args:
         data: a name for `text.open_text`, or the texts themselves.
         column: the text column.
+        target: a second one.
 
     Raises:
         UserError: the data cannot be found or read, or is a stream that can be read once only.
     """
 
-    def __init__(self, data: str | Iterable[str], column: str = "text") -> None:
+    def __init__(self, data: str | Iterable[str], column: str = "text", target: str | None = None) -> None:
         if not isinstance(data, str) and iter(data) is data:
             raise UserError(
                 "Cannot trim the vocabulary to a stream of text.",
                 "All of the text is read before the first step, to know which tokens it uses, and then again.",
                 "Give a file or a list of texts, or keep the whole vocabulary.",
             )
-        self._rows = open_text(data, column, stream=False) if isinstance(data, str) else data
-        self._column = column if isinstance(data, str) else None
+        self._rows = open_text(data, column, target=target) if isinstance(data, str) else data
+        self._columns = [c for c in (column, target) if c is not None] if isinstance(data, str) else []
 
     def __iter__(self) -> Iterator[str]:
-        if self._column is None:
+        if not self._columns:
             yield from self._rows
             return
-        for rows in self._rows.select_columns([self._column]).iter(batch_size=1000):  # type: ignore[union-attr]
-            yield from rows[self._column]
+        for rows in self._rows.select_columns(self._columns).iter(batch_size=1000):  # type: ignore[union-attr]
+            for column in self._columns:
+                yield from rows[column]
 
 
 def trim(teacher: Teacher, vocabulary: Vocabulary, tokenizer: PreTrainedTokenizerBase | None = None) -> Teacher:

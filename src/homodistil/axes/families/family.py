@@ -15,6 +15,7 @@ class Family:
     Attributes:
         name: what it is called in messages.
         model_types: the `model_type`s of the configurations that belong to it.
+        requires: what keys of the configuration must say; one that is not there is False.
         rows: the table of the base model; each row must match.
         heads: tables of what may stand on or beside the base model, each matching whole or not at all.
         widths: for each axis that may be cut, the width that says how many units it has; other axes are never cut.
@@ -26,6 +27,7 @@ class Family:
         divided: for a width, the product that it must be a multiple of, because transformers refuses to load any other.
         queries: rows that are scaled when head_dim changes, so that attention keeps its temperature; where queries,
             keys and values are one matrix, the first of its fixed factor.
+        temperature: whether scores are divided by √head_dim; where not, queries keep theirs as they are.
         scaled: for rows that models multiply by a power of a width, or that make up for it, the product that they are
             scaled with when a cut changes it. `row + 1` is a row to which the model adds one before it multiplies.
         attributes: modules' own attributes that repeat widths: a product.
@@ -35,7 +37,9 @@ class Family:
         distances: rows that project embeddings of distances, whose axis is called `distance`, once a sequence; every
             token is compared with what they make. Those that are not in `once` project tokens as well.
         lm_head: modules that turn hidden states into logits over the vocabulary, in the order in which they run.
+        logit_scale: the power of `hidden` that the last states are multiplied by before `lm_head`.
         logit_cap: the key of the configuration with c, where logits z become c·tanh(z / c) after `lm_head`.
+        decoder: the module of encoder-decoders that reads the target.
         offset: positions that the embeddings have and no token can take.
         shared: the beginning of the names of parameters that all layers share: each is there once, and computed with
             in every layer.
@@ -56,6 +60,8 @@ class Family:
     bound: bool
     queries: tuple[str, ...]
     attributes: Mapping[str, Mapping[str, str]]
+    requires: Mapping[str, object] = field(default_factory=dict)
+    temperature: bool = True
     unequal: Mapping[str, str] = field(default_factory=dict)
     divided: Mapping[str, str] = field(default_factory=dict)
     scaled: Mapping[str, str] = field(default_factory=dict)
@@ -64,7 +70,9 @@ class Family:
     once_with_pooler: tuple[str, ...] = ()
     distances: tuple[str, ...] = ()
     lm_head: tuple[str, ...] = ()
+    logit_scale: str = ""
     logit_cap: str = ""
+    decoder: str = ""
     offset: int = 0
     shared: str = ""
     each_layer: tuple[str, ...] = ("layer_types", "mlp_layer_types")

@@ -78,6 +78,7 @@ def check(family: Family) -> None:
         ("divided", family.divided, widths),
         ("divided", _words(family.divided.values()), widths | axes),
         ("scaled", _words(family.scaled.values()), widths | axes),
+        ("logit_scale", _words([family.logit_scale]), {"hidden"}),
     ):
         if strange := sorted(set(names) - known):
             raise _unfit(family, f"{rule} speaks of {strange[0]!r}.", f"Known there are {', '.join(sorted(known))}.")

@@ -1,0 +1,98 @@
+"""From sequences to batches: padded, and masked as a pure function of the step."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from homodistil.distill.sources import Source, Tokens
+
+MASKED = 0.15
+"""The share of tokens that is predicted; of them 80 % are masked, 10 % replaced, 10 % kept (BERT, section 3.1)."""
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Makes batches: padded to a multiple of 8, and masked if the model predicts masked tokens.
+
+    Attributes:
+        tokenizer: names padding, mask and special tokens.
+        masked: whether positions are masked and labels given.
+        seed: of the masks.
+        causal: whether every position but the last predicts the next.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    masked: bool
+    seed: int
+    causal: bool = False
+
+    def __call__(self, sequences: Sequence[Tokens], index: int) -> dict[str, Tensor]:
+        """The `index`-th batch: see `outputs.Batch` for its tensors. The same index gives the same masks."""
+        batch = padded(sequences, self.tokenizer)
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        if self.causal:
+            follows = torch.zeros_like(mask)
+            follows[:, :-1] = mask[:, 1:]
+            positions = follows.flatten().nonzero()[:, 0]
+            return batch | {"positions": positions, "labels": ids.flatten()[positions + 1]}
+        if not self.masked:
+            return batch
+        generator = of_batch(self.seed, index)
+        free = batch["ordinary"].flatten() > 0
+        # a fixed share of the batch and not a coin a token, so that packed batches all have the same shapes
+        count = max(1, int(MASKED * int(free.sum())))
+        lot = torch.rand(ids.numel(), generator=generator).masked_fill(~free, -1)
+        positions = lot.topk(count).indices.sort().values
+        flat = ids.flatten()
+        labels = flat[positions]
+        fate = torch.rand(count, generator=generator)
+        random = torch.randint(len(self.tokenizer), (count,), generator=generator)
+        flat[positions] = torch.where(
+            fate < 0.8, torch.tensor(self.tokenizer.mask_token_id), torch.where(fate < 0.9, random, labels)
+        )
+        return batch | {"input_ids": flat.view_as(ids), "positions": positions, "labels": labels}
+
+
+def padded(sequences: Sequence[Tokens], tokenizer: PreTrainedTokenizerBase) -> dict[str, Tensor]:
+    """`input_ids`, `attention_mask` and `ordinary` of sequences, padded to a multiple of 8."""
+    width = -(-max(map(len, sequences)) // 8) * 8
+    ids = torch.full((len(sequences), width), tokenizer.pad_token_id)
+    mask = torch.zeros_like(ids)
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence)] = torch.as_tensor(sequence)
+        mask[row, : len(sequence)] = 1
+    special = torch.isin(ids, torch.tensor(tokenizer.all_special_ids)) | (mask == 0)
+    return {"input_ids": ids, "attention_mask": mask, "ordinary": (~special).long()}
+
+
+def of_batch(seed: int, index: int) -> torch.Generator:
+    """What the noise of a batch is drawn with."""
+    return torch.Generator().manual_seed((seed + 1) * 2_000_003 + index)
+
+
+class Collate(Protocol):
+    """Makes batches out of what a source gives."""
+
+    def __call__(self, sequences: Sequence[Any], index: int, /) -> dict[str, Tensor]:
+        """The `index`-th batch: see `outputs.Batch` for its tensors. Held-out batches have negative indices."""
+        ...
+
+
+def batches(source: Source, collate: Collate, size: int, *, start: int) -> Iterator[dict[str, Tensor]]:
+    """Endless batches of `size` sequences, from the `start`-th batch on."""
+    sequences = source.sequences(start * size)
+    for index in itertools.count(start):
+        yield collate(list(itertools.islice(sequences, size)), index)
+
+
+def heldout_batches(sequences: Sequence[Any], collate: Collate, size: int) -> Iterator[dict[str, Tensor]]:
+    """The held-out batches, masked alike each time."""
+    for index, at in enumerate(range(0, len(sequences), size)):
+        yield collate(sequences[at : at + size], -1 - index)

@@ -1,0 +1,126 @@
+"""What a run learns from: the user's text or images, read for one teacher, and what makes batches of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import fields
+
+from homodistil.distill.collate import Collate, Collator
+from homodistil.distill.data import Corpus, load_corpus
+from homodistil.distill.pairs import PairCollator, given, noise_of
+from homodistil.distill.teacher import LANGUAGE_MODELS, Teacher, no_tokenizer
+from homodistil.distill.views import load_views
+from homodistil.errors import UserError
+from homodistil.recipe import Images, Recipe, Text
+
+
+def read(recipe: Recipe, teacher: Teacher, texts: Iterable[str] | None) -> tuple[Corpus, Collate]:
+    """Open and read the data of a recipe.
+
+    Args:
+        recipe: says what and how.
+        teacher: reads it.
+        texts: the data itself, where it is no file.
+
+    Raises:
+        UserError: the data cannot be found, read or used with this teacher.
+    """
+    return (_text if teacher.reads == "text" else _images)(recipe, teacher, texts)
+
+
+def _text(recipe: Recipe, teacher: Teacher, texts: Iterable[str] | None) -> tuple[Corpus, Collate]:
+    """Tokenised text, and what makes batches of it."""
+    assert teacher.layout.family is not None
+    longest = getattr(teacher.model.config, "max_position_embeddings", 1 << 30) - teacher.layout.family.offset
+    if recipe.text.length > longest:
+        raise UserError(
+            f"Cannot make sequences of {recipe.text.length} tokens.",
+            f"The teacher has positions for {longest}.",
+            f"Use --text.length {longest} or less.",
+        )
+    target = recipe.text.target
+    if target is not None and texts is not None:
+        raise UserError(
+            f"Cannot read pairs from texts in memory (text.target = {target}).",
+            "Pairs are columns of a file or of a dataset.",
+            "Save them as .jsonl, with one column of sources and one of targets.",
+        )
+    packed = recipe.text.packing == "blocks" or (recipe.text.packing == "auto" and teacher.kind in LANGUAGE_MODELS)
+    corpus = load_corpus(
+        texts if texts is not None else recipe.data,
+        teacher.tokenizer,
+        column=recipe.text.column,
+        target=target,
+        length=recipe.text.length,
+        packed=packed and target is None,
+        heldout=recipe.text.heldout,
+        stream=recipe.text.stream,
+        workers=recipe.text.workers,
+        crops=recipe.text.crops if teacher.kind == "similarity" else 0.0,
+        batch=recipe.batch,
+        seed=recipe.seed,
+    )
+    return corpus, _collator(recipe, teacher)
+
+
+def _collator(recipe: Recipe, teacher: Teacher) -> Collate:
+    """What makes batches of tokens."""
+    if teacher.kind != "seq2seq-lm":
+        masked, causal = teacher.kind == "masked-lm", teacher.kind == "causal-lm"
+        return Collator(teacher.tokenizer, masked, recipe.seed, causal=causal)
+    start = teacher.model.config.decoder_start_token_id
+    if start is None:
+        raise UserError(
+            f"Cannot distil {teacher.source}: its configuration has no decoder_start_token_id.",
+            "It must say which token the decoder reads before the first one of its target.",
+            "Add it to config.json; for T5 it is that of the padding, 0.",
+        )
+    divide = noise_of(teacher.tokenizer) if recipe.text.target is None else given
+    return PairCollator(teacher.tokenizer, divide, start, recipe.seed)
+
+
+def _images(recipe: Recipe, teacher: Teacher, texts: Iterable[str] | None) -> tuple[Corpus, Collate]:
+    """Images, and what makes batches of them."""
+    layout = teacher.layout
+    assert layout.family is not None
+    assert layout.sequence is not None
+    if texts is not None:
+        raise UserError(
+            f"Cannot read texts with {teacher.source}.",
+            "This teacher reads images, which must lie on a disk.",
+            "Give a folder of images, or a dataset with a column of them.",
+        )
+    return load_views(
+        recipe.data,
+        teacher.processor,
+        channels=teacher.model.config.num_channels,
+        tokens=layout.sequence,
+        class_tokens=layout.family.class_tokens,
+        options=recipe.images,
+        seed=recipe.seed,
+    )
+
+
+def refuse_other_options(recipe: Recipe, teacher: Teacher) -> None:
+    """Options of text for a teacher of images, or the other way round, would be passed over in silence.
+
+    Raises:
+        UserError: one of them is given.
+    """
+    group, said, default = (
+        ("images", recipe.images, Images()) if teacher.reads == "text" else ("text", recipe.text, Text())
+    )
+    if recipe.trim_vocab and teacher.reads == "images":
+        raise no_tokenizer(recipe.teacher)
+    if changed := [f.name for f in fields(said) if getattr(said, f.name) != getattr(default, f.name)]:
+        raise UserError(
+            f"Cannot use {group}.{changed[0]} = {getattr(said, changed[0])} with {recipe.teacher}.",
+            f"This teacher reads {teacher.reads}, to which the options {group}.* do not apply.",
+            f"Leave it out; `homodistil distil --help` lists those of {teacher.reads}.*.",
+        )
+    if recipe.text.target is not None and teacher.kind != "seq2seq-lm":
+        raise UserError(
+            f"Cannot use text.target = {recipe.text.target} with {recipe.teacher}.",
+            "Only an encoder-decoder reads a text and says another one to it.",
+            "Leave it out.",
+        )

@@ -1,0 +1,202 @@
+"""What encoder-decoders learn from: spans told by sentinels or by a mask, and pairs that are given."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoTokenizer, BertForMaskedLM, T5ForConditionalGeneration
+
+import homodistil
+from homodistil.axes.layout import Layout
+from homodistil.compress.compensate import InputMoments
+from homodistil.distill.pairs import PairCollator, given, noise_of
+from homodistil.errors import UserError
+from zoo import inputs, tiny
+
+SENTINELS = [f"<extra_id_{k}>" for k in range(5)]
+
+
+def _with_sentinels(tokenizer: Any) -> Any:
+    made = copy.deepcopy(tokenizer)
+    made.add_special_tokens({"additional_special_tokens": SENTINELS})
+    return made
+
+
+def _blocks(tokenizer: Any, count: int = 6, length: int = 40) -> list[list[int]]:
+    """Blocks of random words between special tokens, with one that parts two texts."""
+    draw = torch.Generator().manual_seed(0)
+    words = torch.randint(5, 27, (count, length - 2), generator=draw)
+    words[:, length // 2] = tokenizer.sep_token_id
+    return [[tokenizer.cls_token_id, *row, tokenizer.sep_token_id] for row in words.tolist()]
+
+
+def _pieces(tokens: list[int], marks: list[int]) -> tuple[list[list[int]], list[int]]:
+    """What stands between marks, and the marks in their order."""
+    pieces: list[list[int]] = [[]]
+    met = []
+    for token in tokens:
+        if token in marks:
+            met.append(token)
+            pieces.append([])
+        else:
+            pieces[-1].append(token)
+    return pieces, met
+
+
+def test_source_and_target_told_by_sentinels_are_the_text_together(tokenizer: Any) -> None:
+    """Each span stands in the target behind the sentinel that stands for it in the source; one more ends the target."""
+    made = _with_sentinels(tokenizer)
+    marks, special = made.convert_tokens_to_ids(SENTINELS), set(made.all_special_ids)
+    divide, generator = noise_of(made), torch.Generator().manual_seed(1)
+    for block in _blocks(made):
+        source, target = divide(block, generator)
+        kept, met = _pieces(source, marks)
+        (before, *spans, after), said = _pieces(target, marks)
+        assert met == said[:-1] == marks[: len(met)]
+        assert len(met) == len(set(met)) > 0
+        assert before == []
+        assert after == ([made.eos_token_id] if made.eos_token_id is not None else [])
+        assert all(span and not special & set(span) for span in spans)
+        assert [*kept[0], *(t for s, k in zip(spans, kept[1:], strict=True) for t in (*s, *k))] == block
+        # 15 % of 37 ordinary tokens, unless sentinels run out
+        assert sum(map(len, spans)) <= 6
+
+
+def test_a_mask_stands_for_each_span_and_the_target_is_the_whole_text(tokenizer: Any) -> None:
+    """Three of ten ordinary tokens are gone, and no special one."""
+    divide, generator = noise_of(tokenizer), torch.Generator().manual_seed(1)
+    for block in _blocks(tokenizer):
+        source, target = divide(block, generator)
+        kept, met = _pieces(source, [tokenizer.mask_token_id])
+        assert target == block
+        assert len(met) > 1
+        assert len(block) - sum(map(len, kept)) == round(0.3 * 37)
+        assert source.count(tokenizer.sep_token_id) == 2
+        assert source[0] == tokenizer.cls_token_id
+
+
+@pytest.mark.parametrize("text", [[2, 3], [2, 7, 3], [2, 7, 8, 3]])
+def test_texts_of_hardly_a_token_are_divided_too(text: list[int], tokenizer: Any) -> None:
+    """Nothing to take out is no crash, and the target is never empty."""
+    for made in (tokenizer, _with_sentinels(tokenizer)):
+        source, target = noise_of(made)(text, torch.Generator().manual_seed(0))
+        assert source
+        assert target
+
+
+def test_pair_batches_are_a_function_of_seed_and_index(tokenizer: Any) -> None:
+    """The decoder reads the target one place to the right, and each position predicts what the target says there."""
+    blocks, collate = _blocks(tokenizer), PairCollator(tokenizer, noise_of(tokenizer), 0, seed=3)
+    batch, again, other = collate(blocks, 4), collate(blocks, 4), collate(blocks, 5)
+    assert all(torch.equal(batch[name], again[name]) for name in batch)
+    assert not torch.equal(batch["input_ids"], other["input_ids"])
+    read = batch["decoder_input_ids"]
+    assert read[:, 0].eq(0).all()
+    assert batch["decoder_attention_mask"].sum(1).tolist() == [40] * 6
+    labels = batch["labels"].view(6, 40)
+    assert torch.equal(read[:, 1:40], labels[:, :-1])
+    assert torch.equal(batch["positions"], batch["decoder_attention_mask"].flatten().nonzero()[:, 0])
+
+
+def test_given_pairs_reach_the_model_as_they_are(tokenizer: Any, tmp_path: Path) -> None:
+    """A file of pairs is read with both columns, each cut at the length of its own; half a pair is left out."""
+    from homodistil.distill.data import load_corpus
+
+    rows = [{"question": "the red cat sees", "answer": "a man"}, {"question": "on the house", "answer": "near"}] * 8
+    rows += [{"question": "alone", "answer": ""}]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    corpus = load_corpus(
+        str(tmp_path / "pairs.jsonl"), tokenizer, column="question", target="answer", length=5, packed=False, batch=4
+    )
+    seen = {tuple(s) for _, s in zip(range(40), corpus.train.sequences(0), strict=False)}
+    sides = sorted(given(sequence, torch.Generator()) for sequence in seen)
+    expected = [("the red cat", "a man"), ("on the house", "near")]
+    assert sides == sorted(tuple(tokenizer(text)["input_ids"] for text in pair) for pair in expected)
+
+
+def test_a_run_on_given_pairs_ends_in_a_student(tokenizer: Any, tmp_path: Path) -> None:
+    """Distilled on pairs of two columns, trimmed to the tokens of both."""
+    tiny("T5").save_pretrained(tmp_path / "teacher")
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    rows = [{"source": f"the {a} cat sees the {b} dog", "said": f"{b} near {a}"} for a in ("red", "old", "big")
+            for b in ("one", "two", "small")] * 6  # fmt: skip
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    options: dict[str, Any] = {"data": tmp_path / "pairs.jsonl", "target": "0.7", "steps": 6, "batch": 8}
+    columns = {"column": "source", "target": "said", "length": 16}
+    result = homodistil.distil(
+        tmp_path / "teacher", out=tmp_path / "run", text=columns, trim_vocab=True, log_every=1, **options
+    )
+    student = T5ForConditionalGeneration.from_pretrained(result.students["0.7"])
+    words = {word for row in rows for text in row.values() for word in text.split()}
+    kept = AutoTokenizer.from_pretrained(result.students["0.7"]).get_vocab()
+    assert words < set(kept)
+    assert not {"house", "takes", "under"} & set(kept)
+    assert student.config.vocab_size == len(kept) < 27
+    assert 0 <= result.heldout["0.7"]["agreement"] <= 1
+    with pytest.raises(UserError, match=r"column 'nothing'.*\n.*\n.*--text.target"):
+        homodistil.distil(tmp_path / "teacher", out=tmp_path / "no", text=columns | {"target": "nothing"}, **options)
+
+
+def test_what_cannot_be_paired_is_refused(
+    tokenizer: Any, save_teacher: Callable[..., Path], corpus: Path, tmp_path: Path
+) -> None:
+    """An encoder with targets, noise without sentinels or mask, a decoder that does not know where to start."""
+    with pytest.raises(UserError, match=r"text\.target = answer"):
+        homodistil.distil(save_teacher(BertForMaskedLM), corpus, "0.5", tmp_path / "run", text={"target": "answer"})
+    bare = copy.deepcopy(tokenizer)
+    bare.mask_token = None
+    with pytest.raises(UserError, match="sentinels"):
+        noise_of(bare)
+    model = tiny("T5")
+    model.config.decoder_start_token_id = None
+    model.generation_config.decoder_start_token_id = None
+    model.save_pretrained(tmp_path / "teacher")
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    with pytest.raises(UserError, match="decoder_start_token_id"):
+        homodistil.distil(tmp_path / "teacher", corpus, "0.5", tmp_path / "run", text={"length": 32})
+
+
+def test_a_bare_encoder_decoder_is_refused_as_one(tokenizer: Any, corpus: Path, tmp_path: Path) -> None:
+    """Without its head there is nothing that it says."""
+    from transformers import T5Model
+
+    T5Model(tiny("T5").config).save_pretrained(tmp_path / "teacher")
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    with pytest.raises(UserError, match="AutoModelForSeq2SeqLM"):
+        homodistil.distil(tmp_path / "teacher", corpus, "0.5", tmp_path / "run", text={"length": 32})
+
+
+def test_a_decoder_is_listened_to_by_its_own_tokens() -> None:
+    """Moments of each side count that side's tokens, whether the two are equally long or not."""
+    model = tiny("T5 v1.1")
+    moments = InputMoments(model, Layout.of(model))
+    batch, mask = inputs(model)
+    few = torch.zeros_like(mask)
+    few[0, :2] = 1
+    with torch.no_grad(), moments.listening(mask, few):
+        model(**batch)
+    counts = {name: int(count) for name, count in moments.counts.items()}
+    assert {count for name, count in counts.items() if name.startswith("encoder.")} == {mask.numel()}
+    assert {count for name, count in counts.items() if name.startswith("decoder.")} == {2}
+
+
+def test_a_head_apart_from_the_embeddings_stays_apart(tmp_path: Path) -> None:
+    """T5 v1.1 is published with a head of its own, which a cut and a new start must not tie."""
+    model = tiny("T5 v1.1")
+    model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))
+    model.save_pretrained(tmp_path / "whole")
+    model = T5ForConditionalGeneration.from_pretrained(tmp_path / "whole").eval()
+    layout = Layout.of(model)
+    assert "lm_head.weight" not in layout.tied
+    homodistil.shrink(model, "0.5")
+    model.save_pretrained(tmp_path / "half")
+    again = T5ForConditionalGeneration.from_pretrained(tmp_path / "half").eval()
+    batch, _ = inputs(model)
+    with torch.no_grad():
+        torch.testing.assert_close(model(**batch).logits, again(**batch).logits)
