@@ -74,6 +74,23 @@ _T5: dict[str, Any] = {
 }
 # as v1.1 is, with a decoder that is deeper than the encoder
 _T5_1 = _T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "num_decoder_layers": LAYERS + 1}
+_BART: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "d_model": 48,
+    "encoder_layers": LAYERS,
+    "decoder_layers": LAYERS + 1,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 96,
+    "decoder_ffn_dim": 96,
+    "max_position_embeddings": 66,
+    "init_std": 0.2,
+    "pad_token_id": 0,
+    "bos_token_id": 2,
+    "eos_token_id": 3,
+    "decoder_start_token_id": 3,
+    "forced_eos_token_id": 3,
+}
 
 
 def _modernbert(**changes: Any) -> hf.ModernBertConfig:
@@ -124,6 +141,7 @@ FAMILIES: dict[str, Make] = {
     "Gemma3": (hf.Gemma3ForCausalLM, hf.Gemma3TextConfig, _GEMMA_2 | {"final_logit_softcapping": None}),
     "T5": (hf.T5ForConditionalGeneration, hf.T5Config, _T5),
     "T5 v1.1": (hf.T5ForConditionalGeneration, hf.T5Config, _T5_1),
+    "BART": (hf.BartForConditionalGeneration, hf.BartConfig, _BART),
     "ViT": (hf.ViTForImageClassification, hf.ViTConfig, _PATCHES),
     "DeiT": (hf.DeiTForImageClassificationWithTeacher, hf.DeiTConfig, _PATCHES),
 }
@@ -168,7 +186,7 @@ OTHERS: dict[str, Make] = {
 }
 EVERY = FAMILIES | OTHERS
 
-FIXED_DEPTH = ("ALBERT", "T5", "mT5")
+FIXED_DEPTH = ("ALBERT", "T5", "mT5", "BART")
 """Families whose layers are one, or two lists, so that none can leave."""
 DEPTH = {"DistilBERT": "n_layers", "GPT-2": "n_layer"}
 """What the number of layers is called, where it is not `num_hidden_layers`."""
@@ -194,6 +212,8 @@ def tiny(name: str, **changes: Any) -> Any:
         for parameter in model.parameters():
             if parameter.dim() == 1:
                 parameter.add_(0.2 * torch.randn_like(parameter))
+        for buffer in (b for name, b in model.named_buffers() if name == "final_logits_bias"):
+            buffer.add_(torch.randn_like(buffer))
     return model
 
 

@@ -28,6 +28,7 @@ from transformers import (
 from conftest import tiny_config
 from homodistil.axes.layout import Layout, describe, families_of, on_meta
 from homodistil.errors import UserError
+from zoo import tiny
 
 CLASSES = {
     "encoder": BertModel,
@@ -130,6 +131,19 @@ def test_an_unknown_family_names_the_known_ones() -> None:
     assert "'bloom'" in refusal.value.refused
     assert "BERT (bert)" in refusal.value.remedy
     assert [f.name for f in families_of("bert")] == ["BERT"]
+
+
+def test_parts_of_another_width_are_refused() -> None:
+    """A decoder with another ffn than its encoder has no shape that could be written."""
+    model = tiny("BART", decoder_ffn_dim=64)
+    with pytest.raises(UserError, match=r"96 units of ffn\.0 and 64 of decoder_ffn\.0"):
+        Layout.of(model)
+
+
+def test_a_setting_that_no_table_describes_is_refused_by_its_key() -> None:
+    """A model that multiplies what its table does not know of would come out of a cut wrong."""
+    with pytest.raises(UserError, match="scale_embedding = True"):
+        Layout.of(tiny("BART", scale_embedding=True))
 
 
 def test_parameters_that_disagree_about_an_axis_are_refused() -> None:

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from homodistil.axes.families import Family, known
 from homodistil.axes.notation import Dim, Row, expand_braces, parse_table
-from homodistil.axes.stack import LAYERS, Stack
+from homodistil.axes.stack import LAYERS, Stack, lists_of
 from homodistil.errors import UserError
 
 Shape = Mapping[str, int]
@@ -81,8 +81,8 @@ class Layout:
         """Bind the table of the model's family to the model, which may be on the meta device.
 
         Raises:
-            UserError: no family has this model type or this configuration, a parameter is claimed by no row, or rows
-                that belong together match in part.
+            UserError: no family has this model type or this configuration, a parameter is claimed by no row, rows that
+                belong together match in part, or a width is not the same everywhere.
         """
         named = dict(model.named_parameters(remove_duplicate=False))
         families = families_of(model.config.model_type)
@@ -100,6 +100,7 @@ class Layout:
         fixed = {a: n for a, n in layout.sizes(model).items() if _kind(a) not in family.widths}
         stack = Stack.of(family, model, dims)
         layout = replace(layout, fixed=fixed, parent=_parents(dims, fixed), stack=stack)
+        _refuse_uneven(layout, model)
         layout._count(model)
         return layout
 
@@ -156,6 +157,14 @@ class Layout:
         widths = {self.width_of(axis): sizes[axis] for axis in self.axes}
         named = {width: widths[width] for width in dict.fromkeys(self.family.widths.values())}
         return named | ({LAYERS: sizes[LAYERS]} if LAYERS in sizes else {})
+
+    @functools.cached_property
+    def lists(self) -> dict[str, int]:
+        """How many layers there are in each of the family's lists of layers that the model has, by its path."""
+        assert self.family is not None
+        paths = {path: re.compile(rf"(?:.*\.)?{re.escape(path)}\.(\d+)\..*") for path in sorted(lists_of(self.family))}
+        found = {path: {m[1] for name in self.dims if (m := known.fullmatch(name))} for path, known in paths.items()}
+        return {path: len(numbers) for path, numbers in found.items() if numbers}
 
     @property
     def depth(self) -> int:
@@ -343,6 +352,21 @@ def _parents(dims: Mapping[str, tuple[Dim, ...]], fixed: Container[str]) -> dict
         names = [p for p in dim if isinstance(p, str) and p not in fixed]
         parents |= dict(zip(names[1:], names, strict=False))
     return parents
+
+
+def _refuse_uneven(layout: Layout, model: PreTrainedModel) -> None:
+    """A width is one number: the shape of a model whose parts differ in it could not be written."""
+    sizes = layout.sizes(model)
+    first: dict[str, str] = {}
+    for axis in layout.axes:
+        other = first.setdefault(layout.width_of(axis), axis)
+        if sizes[axis] != sizes[other]:
+            raise UserError(
+                f"Cannot cut this {type(model).__name__}: it has {sizes[other]} units of {other} and {sizes[axis]} of "
+                f"{axis}.",
+                f"The width {layout.width_of(axis)} must be the same in all layers and on both sides.",
+                "Use a model whose layers are alike.",
+            )
 
 
 class _Bound(NamedTuple):

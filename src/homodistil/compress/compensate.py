@@ -79,7 +79,7 @@ class InputMoments:
             # queries, keys and values read one tensor; `seen` holds it, so that its id stays its own
             if id(x) not in seen:
                 rows = x.detach().reshape(-1, x.shape[-1])
-                counts = mask if target is None or not self._in_decoder(name) else target
+                counts = target if target is not None and name in of_target else mask
                 if x.shape[:-1] == counts.shape:
                     rows = rows[counts.reshape(-1) > 0]
                 # float32, because a product of bf16 vectors may be summed in bf16, which loses small terms
@@ -96,6 +96,7 @@ class InputMoments:
             self.sums[name] = total + kept * self.sums[name] if kept else total
             self.counts[name] = count + kept * self.counts[name] if kept else count
 
+        of_target = self._read_the_target()
         handles: list[RemovableHandle] = []
         for name, module in self._readers():
             handles.append(module.register_forward_pre_hook(lambda _, inputs, name=name: observe(name, inputs[0])))
@@ -134,10 +135,14 @@ class InputMoments:
             store.clear()
             store |= {k.partition("/")[2]: v for k, v in state.items() if k.startswith(f"{kind}/")}
 
-    def _in_decoder(self, name: str) -> bool:
+    def _read_the_target(self) -> set[str]:
+        """The modules of an encoder-decoder whose rows are the target's tokens."""
         family = self.layout.family
-        relative = name.removeprefix(f"{self.model.base_model_prefix}.")
-        return family is not None and bool(family.decoder) and relative.startswith(f"{family.decoder}.")
+        if family is None or not family.decoder:
+            return set()
+        decoder = next(iter(self.layout.matches(family.decoder, self.model)))
+        inside = {f"{decoder}.{name}" for name, _ in self.model.get_submodule(decoder).named_modules()}
+        return inside - {name for row in family.crossing for name in self.layout.matches(row, self.model)}
 
     def _has_input_alone(self, name: str) -> bool:
         cuttable = [p for p in read_dim(self.layout, name) if isinstance(p, str) and p not in self.layout.fixed]

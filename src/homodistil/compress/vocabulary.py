@@ -126,6 +126,8 @@ def narrow(model: PreTrainedModel, layout: Layout, vocabulary: Vocabulary) -> La
     """
     ids = {row: at for at, row in enumerate(vocabulary.rows)}
     cut(model, layout, {AXIS: torch.tensor(vocabulary.rows)})
+    if layout.family is not None and (bias := getattr(model, layout.family.logit_bias or "", None)) is not None:
+        setattr(model, layout.family.logit_bias, bias[..., vocabulary.rows])
     for config in (model.config, getattr(model, "generation_config", None)):
         for key, value in _ids_of(config).items():
             setattr(config, key, _renumbered(value, ids))

@@ -122,6 +122,8 @@ class Runner:
             states = states * product(family.logit_scale, {"hidden": states.shape[-1]})
         for name in family.lm_head:
             states = model.get_submodule(name)(states)
+        if family.logit_bias:
+            states = states + getattr(model, family.logit_bias)[0]
         cap = getattr(model.config, family.logit_cap, None) if family.logit_cap else None
         return states if cap is None else cap * torch.tanh(states / cap)
 

@@ -82,9 +82,9 @@ class Teacher:
     @property
     def states(self) -> int:
         """Hidden states after the first embeddings: one a layer, and of encoder-decoders the target's embeddings."""
-        config = self.model.config
-        layers: int = config.num_hidden_layers
-        return layers + 1 + int(config.num_decoder_layers) if self.kind == "seq2seq-lm" else layers
+        if self.kind == "seq2seq-lm":
+            return sum(self.layout.lists.values()) + 1
+        return int(self.model.config.num_hidden_layers)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -6,7 +6,7 @@ from homodistil.axes.families.encoders import BERT, DISTILBERT, ELECTRA, ELECTRA
 from homodistil.axes.families.family import Family
 from homodistil.axes.families.gemma import GEMMA, GEMMA_2
 from homodistil.axes.families.own import read_family, register, registered
-from homodistil.axes.families.seq2seq import T5, T5_1
+from homodistil.axes.families.seq2seq import BART, T5, T5_1
 from homodistil.axes.families.sharing import ALBERT, MPNET
 from homodistil.axes.families.vision import DEIT, VIT
 
@@ -14,7 +14,7 @@ FAMILIES: tuple[Family, ...] = (
     *(BERT, ROBERTA, ELECTRA, ELECTRA_SMALL, DISTILBERT, MPNET, ALBERT, MODERNBERT, EUROBERT),
     *(DEBERTA, DEBERTA_OWN),
     *(GPT2, OPT, NEOX, LLAMA, MISTRAL, GEMMA, GEMMA_2),
-    *(T5, T5_1),
+    *(T5, T5_1, BART),
     *(VIT, DEIT),
 )
 

@@ -38,8 +38,10 @@ class Family:
             token is compared with what they make. Those that are not in `once` project tokens as well.
         lm_head: modules that turn hidden states into logits over the vocabulary, in the order in which they run.
         logit_scale: the power of `hidden` that the last states are multiplied by before `lm_head`.
+        logit_bias: the buffer that is added to logits after `lm_head`, whose last dimension is the vocabulary.
         logit_cap: the key of the configuration with c, where logits z become c·tanh(z / c) after `lm_head`.
         decoder: the module of encoder-decoders that reads the target.
+        crossing: those of its modules that read what the encoder says.
         offset: positions that the embeddings have and no token can take.
         shared: the beginning of the names of parameters that all layers share: each is there once, and computed with
             in every layer.
@@ -71,8 +73,10 @@ class Family:
     distances: tuple[str, ...] = ()
     lm_head: tuple[str, ...] = ()
     logit_scale: str = ""
+    logit_bias: str = ""
     logit_cap: str = ""
     decoder: str = ""
+    crossing: tuple[str, ...] = ()
     offset: int = 0
     shared: str = ""
     each_layer: tuple[str, ...] = ("layer_types", "mlp_layer_types")

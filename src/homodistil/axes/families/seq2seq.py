@@ -1,4 +1,4 @@
-"""Encoder-decoders: T5 with what came after it (v1.1, FLAN-T5), and mT5."""
+"""Encoder-decoders: T5 with what came after it (v1.1, FLAN-T5), mT5, and BART."""
 
 from __future__ import annotations
 
@@ -42,6 +42,12 @@ _ATTENTION = {
     "key_value_proj_dim": "head_dim",
     "inner_dim": "heads head_dim",
 }
+_BART_ATTENTION = {
+    "embed_dim": "heads head_dim",
+    "num_heads": "heads",
+    "head_dim": "head_dim",
+    "scaling": "head_dim^-0.5",
+}
 
 T5 = Family(
     name="T5",
@@ -77,6 +83,7 @@ T5 = Family(
     lm_head=("lm_head",),
     logit_scale="hidden^-0.5",
     decoder="decoder",
+    crossing=("decoder.block.*.layer.1.EncDecAttention.{k,v}",),
     attention_loss=False,
     note="a side's self-attentions lose the same heads, because they share what they know of distances",
 )
@@ -88,4 +95,75 @@ T5_1 = replace(
     requires={"scale_decoder_outputs": False},
     scaled={},
     logit_scale="",
+)
+
+BART = Family(
+    name="BART",
+    model_types=("bart",),
+    # embeddings that are multiplied by √hidden are tied to a head that is not
+    requires={"scale_embedding": False},
+    rows="""
+        shared.weight                                               vocab hidden
+        {encoder,decoder}.embed_tokens.weight                       vocab hidden
+        {encoder,decoder}.embed_positions.weight                    position hidden
+        {encoder,decoder}.layernorm_embedding.{weight,bias}         hidden
+        encoder.layers.*.self_attn.{q_proj,k_proj}.weight           (heads* qk*) hidden
+        encoder.layers.*.self_attn.{q_proj,k_proj}.bias             (heads* qk*)
+        encoder.layers.*.self_attn.v_proj.weight                    (heads* vo*) hidden
+        encoder.layers.*.self_attn.v_proj.bias                      (heads* vo*)
+        encoder.layers.*.self_attn.out_proj.weight                  hidden (heads* vo*)
+        encoder.layers.*.self_attn.out_proj.bias                    hidden
+        encoder.layers.*.fc1.weight                                 ffn* hidden
+        encoder.layers.*.fc1.bias                                   ffn*
+        encoder.layers.*.fc2.weight                                 hidden ffn*
+        encoder.layers.*.fc2.bias                                   hidden
+        encoder.layers.*.{self_attn_layer_norm,final_layer_norm}.{weight,bias}  hidden
+        decoder.layers.*.self_attn.{q_proj,k_proj}.weight           (decoder_heads* decoder_qk*) hidden
+        decoder.layers.*.self_attn.{q_proj,k_proj}.bias             (decoder_heads* decoder_qk*)
+        decoder.layers.*.self_attn.v_proj.weight                    (decoder_heads* decoder_vo*) hidden
+        decoder.layers.*.self_attn.v_proj.bias                      (decoder_heads* decoder_vo*)
+        decoder.layers.*.self_attn.out_proj.weight                  hidden (decoder_heads* decoder_vo*)
+        decoder.layers.*.self_attn.out_proj.bias                    hidden
+        decoder.layers.*.encoder_attn.{q_proj,k_proj}.weight        (cross_heads* cross_qk*) hidden
+        decoder.layers.*.encoder_attn.{q_proj,k_proj}.bias          (cross_heads* cross_qk*)
+        decoder.layers.*.encoder_attn.v_proj.weight                 (cross_heads* cross_vo*) hidden
+        decoder.layers.*.encoder_attn.v_proj.bias                   (cross_heads* cross_vo*)
+        decoder.layers.*.encoder_attn.out_proj.weight               hidden (cross_heads* cross_vo*)
+        decoder.layers.*.encoder_attn.out_proj.bias                 hidden
+        decoder.layers.*.fc1.weight                                 decoder_ffn* hidden
+        decoder.layers.*.fc1.bias                                   decoder_ffn*
+        decoder.layers.*.fc2.weight                                 hidden decoder_ffn*
+        decoder.layers.*.fc2.bias                                   hidden
+        decoder.layers.*.{self_attn_layer_norm,encoder_attn_layer_norm,final_layer_norm}.{weight,bias}  hidden
+    """,
+    heads={"language model": "lm_head.weight  vocab hidden"},
+    widths=T5.widths,
+    counted={
+        "heads": "encoder_attention_heads",
+        "decoder_heads": "decoder_attention_heads",
+        "cross_heads": "decoder_attention_heads",
+    },
+    config={
+        "d_model": "hidden",
+        "encoder_attention_heads": "heads",
+        "decoder_attention_heads": "heads",
+        "encoder_ffn_dim": "ffn",
+        "decoder_ffn_dim": "ffn",
+    },
+    bound=True,
+    queries=(
+        "{encoder,decoder}.layers.*.self_attn.q_proj.{weight,bias}",
+        "decoder.layers.*.encoder_attn.q_proj.{weight,bias}",
+    ),
+    attributes={
+        "{encoder,decoder}.layers.*": {"embed_dim": "hidden"},
+        "{encoder,decoder}.layers.*.self_attn": _BART_ATTENTION,
+        "decoder.layers.*.encoder_attn": _BART_ATTENTION,
+    },
+    lm_head=("lm_head",),
+    logit_bias="final_logits_bias",
+    decoder="decoder",
+    crossing=("decoder.layers.*.encoder_attn.{k_proj,v_proj}",),
+    attention_loss=False,
+    note="models with scale_embedding, such as mBART, are refused",
 )
