@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,7 @@ from homodistil.cli import main
 from homodistil.errors import UserError
 from homodistil.evaluate.evaluation import evaluate
 from homodistil.evaluate.records import Records
+from zoo import tiny
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +88,14 @@ def test_pairs_without_judgements_are_refused(masked_lm: Path, tasks: Path) -> N
     """A classification task has no similarities to compare with."""
     with pytest.raises(UserError, match="--pairs stsb"):
         evaluate(str(masked_lm), pairs=["sst2"], data_dir=str(tasks), time=False)
+
+
+def test_an_encoder_decoder_is_refused_in_words(tokenizer: Any, tmp_path: Path) -> None:
+    """In place of running half of it."""
+    tiny("T5").save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    with pytest.raises(UserError, match="encoder-decoder"):
+        evaluate(str(tmp_path / "model"), time=False)
 
 
 @pytest.mark.parametrize(

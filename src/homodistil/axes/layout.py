@@ -235,7 +235,8 @@ class Layout:
 
         Args:
             shape: the widths.
-            sequence: tokens in a sequence; attention's cost grows with it, a pooled head's shrinks.
+            sequence: tokens in a sequence; attention's cost grows with it, a pooled head's shrinks. Of an
+                encoder-decoder a token is one of the source and one of the target, equally many of each.
         """
         shape = {LAYERS: self.depth, **shape}
         return (

@@ -105,6 +105,7 @@ def families(words: list[str]) -> None:
         rules += (
             ["the first layer stays"] if any("^" in table for table in (family.rows, *family.heads.values())) else []
         )
+        rules += ["all layers stay"] if family.decoder else []
         widths = [*dict.fromkeys(family.widths.values()), *([LAYERS] if len(lists_of(family)) == 1 else [])]
         table.add_row(family.name, ", ".join(family.model_types), ", ".join(widths), "; ".join(rules))
     Console(width=max(110, Console().width)).print(table)

@@ -89,11 +89,17 @@ def open_model(source: str, *, trust_remote_code: bool = False) -> Opened:
     """Open a model with the head that its configuration names.
 
     Raises:
-        UserError: there is no such model, or it cannot be opened.
+        UserError: there is no such model, it cannot be opened, or it is an encoder-decoder.
     """
     path = transformer_folder(source)
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        if config.is_encoder_decoder:
+            raise UserError(
+                f"Cannot evaluate {source}: it is an encoder-decoder.",
+                "A model must be an encoder, a decoder or a model of images.",
+                "What a run measured on held-out text is in its metrics.jsonl and in its student's README.md.",
+            )
         names = config.architectures or [""]
         head: Head = next((head for ending, head in _ENDINGS.items() if names[0].endswith(ending)), "none")
         model = _AUTO[head].from_pretrained(path, trust_remote_code=trust_remote_code, dtype=torch.float32)
