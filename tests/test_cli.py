@@ -17,6 +17,7 @@ import yaml
 from transformers import BertForMaskedLM
 
 from homodistil.axes.families import FAMILIES
+from homodistil.axes.stack import lists_of
 from homodistil.cli import main
 from homodistil.cli.distil import read_recipe
 from homodistil.errors import UserError
@@ -68,10 +69,13 @@ def test_plan_shows_layers_where_a_target_changes_them(masked_lm: Path, capsys: 
 
 
 def test_families_say_where_layers_may_leave(capsys: pytest.CaptureFixture[str]) -> None:
-    """As a width, and where the first has to stay."""
+    """As a width, and where the first or all of them have to stay."""
     assert main(["families"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert sum("layers" in line for line in lines) >= len(FAMILIES)
+    rules = next(line for line in lines if "rules" in line).index("rules")
+    assert sum("layers" in line[:rules] for line in lines) == sum(len(lists_of(family)) == 1 for family in FAMILIES)
+    said = " ".join(" ".join(line[rules:] for line in lines).split())
+    assert said.count("all layers stay") == sum(bool(family.decoder) for family in FAMILIES)
     assert sum("the first layer" in line for line in lines) == 1
 
 

@@ -129,7 +129,7 @@ def test_an_unknown_family_names_the_known_ones() -> None:
     with pytest.raises(UserError) as refusal:
         Layout.of(model)
     assert "'bloom'" in refusal.value.refused
-    assert "BERT (bert)" in refusal.value.remedy
+    assert "BERT, RoBERTa" in refusal.value.remedy
     assert [f.name for f in families_of("bert")] == ["BERT"]
 
 

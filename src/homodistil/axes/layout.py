@@ -321,7 +321,7 @@ def families_of(model_type: str) -> list[Family]:
     """
     if found := [family for family in known() if model_type in family.model_types]:
         return found
-    names = ", ".join(f"{f.name} ({', '.join(f.model_types)})" for f in known())
+    names = ", ".join(f.name for f in known())
     if any(mark in model_type for mark in ("moe", "mixtral")):
         raise UserError(
             f"Cannot cut a model of type {model_type!r}: it is a mixture of experts.",

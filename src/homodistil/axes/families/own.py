@@ -69,6 +69,8 @@ def check(family: Family) -> None:
             raise _unfit(family, f"{table}: {error}", "Rows are written as docs/adding-a-family.md shows.") from error
         axes |= {p.removesuffix("*") for row in rows for dim in row.dims for p in dim if isinstance(p, str)}
     widths = set(family.widths.values())
+    if missing := {"hidden", "ffn"} - widths:
+        raise _unfit(family, f"widths has no {min(missing)}.", "The widths hidden and ffn must be there.")
     for rule, names, known in (
         ("widths", family.widths, axes),
         ("counted", family.counted, axes),
@@ -82,8 +84,6 @@ def check(family: Family) -> None:
     ):
         if strange := sorted(set(names) - known):
             raise _unfit(family, f"{rule} speaks of {strange[0]!r}.", f"Known there are {', '.join(sorted(known))}.")
-    if missing := {"hidden", "ffn"} - widths:
-        raise _unfit(family, f"widths has no {min(missing)}.", "The widths hidden and ffn must be there.")
     if family.class_tokens and "position" not in axes:
         raise _unfit(family, "class_tokens is given.", "An axis `position` must be there to count patches by.")
     patterns = {row.pattern for text in (family.rows, *family.heads.values()) for row in parse_table(text)}
