@@ -94,12 +94,15 @@ def open_model(source: str, *, trust_remote_code: bool = False) -> Opened:
     path = transformer_folder(source)
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-        if config.is_encoder_decoder:
-            raise UserError(
-                f"Cannot evaluate {source}: it is an encoder-decoder.",
-                "A model must be an encoder, a decoder or a model of images.",
-                "What a run measured on held-out text is in its metrics.jsonl and in its student's README.md.",
-            )
+    except (OSError, ValueError, KeyError) as error:
+        raise _unopened(source, error) from error
+    if config.is_encoder_decoder:
+        raise UserError(
+            f"Cannot evaluate {source}: it is an encoder-decoder.",
+            "A model must be an encoder, a decoder or a model of images.",
+            "What a run measured on held-out text is in its metrics.jsonl and in its student's README.md.",
+        )
+    try:
         names = config.architectures or [""]
         head: Head = next((head for ending, head in _ENDINGS.items() if names[0].endswith(ending)), "none")
         model = _AUTO[head].from_pretrained(path, trust_remote_code=trust_remote_code, dtype=torch.float32)
@@ -109,13 +112,17 @@ def open_model(source: str, *, trust_remote_code: bool = False) -> Opened:
             processor = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
             processor.pad_token = processor.pad_token or processor.eos_token
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"Cannot evaluate {source}: {(str(error).strip() or type(error).__name__).splitlines()[0][:300]}",
-            "A model is a folder that `save_pretrained` wrote, or the name of one on a hub that can be reached.",
-            "Check the path.",
-        ) from error
+        raise _unopened(source, error) from error
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return Opened(source, model.to(device).eval(), processor, head)
+
+
+def _unopened(source: str, error: Exception) -> UserError:
+    return UserError(
+        f"Cannot evaluate {source}: {(str(error).strip() or type(error).__name__).splitlines()[0][:300]}",
+        "A model is a folder that `save_pretrained` wrote, or the name of one on a hub that can be reached.",
+        "Check the path.",
+    )
 
 
 def transformer_folder(source: str) -> str:

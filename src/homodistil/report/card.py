@@ -18,8 +18,8 @@ _MEANING = {
     "attention": "attention",
     "embedding": "embeddings",
     "agreement": "agreement with the teacher",
-    "accuracy": "masked tokens found",
-    "teacher_accuracy": "masked tokens found by the teacher",
+    "accuracy": "tokens found",
+    "teacher_accuracy": "tokens found by the teacher",
 }
 _PLAIN = {"text": "plain text", "images": "images without labels"}
 _VERB = {"text": "was", "images": "were"}
