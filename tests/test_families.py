@@ -19,8 +19,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedTokenizerBase, RobertaConfig, RobertaForCausalLM
 
 import homodistil
+from homodistil.axes.binding import families_of
 from homodistil.axes.families import FAMILIES as TABLES
-from homodistil.axes.layout import Layout, describe, families_of, on_meta
+from homodistil.axes.layout import Layout, on_meta
+from homodistil.axes.shape import describe
 from homodistil.compress.compensate import InputMoments
 from homodistil.compress.plan import plan
 from homodistil.compress.shrink import Keep, cut, shrink

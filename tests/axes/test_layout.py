@@ -26,7 +26,9 @@ from transformers import (
 )
 
 from conftest import tiny_config
-from homodistil.axes.layout import Layout, describe, families_of, on_meta
+from homodistil.axes.binding import families_of
+from homodistil.axes.layout import Layout, on_meta
+from homodistil.axes.shape import describe
 from homodistil.errors import UserError
 from zoo import tiny
 

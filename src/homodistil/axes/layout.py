@@ -5,47 +5,19 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections import Counter, defaultdict
-from collections.abc import Container, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
-from homodistil.axes.families import Family, known
-from homodistil.axes.notation import Dim, Row, expand_braces, parse_table
+from homodistil.axes.binding import bind
+from homodistil.axes.counts import Counts, count
+from homodistil.axes.families import Family
+from homodistil.axes.notation import Dim, Row, expand_braces
+from homodistil.axes.shape import Shape, evaluate
 from homodistil.axes.stack import LAYERS, Stack, lists_of
 from homodistil.errors import UserError
-
-Shape = Mapping[str, int]
-"""A width for each kind of axis, and the depth: `{"hidden": 240, "heads": 12, "head_dim": 20, "ffn": 960,
-"layers": 6}`.
-
-Where a shape does not name `layers`, all of them are meant."""
-
-Polynomial = Counter[tuple[str, ...]]
-"""A sum of products of widths: `{("hidden", "hidden"): 12.0}` is 12 hidden²."""
-
-
-def describe(shape: Shape) -> str:
-    """A shape as a person writes it: `hidden=240, heads=12, head_dim=20, ffn=960`."""
-    return ", ".join(f"{name}={width}" for name, width in shape.items())
-
-
-def evaluate(polynomial: Polynomial, shape: Shape) -> float:
-    """The value of a closed form at a shape."""
-    return sum(factor * math.prod(shape[w] for w in term) for term, factor in polynomial.items())
-
-
-def product(text: str, shape: Shape) -> float:
-    """The value of a family's product at a shape: `heads head_dim` multiplied, `head_dim^-0.5` a power."""
-    value: float = 1
-    for word in text.split():
-        width, _, power = word.partition("^")
-        value *= shape[width] ** float(power) if power else shape[width]
-    return value
 
 
 @dataclass(frozen=True)
@@ -58,11 +30,8 @@ class Layout:
         fixed: sizes of the axes that are never cut, such as `vocab`.
         parent: for each nested axis, the axis whose units each have units of it (`qk.3` in `heads.3`).
         tied: parameter names that are another one's tensor, by the name that stands for it.
-        parameters: closed form of the number of parameters, tied ones once.
-        token_flops: closed form of a forward pass's floating point operations a token, without attention.
-        sequence_flops: the same, what is spent once a sequence.
-        attention_flops: the same, what is spent a token and for each token attended to.
         stack: the list of layers; None if there is not one such list, and for tensors of ours.
+        counts: closed forms of parameters and operations; empty for tensors of ours.
     """
 
     family: Family | None
@@ -70,11 +39,8 @@ class Layout:
     fixed: Mapping[str, int]
     parent: Mapping[str, str]
     tied: Mapping[str, str]
-    parameters: Polynomial
-    token_flops: Polynomial
-    sequence_flops: Polynomial
-    attention_flops: Polynomial
     stack: Stack | None = None
+    counts: Counts = field(default_factory=Counts)
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> Layout:
@@ -84,30 +50,21 @@ class Layout:
             UserError: no family has this model type or this configuration, a parameter is claimed by no row, rows that
                 belong together match in part, or a width is not the same everywhere.
         """
-        named = dict(model.named_parameters(remove_duplicate=False))
-        families = families_of(model.config.model_type)
-        fit = [f for f in families if not _unmet(f, model.config)]
-        if not fit:
-            raise _unfit_setting(families[0], model)
-        tried = [_bind(f, named, model.base_model_prefix) for f in fit]
-        bound = min(tried, key=lambda b: len(b.strangers) + len(b.broken))
-        if bound.strangers or bound.broken:
-            raise _misfit(bound, type(model).__name__)
-        family, dims = bound.family, bound.dims
+        family, dims = bind(model)
         first: dict[int, str] = {}
-        tied = {n: first[id(p)] for n, p in named.items() if first.setdefault(id(p), n) != n}
-        layout = cls(family, dims, {}, {}, tied, Counter(), Counter(), Counter(), Counter())
+        named = model.named_parameters(remove_duplicate=False)
+        tied = {n: first[id(p)] for n, p in named if first.setdefault(id(p), n) != n}
+        layout = cls(family, dims, {}, {}, tied)
         fixed = {a: n for a, n in layout.sizes(model).items() if _kind(a) not in family.widths}
         stack = Stack.of(family, model, dims)
         layout = replace(layout, fixed=fixed, parent=_parents(dims, fixed), stack=stack)
         _refuse_uneven(layout, model)
-        layout._count(model)
-        return layout
+        return replace(layout, counts=count(layout, model))
 
     @classmethod
     def of_rows(cls, dims: Mapping[str, tuple[Dim, ...]]) -> Layout:
         """A layout for tensors of ours that follow a model's axes, such as the projections."""
-        return cls(None, dims, {}, _parents(dims, ()), {}, Counter(), Counter(), Counter(), Counter())
+        return cls(None, dims, {}, _parents(dims, ()), {})
 
     def sizes(self, model: PreTrainedModel) -> dict[str, int]:
         """How many units each axis of `model` has now; a nested axis counts those of one parent unit.
@@ -228,7 +185,7 @@ class Layout:
 
     def count(self, shape: Shape) -> int:
         """The number of parameters of the model at a shape, tied ones once. Exact."""
-        return int(evaluate(self.parameters, {LAYERS: self.depth, **shape}))
+        return int(evaluate(self.counts.parameters, {LAYERS: self.depth, **shape}))
 
     def flops_per_token(self, shape: Shape, sequence: int) -> float:
         """Floating point operations (two a multiply-add) of a forward pass, a token, in matrix products.
@@ -240,101 +197,15 @@ class Layout:
         """
         shape = {LAYERS: self.depth, **shape}
         return (
-            evaluate(self.token_flops, shape)
-            + evaluate(self.sequence_flops, shape) / sequence
-            + evaluate(self.attention_flops, shape) * sequence
+            evaluate(self.counts.token_flops, shape)
+            + evaluate(self.counts.sequence_flops, shape) / sequence
+            + evaluate(self.counts.attention_flops, shape) * sequence
         )
 
     def head_dims(self, query: str) -> Dim:
         """The dimension of a query's weight or bias that runs over heads."""
         counted = self.family.counted if self.family else {}
         return next(dim for dim in self.dims[query] if any(isinstance(p, str) and _kind(p) in counted for p in dim))
-
-    def _product(self, parts: Iterable[str | int]) -> tuple[int, tuple[str, ...]]:
-        """A product of axes as a fixed factor and the widths that vary."""
-        parts = list(parts)
-        factor = math.prod(p if isinstance(p, int) else self.fixed.get(p, 1) for p in parts)
-        return factor, tuple(sorted(self.width_of(p) for p in parts if isinstance(p, str) and p not in self.fixed))
-
-    def _count(self, model: PreTrainedModel) -> None:
-        family = self.family
-        assert family is not None
-        has_pooler = family.pooler is not None and any(self.matches(family.pooler, model))
-        rows = (*family.once, *(family.once_with_pooler if has_pooler else ()))
-        pooled = {n for row in rows for n in self.matches(row, model)}
-        projected = {n for row in family.distances for n in self.matches(row, model)}
-        distances = self.fixed.get("distance", 0)
-        for name, dims in self.dims.items():
-            parts = [p for dim in dims for p in dim]
-            module = model.get_submodule(name.rpartition(".")[0])
-            for factor, term in self._repeated(name, parts):
-                if name not in self.tied:
-                    self.parameters[term] += factor
-                if len(dims) == 2 and not isinstance(module, nn.Embedding):
-                    each = 2 * factor * self._times(name, model)
-                    if name not in pooled:
-                        self.token_flops[term] += each
-                    if name in pooled or name in projected:
-                        self.sequence_flops[term] += each * (distances if name in projected else 1)
-                elif isinstance(module, nn.Conv1d | nn.Conv2d) and len(dims) > 1:
-                    # once a patch: at every token but the class tokens
-                    self.token_flops[term] += 2 * factor
-                    self.sequence_flops[term] -= 2 * factor * family.class_tokens
-        for name in projected:
-            for factor, term in self._repeated(name, [p for p in self.head_dims(name) if isinstance(p, str)]):
-                self.token_flops[term] += 2 * factor * distances
-        for query in {n for row in family.queries for n in self.matches(row, model)} - pooled:
-            if len(self.dims[query]) == 2:
-                # scores and their product with the values: a multiply-add a head dimension each
-                for factor, term in self._repeated(query, [p for p in self.head_dims(query) if isinstance(p, str)]):
-                    self.attention_flops[term] += 4 * factor * self._times(query, model)
-
-    def _times(self, name: str, model: PreTrainedModel) -> int:
-        """How often a forward pass computes with a parameter."""
-        assert self.family is not None
-        shared = self.family.shared and self.family.shared in name
-        return int(model.config.num_hidden_layers) if shared else 1
-
-    def _repeated(self, name: str, parts: Iterable[str | int]) -> Iterator[tuple[int, tuple[str, ...]]]:
-        """What a parameter adds to a count, as products; the last layer's stand for those of every layer."""
-        factor, term = self._product(parts)
-        place = self.stack.split(name) if self.stack is not None and self.depth else None
-        if self.stack is None or place is None:
-            yield factor, term
-            return
-        layer, rest = place
-        first, last = (f"{self.stack.path}.{k}.{rest}" in self.dims for k in (0, self.depth - 1))
-        if layer == self.depth - 1:
-            yield factor, (*term, LAYERS)
-            if not first:
-                # every layer but the first has it
-                yield -factor, term
-        elif layer == 0 and not last:
-            yield factor, term
-
-
-def families_of(model_type: str) -> list[Family]:
-    """The families of a configuration's `model_type`: one, or several that differ in their tables.
-
-    Raises:
-        UserError: none of ours; the message names those that are.
-    """
-    if found := [family for family in known() if model_type in family.model_types]:
-        return found
-    names = ", ".join(f.name for f in known())
-    if any(mark in model_type for mark in ("moe", "mixtral")):
-        raise UserError(
-            f"Cannot cut a model of type {model_type!r}: it is a mixture of experts.",
-            "All of a layer's tokens must pass through the same weights; which expert reads what is not described by "
-            "any family.",
-            f"Use a dense model, of one of these families: {names}.",
-        )
-    raise UserError(
-        f"Cannot cut a model of type {model_type!r}.",
-        "A model's family must be known, because its table says which dimensions belong together.",
-        f"Use a model of one of these families: {names}. Or describe its family (docs/adding-a-family.md) and give "
-        "--family.",
-    )
 
 
 def on_meta(model_class: type[PreTrainedModel], config: object) -> PreTrainedModel:
@@ -368,64 +239,3 @@ def _refuse_uneven(layout: Layout, model: PreTrainedModel) -> None:
                 f"The width {layout.width_of(axis)} must be the same in all layers and on both sides.",
                 "Use a model whose layers are alike.",
             )
-
-
-class _Bound(NamedTuple):
-    """A table laid over a model: the dims of each parameter, those that no row describes, rows that found none."""
-
-    family: Family
-    dims: dict[str, tuple[Dim, ...]]
-    strangers: list[str]
-    broken: list[str]
-
-
-def _bind(family: Family, names: Iterable[str], prefix: str) -> _Bound:
-    """Give each parameter the dims of its row. Checks both ways: parameters without a row, rows without one."""
-    tables = {"base model": family.rows, **family.heads}
-    dims: dict[str, tuple[Dim, ...]] = {}
-    unmatched: dict[str, list[str]] = defaultdict(list)
-    matched: set[str] = set()
-    relative = {name: name.removeprefix(f"{prefix}.") for name in names}
-    # a row for each layer must match in as many layers as the first one of its list does
-    layers: dict[str, int] = {}
-    for table, text in tables.items():
-        for row in parse_table(text):
-            bound = {n: d for n, short in relative.items() if (d := row.bind(short)) is not None}
-            dims |= bound
-            path, starred, _ = row.pattern.partition(".*.")
-            if starred:
-                layers[path] = layers.get(path) or len(bound)
-            if bound:
-                matched.add(table)
-            each = layers.get(re.split(r"\.[*^]\.", row.pattern)[0], 1)
-            if len(bound) < (each - 1 if "^" in row.pattern else each):
-                unmatched[table].append(row.pattern)
-    strangers = [n for n in relative if n not in dims]
-    broken = [row for table in tables if table in matched or table == "base model" for row in unmatched[table]]
-    return _Bound(family, dims, strangers, broken)
-
-
-def _unmet(family: Family, config: object) -> list[str]:
-    """The keys of the configuration that do not say what the family's table requires."""
-    return [key for key, value in family.requires.items() if getattr(config, key, False) != value]
-
-
-def _unfit_setting(family: Family, model: PreTrainedModel) -> UserError:
-    key = _unmet(family, model.config)[0]
-    return UserError(
-        f"Cannot cut this {type(model).__name__}: its configuration says {key} = {getattr(model.config, key, None)}.",
-        f"The table of the {family.name} family describes models with {key} = {family.requires[key]}.",
-        "Use such a model, or describe this one (docs/adding-a-family.md) and give --family.",
-    )
-
-
-def _misfit(bound: _Bound, model_class: str) -> UserError:
-    strangers = bound.strangers
-    what = f"parameter {strangers[0]}" if strangers else f"nothing for the row {bound.broken[0]}"
-    return UserError(
-        f"Cannot cut this {model_class}: it has {what}"
-        + (f" and {len(strangers) - 1} more that no row describes." if strangers else "."),
-        f"The table of the {bound.family.name} family must describe every parameter, and every parameter must be "
-        "there.",
-        "Use a plain model of the family, without adapters, cross-attention, quantised or removed layers.",
-    )

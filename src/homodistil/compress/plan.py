@@ -8,7 +8,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from homodistil.axes.layout import Layout, Shape, describe
+from homodistil.axes.layout import Layout
+from homodistil.axes.shape import Shape, describe
 from homodistil.axes.stack import LAYERS
 from homodistil.errors import UserError, nearest
 

@@ -18,8 +18,9 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from homodistil.axes.layout import Layout, Shape, product
+from homodistil.axes.layout import Layout
 from homodistil.axes.notation import Dim
+from homodistil.axes.shape import Shape, product
 from homodistil.axes.stack import LAYERS
 from homodistil.compress import depth
 from homodistil.compress.compensate import Inputs, compensate, read_dim

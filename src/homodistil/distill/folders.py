@@ -21,7 +21,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
-from homodistil.axes.layout import families_of
+from homodistil.axes.binding import families_of
 from homodistil.errors import UserError
 
 Pooling = Literal["mean", "cls", "max"]

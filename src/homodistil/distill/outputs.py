@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from homodistil.axes.layout import Layout, product
+from homodistil.axes.layout import Layout
+from homodistil.axes.shape import product
 from homodistil.distill.attention import QueriesKeys, captured
 from homodistil.distill.folders import Pooling
 from homodistil.distill.teacher import INPUTS, LANGUAGE_MODELS, Kind
