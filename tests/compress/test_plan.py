@@ -20,8 +20,9 @@ from transformers import (
 
 from conftest import make, tiny_config
 from homodistil.axes.layout import Layout, on_meta
-from homodistil.compress.plan import GRAIN, PRESETS, Planned, plan, teacher_figures
+from homodistil.compress.plan import Planned, plan, teacher_figures
 from homodistil.compress.shrink import shrink
+from homodistil.compress.targets import GRAIN, PRESETS
 from homodistil.errors import UserError
 
 BASE = {"hidden": 768, "heads": 12, "head_dim": 64, "ffn": 3072, "layers": 12}

@@ -1,0 +1,117 @@
+"""Where a run starts: its first student, and the state before the first step."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from homodistil.compress.compensate import InputMoments
+from homodistil.compress.importance import Importance, Method
+from homodistil.compress.vocabulary import Vocabulary
+from homodistil.distill.checkpoint import State, every_unit
+from homodistil.distill.projections import Projections
+from homodistil.distill.teacher import LANGUAGE_MODELS, Teacher, copy_of, load_teacher
+from homodistil.distill.trim import trim
+from homodistil.errors import UserError
+from homodistil.recipe import Losses, Recipe
+
+
+def first_student(recipe: Recipe, teacher: Teacher, vocabulary: Vocabulary | None, losses: Losses) -> Teacher:
+    """The student that a run starts from where it is no copy of the teacher.
+
+    Args:
+        recipe: names it.
+        teacher: what it will be compared with.
+        vocabulary: which of the teacher's tokens are left; None if all are.
+        losses: the weights that the run will have.
+
+    Raises:
+        UserError: it cannot be loaded, or it and its teacher cannot be compared.
+    """
+    assert recipe.student is not None
+    student = load_teacher(recipe.student, trust_remote_code=recipe.trust_remote_code)
+    if vocabulary is not None and student.layout.fixed.get("vocab") == vocabulary.before:
+        student = trim(student, vocabulary)
+    if student.kind != teacher.kind or not _read_alike(student, teacher):
+        raise UserError(
+            f"Cannot start from the student {recipe.student}.",
+            f"It must read and predict what its teacher does: be a model of the kind {teacher.kind}, with the "
+            "teacher's vocabulary, or its size of images and patches.",
+            "Give a student that was made of this teacher, or leave --student out.",
+        )
+    for name, key in (("layers", "num_hidden_layers"), ("hidden", "hidden_size")):
+        most, has = (getattr(m.model.config, key) for m in (teacher, student))
+        if has > most:
+            raise UserError(
+                f"Cannot start from the student {recipe.student}: {name} is {has}, and its teacher's {most}.",
+                "A student must not be larger than its teacher.",
+                "Exchange the two, or give another student.",
+            )
+    if teacher.kind == "seq2seq-lm" and student.states != teacher.states:
+        raise UserError(
+            f"Cannot start from the student {recipe.student}: it has other numbers of layers than its teacher.",
+            "Layers of an encoder-decoder are compared one by one.",
+            "Give a student with the teacher's layers, or leave --student out.",
+        )
+    heads = [m.model.config.num_attention_heads for m in (teacher, student)]
+    if losses.attention and heads[0] != heads[1]:
+        raise UserError(
+            f"Cannot compare the attention of {heads[1]} heads of {recipe.student} with {heads[0]} of its teacher.",
+            "Which heads belong together is known only for a student that starts as a copy.",
+            "Switch the loss off with --losses.attention 0, or start from a student with as many heads.",
+        )
+    return student
+
+
+def _read_alike(student: Teacher, teacher: Teacher) -> bool:
+    if student.reads == teacher.reads == "text":
+        return bool(student.tokenizer.get_vocab() == teacher.tokenizer.get_vocab())
+    return student.layout.fixed == teacher.layout.fixed
+
+
+def first_state(recipe: Recipe, teacher: Teacher, origin: Teacher) -> State:
+    """The state before the first step: the student is a copy of the teacher, or of the student that was given."""
+    student = copy_of(origin)
+    family = teacher.layout.family
+    assert family is not None
+    pooled = teacher.kind == "similarity" and getattr(student, family.pooler or "", None) is not None
+    narrow, wide = (m.config.hidden_size for m in (student, teacher.model))
+    projections = Projections(origin.states, pooled=pooled, narrow=narrow, wide=wide).to(teacher.model.device)
+    student.to(teacher.model.device)
+    matrices = [p for p in student.parameters() if p.dim() > 1]
+    others = [p for p in student.parameters() if p.dim() <= 1]
+    options = recipe.optim
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": matrices, "weight_decay": options.weight_decay},
+            # decay would pull norms and biases off the teacher's, and projections off the identity
+            {"params": [*others, *projections.parameters()], "weight_decay": 0.0},
+        ],
+        lr=options.learning_rate,
+        betas=(options.beta1, options.beta2),
+        eps=options.eps,
+        fused=True,
+    )
+    method: Method = recipe.cutting.importance if recipe.cutting.importance != "auto" else _method(recipe, teacher)
+    return State(
+        layout=origin.layout,
+        student=student,
+        projections=projections,
+        optimizer=optimizer,
+        importance=Importance(method, window=recipe.cutting.window, decay=recipe.cutting.decay),
+        moments=InputMoments(student, origin.layout, covariance=recipe.cutting.compensate == "least-squares"),
+        origin=every_unit(origin.layout, origin.layout.sizes(student)),
+    )
+
+
+def _method(recipe: Recipe, teacher: Teacher) -> Method:
+    """Distillation losses are zero before the first cut: without a language-model loss only outputs have gradients."""
+    return "sensitivity" if teacher.kind in LANGUAGE_MODELS and recipe.losses.lm else "output"
+
+
+def round_products(teacher: nn.Module) -> None:
+    """Round the matrices of a frozen teacher once, as autocast would do at every step, to the very same numbers."""
+    for module in teacher.modules():
+        if isinstance(module, nn.Linear):
+            # a new Parameter, because a matrix that is tied to the embeddings must not round those
+            module.weight = nn.Parameter(module.weight.detach().bfloat16(), requires_grad=False)
