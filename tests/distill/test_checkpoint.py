@@ -16,7 +16,7 @@ from homodistil.compress.shrink import select
 from homodistil.distill import checkpoint
 from homodistil.distill.checkpoint import State
 from homodistil.distill.collate import batches
-from homodistil.distill.loop import _learn
+from homodistil.distill.learning import learn
 from homodistil.distill.prepare import Run, prepare
 from homodistil.errors import UserError
 from homodistil.reading import build
@@ -39,7 +39,7 @@ def fresh(save_teacher: Callable[..., Path], corpus: Path, tmp_path: Path) -> Ca
 def _advance(run: Run, shape: dict[str, int]) -> State:
     """Learn once, score, step, and cut to a shape."""
     state = run.state
-    _learn(run, next(batches(run.corpus.train, run.collate, 4, start=state.step)), state.step + 1, scored=True)
+    learn(run, next(batches(run.corpus.train, run.collate, 4, start=state.step)), state.step + 1, scored=True)
     state.importance.update(sensitivity(state.layout, state.student))
     state.optimizer.step()
     state.optimizer.zero_grad()

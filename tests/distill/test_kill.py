@@ -40,7 +40,7 @@ def before(owner, name, here):
         return inner(*args, **options)
     setattr(owner, name, outer)
 
-before(loop, "_learn", "step")
+before(loop, "learn", "step")
 before(Projections, "shrink", "cut")           # the student is cut, its projections are not
 before(checkpoint, "save_file", "save")        # some files are written
 before(checkpoint, "_identity", "manifest")    # all files are written, the manifest is not

@@ -24,8 +24,8 @@ from homodistil.distill import attention, kernels, losses, outputs
 from homodistil.distill.attention import IMPLEMENTATION, QueriesKeys, captured
 from homodistil.distill.collate import batches
 from homodistil.distill.descent import opposite
+from homodistil.distill.learning import calibrate
 from homodistil.distill.leaving import descent
-from homodistil.distill.loop import calibrate
 from homodistil.distill.prepare import Run, prepare
 from homodistil.reading import build
 

@@ -16,7 +16,7 @@ from transformers import BertForMaskedLM, BertModel, PreTrainedTokenizerBase
 
 import homodistil
 from homodistil.axes.layout import Layout
-from homodistil.distill import loop
+from homodistil.distill import learning, loop
 from homodistil.distill.collate import batches
 from homodistil.distill.descent import Descent
 from homodistil.distill.leaving import all_but_one, apart, descent
@@ -152,7 +152,7 @@ def test_a_stopped_run_without_layers_goes_on_to_the_same_student(
     options = {**QUICK, "steps": 16, "cutting": {"ramp_end": 0.8}}
     targets = ["layers=2,hidden=24,ffn=48"]
     whole = homodistil.distil(four, corpus, targets, tmp_path / "whole", **options)
-    real = loop._learn
+    real = learning.learn
 
     def learn(run: Any, batch: Any, step: int, **more: Any) -> dict[str, float]:
         if step == 3:
@@ -160,7 +160,7 @@ def test_a_stopped_run_without_layers_goes_on_to_the_same_student(
             os.kill(os.getpid(), signal.SIGTERM)
         return real(run, batch, step, **more)
 
-    monkeypatch.setattr(loop, "_learn", learn)
+    monkeypatch.setattr(loop, "learn", learn)
     with pytest.raises(RunStopped):
         homodistil.distil(four, corpus, targets, tmp_path / "stopped", **options)
     monkeypatch.undo()

@@ -26,7 +26,7 @@ from transformers import (
 
 import homodistil
 from homodistil.axes.layout import Layout
-from homodistil.distill import loop
+from homodistil.distill import learning, loop
 from homodistil.distill.student import save_student
 from homodistil.errors import RunStopped, UserError
 from homodistil.reading import load
@@ -125,14 +125,14 @@ def test_a_stopped_run_goes_on_to_the_same_student(
     """A signal in the middle of a step is obeyed at its end; the handlers of before are back afterwards."""
     whole = homodistil.distil(masked_lm, corpus, "0.5", tmp_path / "whole", **QUICK)
     handlers = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
-    real = loop._learn
+    real = learning.learn
 
     def learn(run: Any, batch: Any, step: int, **options: Any) -> dict[str, float]:
         if step == 5:
             os.kill(os.getpid(), number)
         return real(run, batch, step, **options)
 
-    monkeypatch.setattr(loop, "_learn", learn)
+    monkeypatch.setattr(loop, "learn", learn)
     with pytest.raises(RunStopped, match="Stopped at step 5 of 12") as stop:
         homodistil.distil(masked_lm, corpus, "0.5", tmp_path / "stopped", **QUICK)
     assert stop.value.signal_number == number

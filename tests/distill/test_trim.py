@@ -19,7 +19,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, BertForMaskedLM, B
 import homodistil
 from conftest import WORDS
 from homodistil.cli import main
-from homodistil.distill import loop
+from homodistil.distill import learning, loop
 from homodistil.errors import RunStopped, UserError
 from homodistil.evaluate.agreement import agreement
 from homodistil.evaluate.language import blocks
@@ -99,14 +99,14 @@ def test_a_run_with_a_trimmed_vocabulary_resumes_bit_for_bit(
     """Stopped in the middle of a step; what was kept is read from the run's folder and not counted again."""
     options = QUICK | {"trim_vocab": True}
     whole = homodistil.distil(masked_lm, few, "0.5", tmp_path / "whole", **options)
-    real = loop._learn
+    real = learning.learn
 
     def learn(run: Any, batch: Any, step: int, **rest: Any) -> dict[str, float]:
         if step == 5:
             os.kill(os.getpid(), signal.SIGTERM)
         return real(run, batch, step, **rest)
 
-    monkeypatch.setattr(loop, "_learn", learn)
+    monkeypatch.setattr(loop, "learn", learn)
     with pytest.raises(RunStopped, match="Stopped at step 5"):
         homodistil.distil(masked_lm, few, "0.5", tmp_path / "stopped", **options)
     monkeypatch.setattr("homodistil.distill.prepare.trim_to", lambda *_: pytest.fail("counted again"))

@@ -22,7 +22,7 @@ import homodistil
 from homodistil.cli import main
 from homodistil.compress.importance import magnitude
 from homodistil.compress.shrink import select
-from homodistil.distill import loop
+from homodistil.distill import learning, loop
 from homodistil.distill.collate import batches
 from homodistil.distill.leaving import descent
 from homodistil.distill.prepare import Run, prepare
@@ -230,14 +230,14 @@ def test_a_stopped_run_goes_on_to_the_same_student(
 ) -> None:
     """Bit for bit, pieces and mirrors included."""
     whole = homodistil.distil(encoder, pictures, "0.5", tmp_path / "whole", **QUICK)
-    real = loop._learn
+    real = learning.learn
 
     def learn(run: Any, batch: Any, step: int, **options: Any) -> dict[str, float]:
         if step == 5:
             os.kill(os.getpid(), signal.SIGTERM)
         return real(run, batch, step, **options)
 
-    monkeypatch.setattr(loop, "_learn", learn)
+    monkeypatch.setattr(loop, "learn", learn)
     with pytest.raises(RunStopped, match="Stopped at step 5 of 12"):
         homodistil.distil(encoder, pictures, "0.5", tmp_path / "stopped", **QUICK)
     resumed = homodistil.resume(tmp_path / "stopped")

@@ -8,9 +8,7 @@ widths and depth, in tensors, modules and configuration alike.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +18,13 @@ from transformers.pytorch_utils import Conv1D
 
 from homodistil.axes.layout import Layout
 from homodistil.axes.notation import Dim
-from homodistil.axes.shape import Shape, product
+from homodistil.axes.shape import Shape
 from homodistil.axes.stack import LAYERS
 from homodistil.compress import depth
 from homodistil.compress.compensate import Inputs, compensate, read_dim
 from homodistil.compress.importance import Scores, magnitude
 from homodistil.compress.plan import Planned, plan
+from homodistil.compress.widths import follow, scales_of, write_widths
 
 Keep = dict[str, Tensor]
 """For each axis that loses units, the indices of those that stay, ascending: (kept,), or for a nested axis
@@ -120,7 +119,7 @@ def cut(
         assert isinstance(layer, nn.Linear | Conv1D)
         compensate(layer, inputs[name], index)
     left = {axis: keep[axis].shape[-1] if axis in keep else size for axis, size in sizes.items()}
-    scales = _scales(model, layout, sizes, left) if isinstance(model, PreTrainedModel) else {}
+    scales = scales_of(model, layout, sizes, left) if isinstance(model, PreTrainedModel) else {}
     places: dict[nn.Parameter, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         places.setdefault(parameter, []).append(name)
@@ -140,43 +139,13 @@ def cut(
         for name in names:
             module = model.get_submodule(name.rpartition(".")[0])
             setattr(module, name.rpartition(".")[2], new)
-            _follow(module)
+            follow(module)
         if optimizer is not None:
             _migrate(optimizer, old, new, indices, factor)
     if family is not None and isinstance(model, PreTrainedModel):
-        _write_widths(model, layout, layout.shape_of(left))
+        write_widths(model, layout, layout.shape_of(left))
         if LAYERS in keep:
             depth.drop(model, layout, keep[LAYERS], optimizer)
-
-
-class _Scale(NamedTuple):
-    """A parameter p becomes (p + added)·by - added, in the first 1/share of its dimension `along`."""
-
-    by: float
-    added: float = 0.0
-    along: int = 0
-    share: int = 1
-
-
-def _scales(
-    model: PreTrainedModel, layout: Layout, before: Mapping[str, int], after: Mapping[str, int]
-) -> dict[str, _Scale]:
-    """What is scaled when the widths of axes change, by parameter name."""
-    family = layout.family
-    assert family is not None
-    scales: dict[str, _Scale] = {}
-    for name in (n for row in family.queries if family.temperature for n in layout.matches(row, model)):
-        dim = layout.head_dims(name)
-        for axis in (p for p in dim if isinstance(p, str) and p in layout.parent and after[p] < before[p]):
-            # keys and values may follow the queries in one matrix
-            share = dim[0] if isinstance(dim[0], int) else 1
-            scales[name] = _Scale(math.sqrt(after[axis] / before[axis]), 0.0, layout.dims[name].index(dim), share)
-    wide, narrow = ({**layout.fixed, **layout.shape_of(sizes)} for sizes in (before, after))
-    for row, power in family.scaled.items():
-        pattern, _, added = row.partition(" + ")
-        by = product(power, narrow) / product(power, wide)
-        scales |= {name: _Scale(by, float(added or 0)) for name in layout.matches(pattern, model) if by != 1}
-    return scales
 
 
 def flat_index(dim: Dim, keep: Keep, parent: Mapping[str, str], sizes: Mapping[str, int]) -> Tensor | None:
@@ -225,20 +194,6 @@ def stays(layout: Layout, keep: Keep, sizes: Mapping[str, int], layers: Iterable
     return {name: index for name, index in indices.items() if index is not None}
 
 
-def _follow(module: nn.Module) -> None:
-    """Let a module's own attributes say what its tensors are."""
-    if isinstance(module, nn.Linear):
-        module.out_features, module.in_features = module.weight.shape
-    elif isinstance(module, Conv1D):
-        module.nx, module.nf = module.weight.shape
-    elif isinstance(module, nn.Conv1d | nn.Conv2d):
-        module.out_channels, module.in_channels = module.weight.shape[:2]
-    elif isinstance(module, nn.Embedding):
-        module.num_embeddings, module.embedding_dim = module.weight.shape
-    elif isinstance(module, nn.LayerNorm):
-        module.normalized_shape = tuple(module.weight.shape)
-
-
 def _migrate(
     optimizer: Optimizer, old: nn.Parameter, new: nn.Parameter, indices: list[Tensor | None], factor: Tensor | None
 ) -> None:
@@ -259,21 +214,3 @@ def _migrate(
     for key, power in powers.items():
         if factor is not None and key in optimizer.state[new]:
             optimizer.state[new][key].mul_(factor**power)
-
-
-def _write_widths(model: PreTrainedModel, layout: Layout, shape: Shape) -> None:
-    """Write the widths into the configuration and the modules' own attributes."""
-    family = layout.family
-    assert family is not None
-    known = {**layout.fixed, **shape}
-    for key, text in family.config.items():
-        setattr(model.config, key, product(text, known))
-    for pattern, attributes in family.attributes.items():
-        for name in layout.matches(pattern, model):
-            module = model.get_submodule(name)
-            for attribute, text in attributes.items():
-                value, held = product(text, known), getattr(module, attribute, None)
-                if isinstance(held, Tensor):
-                    held.fill_(value)
-                else:
-                    setattr(module, attribute, value)

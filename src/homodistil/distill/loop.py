@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import math
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from homodistil.axes.stack import LAYERS
-from homodistil.compress import importance
 from homodistil.compress.shrink import select
 from homodistil.distill import checkpoint
-from homodistil.distill.checkpoint import State
 from homodistil.distill.collate import batches, heldout_batches
-from homodistil.distill.ending import full_disk_explained, refuse_nonfinite, stop_requested
+from homodistil.distill.ending import full_disk_explained, stop_requested
 from homodistil.distill.heldout import measure
+from homodistil.distill.learning import calibrate, learn, score
 from homodistil.distill.leaving import PROBES, all_but_one, descent
 from homodistil.distill.prepare import Run, prepare
 from homodistil.distill.student import save_student
@@ -109,14 +106,14 @@ def _train(run: Run, display: Display, stop: list[int]) -> None:
         tokens, learnt = 0, list(itertools.islice(feed, recipe.accumulate))
         for batch in learnt:
             tokens += sum(int(mask.sum()) for name, mask in batch.items() if name.endswith("attention_mask"))
-            terms = _learn(run, {k: v.to(device) for k, v in batch.items()}, step, scored=scored)
+            terms = learn(run, {k: v.to(device) for k, v in batch.items()}, step, scored=scored)
             state.sums = {name: state.sums.get(name, 0.0) + term for name, term in terms.items()}
             state.batches += 1
         state.tokens += tokens
 
         # importance, from the gradients as they are: clipping would weigh a step by its norm
         if scored:
-            _score(state)
+            score(state)
 
         # step
         learning_rate = recipe.optim.learning_rate * rate(recipe.optim, step, schedule.steps)
@@ -170,27 +167,6 @@ def _train(run: Run, display: Display, stop: list[int]) -> None:
             )
 
 
-def calibrate(run: Run, feed: Iterator[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
-    """Measure importance and moments on the uncut student, which learns nothing from it.
-
-    Returns:
-        The feed with the batches put back that were measured on: a stream may not be readable twice.
-    """
-    state, device = run.state, run.accelerator.device
-    count = run.recipe.cutting.calibration if run.schedule.cuts_units() else 0
-    measured = list(itertools.islice(feed, count))
-    for index, batch in enumerate(measured):
-        _learn(run, {k: v.to(device) for k, v in batch.items()}, -index, scored=True)
-        _score(state)
-        state.optimizer.zero_grad(set_to_none=True)
-    return itertools.chain(measured, feed)
-
-
-def _score(state: State) -> None:
-    if state.importance.method in _FROM_MODEL:
-        state.importance.update(_FROM_MODEL[state.importance.method](state.layout, state.student))
-
-
 def _cut(run: Run, widths: Mapping[str, int], batches: Sequence[dict[str, Tensor]], display: Display) -> None:
     """Cut the student to `widths`, one layer after the other first; nothing happens if it has them."""
     state = run.state
@@ -207,27 +183,6 @@ def _cut(run: Run, widths: Mapping[str, int], batches: Sequence[dict[str, Tensor
     if not keep:
         return
     state.shrink(keep, compensate=run.recipe.cutting.compensate != "none")
-
-
-def _learn(run: Run, batch: dict[str, Tensor], step: int, *, scored: bool) -> dict[str, float]:
-    """Both models on one batch, and the gradients of the student. Returns the loss terms."""
-    state = run.state
-    tokens = batch["ordinary"], batch.get("decoder_ordinary")
-    watch = state.moments.listening(*tokens) if scored else contextlib.nullcontext()
-    with run.precision:
-        with torch.no_grad():
-            theirs = run.runner(run.teacher.model, batch)
-        with watch:
-            mine = run.runner(state.student, batch)
-        terms = run.objective.terms(mine, theirs, batch, descent(run))
-    values = {name: term.item() for name, term in terms.items()}
-    refuse_nonfinite(values, max(step, 0), run.dir)
-    if scored and state.importance.method == "output":
-        # before the backward pass, which frees the graph
-        scores = importance.output(state.layout, state.student, mine.hidden[-1], mine.masks[-1], run.recipe.seed + step)
-        state.importance.update(scores)
-    run.accelerator.backward(run.objective.total(terms) / run.recipe.accumulate)
-    return values
 
 
 def _heldout(run: Run) -> dict[str, float]:
@@ -262,13 +217,6 @@ def rate(optim: Optim, step: int, steps: int) -> float:
     if step <= rise:
         return step / rise
     return optim.floor + (1 - optim.floor) * (steps - step + 1) / (steps - rise + 1)
-
-
-_FROM_MODEL = {
-    "sensitivity": importance.sensitivity,
-    "platon": importance.sensitivity,
-    "magnitude": importance.magnitude,
-}
 
 
 def _result(run_dir: RunDir, recipe: Recipe) -> Result:

@@ -1,0 +1,78 @@
+"""One batch: both models read it, the student's losses and gradients, and what they say of its units."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from homodistil.compress import importance
+from homodistil.distill.checkpoint import State
+from homodistil.distill.ending import refuse_nonfinite
+from homodistil.distill.leaving import descent
+from homodistil.distill.prepare import Run
+
+_FROM_MODEL = {
+    "sensitivity": importance.sensitivity,
+    "platon": importance.sensitivity,
+    "magnitude": importance.magnitude,
+}
+
+
+def calibrate(run: Run, feed: Iterator[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+    """Measure importance and moments on the uncut student, which learns nothing from it.
+
+    Returns:
+        The feed with the batches put back that were measured on: a stream may not be readable twice.
+    """
+    state, device = run.state, run.accelerator.device
+    count = run.recipe.cutting.calibration if run.schedule.cuts_units() else 0
+    measured = list(itertools.islice(feed, count))
+    for index, batch in enumerate(measured):
+        learn(run, {k: v.to(device) for k, v in batch.items()}, -index, scored=True)
+        score(state)
+        state.optimizer.zero_grad(set_to_none=True)
+    return itertools.chain(measured, feed)
+
+
+def score(state: State) -> None:
+    """Take in what gradients or weights say of units, for the methods that read it off the student alone."""
+    if state.importance.method in _FROM_MODEL:
+        state.importance.update(_FROM_MODEL[state.importance.method](state.layout, state.student))
+
+
+def learn(run: Run, batch: dict[str, Tensor], step: int, *, scored: bool) -> dict[str, float]:
+    """Both models on one batch, and the gradients of the student.
+
+    Args:
+        run: the run.
+        batch: what both read, on the device.
+        step: the number of the step that it belongs to; what is drawn depends on it.
+        scored: whether the student is listened to, and units are scored where that takes the graph.
+
+    Returns:
+        The loss terms, unweighted.
+
+    Raises:
+        UserError: one of them is no number.
+    """
+    state = run.state
+    tokens = batch["ordinary"], batch.get("decoder_ordinary")
+    watch = state.moments.listening(*tokens) if scored else contextlib.nullcontext()
+    with run.precision:
+        with torch.no_grad():
+            theirs = run.runner(run.teacher.model, batch)
+        with watch:
+            mine = run.runner(state.student, batch)
+        terms = run.objective.terms(mine, theirs, batch, descent(run))
+    values = {name: term.item() for name, term in terms.items()}
+    refuse_nonfinite(values, max(step, 0), run.dir)
+    if scored and state.importance.method == "output":
+        # before the backward pass, which frees the graph
+        scores = importance.output(state.layout, state.student, mine.hidden[-1], mine.masks[-1], run.recipe.seed + step)
+        state.importance.update(scores)
+    run.accelerator.backward(run.objective.total(terms) / run.recipe.accumulate)
+    return values
