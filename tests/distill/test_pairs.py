@@ -154,7 +154,7 @@ def test_what_cannot_be_paired_is_refused(
     with pytest.raises(UserError, match="sentinels"):
         noise_of(bare)
     model = tiny("T5")
-    model.config.decoder_start_token_id = None
+    del model.config.decoder_start_token_id
     model.generation_config.decoder_start_token_id = None
     model.save_pretrained(tmp_path / "teacher")
     tokenizer.save_pretrained(tmp_path / "teacher")

@@ -68,7 +68,8 @@ def _collator(recipe: Recipe, teacher: Teacher) -> Collate:
     if teacher.kind != "seq2seq-lm":
         masked, causal = teacher.kind == "masked-lm", teacher.kind == "causal-lm"
         return Collator(teacher.tokenizer, masked, recipe.seed, causal=causal)
-    start = teacher.model.config.decoder_start_token_id
+    said = (teacher.model.config, getattr(teacher.model, "generation_config", None))
+    start = next((i for c in said if (i := getattr(c, "decoder_start_token_id", None)) is not None), None)
     if start is None:
         raise UserError(
             f"Cannot distil {teacher.source}: its configuration has no decoder_start_token_id.",
