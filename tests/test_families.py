@@ -28,7 +28,7 @@ from homodistil.compress.plan import plan
 from homodistil.compress.shrink import Keep, cut, shrink
 from homodistil.distill.attention import IMPLEMENTATION
 from homodistil.distill.outputs import Runner
-from homodistil.distill.teacher import Kind
+from homodistil.distill.teacher import Kind, attend
 from homodistil.errors import UserError
 from zoo import EVERY, FAMILIES, LAYERS, deep, inputs, loses_layers, reads_images, reads_pairs, tiny
 
@@ -205,7 +205,7 @@ def test_operations_equal_those_that_are_counted(name: str, target: str) -> None
     model = tiny(name)
     layout = Layout.of(model)
     shape = shrink(model, target).shape
-    model.set_attn_implementation("eager")
+    attend(model, "eager")
     # one row, because embeddings of distances are projected once for all rows
     given, mask = inputs(model, 1, 32)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -296,7 +296,7 @@ def test_a_run_attends_as_transformers_does(name: str, precision: torch.dtype) -
     if not model._supports_sdpa:
         pytest.skip("keeps the attention that transformers chose for it")
     before = _states(model)
-    model.set_attn_implementation(IMPLEMENTATION)
+    attend(model, IMPLEMENTATION)
     for mine, other in zip(_states(model), before, strict=True):
         tolerance = 1e-5 if precision == torch.float32 else 0.05 * other.abs().max().item()
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=tolerance)

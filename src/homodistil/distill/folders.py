@@ -196,11 +196,12 @@ def load_image_processor(source: str, folder: str, config: Any, trust: bool) -> 
             folder, backend="pil", trust_remote_code=trust
         )
         made = processor(Image.new("RGB" if config.num_channels == 3 else "L", (64, 48)), return_tensors="pt")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise UserError(
             f"Cannot load the image processor of {source}: {_first_line(error)}",
             "A teacher of images comes with its preprocessor_config.json, which says how they are resized and scaled.",
-            "Save the image processor into the teacher's folder with `processor.save_pretrained`.",
+            "Save the image processor into the teacher's folder with `processor.save_pretrained`, or install what it asks "
+            "for.",
         ) from error
     size = config.image_size if isinstance(config.image_size, (tuple, list)) else (config.image_size,) * 2
     wanted, made = (config.num_channels, *size), tuple(made["pixel_values"].shape[1:])

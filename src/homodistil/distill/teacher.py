@@ -140,7 +140,7 @@ def load_teacher(source: str, *, trust_remote_code: bool = False) -> Teacher:
     model.eval()
     if model._supports_sdpa:
         # other models, which bend scores or add to them, keep the attention that transformers chose for them
-        model.set_attn_implementation(IMPLEMENTATION)
+        attend(model, IMPLEMENTATION)
     return Teacher(source, model, processor, layout, kind, pooling, sentence_folder)
 
 
@@ -168,6 +168,13 @@ def unloaded(source: str, *, trust_remote_code: bool = False) -> tuple[PreTraine
     if _reads(model_class) == "images":
         raise no_tokenizer(source)
     return on_meta(model_class, config), load_tokenizer(source, sentence_folder or folder, trust_remote_code)
+
+
+def attend(model: PreTrainedModel, implementation: str) -> None:
+    """Let all of a model attend in one way: stacks of an encoder-decoder may have configurations of their own."""
+    for part in model.modules():
+        if isinstance(part, PreTrainedModel):
+            part.set_attn_implementation(implementation)
 
 
 def copy_of(teacher: Teacher) -> PreTrainedModel:

@@ -111,7 +111,7 @@ def open_model(source: str, *, trust_remote_code: bool = False) -> Opened:
         else:
             processor = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
             processor.pad_token = processor.pad_token or processor.eos_token
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:
         raise _unopened(source, error) from error
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return Opened(source, model.to(device).eval(), processor, head)
