@@ -200,8 +200,7 @@ def load_image_processor(source: str, folder: str, config: Any, trust: bool) -> 
         raise UserError(
             f"Cannot load the image processor of {source}: {_first_line(error)}",
             "A teacher of images comes with its preprocessor_config.json, which says how they are resized and scaled.",
-            "Save the image processor into the teacher's folder with `processor.save_pretrained`, or install what it asks "
-            "for.",
+            "Save the image processor into its folder with `processor.save_pretrained`, or install what it asks for.",
         ) from error
     size = config.image_size if isinstance(config.image_size, (tuple, list)) else (config.image_size,) * 2
     wanted, made = (config.num_channels, *size), tuple(made["pixel_values"].shape[1:])
