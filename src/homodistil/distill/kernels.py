@@ -1,6 +1,6 @@
 """Losses whose gradients are written out, because autograd would carry large matrices through memory many times.
 
-Both equal their plain formulas to rounding, and are exactly zero, gradients included, where student and teacher agree.
+All equal their plain formulas to rounding, and are exactly zero, gradients included, where student and teacher agree.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from homodistil.distill.attention import QueriesKeys
 CACHED = 1 << 18
 """Numbers that a CPU handles at once: a megabyte, which its cache holds while several operations pass over it."""
 MAP = 1 << 24
-"""Attention probabilities that an accelerator handles at once."""
+"""The same of an accelerator."""
 
 
 def over_vocabulary(
@@ -46,6 +46,21 @@ def squared_distance(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
         mask: 1 for tokens that count, (batch, seq).
     """
     distance: Tensor = _SquaredDistance.apply(student, teacher, mask)  # type: ignore[no-untyped-call]
+    return distance
+
+
+def score_distance(student: QueriesKeys, teacher: QueriesKeys, mask: Tensor) -> Tensor:
+    """Sum over heads and pairs of tokens of the squared differences between two layers' scores, without the scores.
+
+    ‖Q_s K_sᵀ - Q_t K_tᵀ‖² = ‖X Yᵀ‖² with X = [Q_s, -Q_t], Y = [K_s, K_t], which is the sum over (XᵀX) ∘ (YᵀY): two
+    small squares of 2·head_dim in place of a map of sequence². Padded rows are zeroed and so add nothing.
+
+    Args:
+        student: with as many heads as the teacher has.
+        teacher: it gets no gradient.
+        mask: 1 for tokens that count, (batch, seq).
+    """
+    distance: Tensor = _ScoreDistance.apply(*student[:2], *teacher[:2], student.scaling, teacher.scaling, mask)  # type: ignore[no-untyped-call]
     return distance
 
 
@@ -124,6 +139,38 @@ class _SquaredDistance(Function):
         return difference * scale.to(difference.dtype), None, None
 
 
+class _ScoreDistance(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, q_s: Tensor, k_s: Tensor, q_t: Tensor, k_t: Tensor, scale_s: float, scale_t: float, mask: Tensor
+    ) -> Tensor:
+        learns = any(ctx.needs_input_grad)
+        of_queries, of_keys = (torch.empty_like(x) if learns else x.new_empty(0) for x in (q_s, k_s))
+        total = q_s.new_zeros((), dtype=torch.float32)
+        for texts in _texts(q_s, q_s[0].numel()):
+            keep = mask[texts, None, :, None].float()
+            # contiguous: products of a view across heads would copy it once for each of them
+            (a, b), (c, d) = (
+                [x[texts].contiguous() * (keep * by) for x, by in ((q, scale), (k, 1.0))]
+                for q, k, scale in ((q_s, k_s, scale_s), (q_t, k_t, scale_t))
+            )
+            # all products in one way and precision: for equal inputs they are equal, and sum and gradients exactly zero
+            with torch.autocast(mask.device.type, enabled=False):
+                of_a, of_b, across_a, across_b = _inner(a, a), _inner(b, b), _inner(c, a), _inner(d, b)
+                total += (of_a * of_b).sum() - 2 * (across_a * across_b).sum() + (_inner(c, c) * _inner(d, d)).sum()
+                if learns:
+                    of_queries[texts] = (a @ of_b - c @ across_b).mul_(2 * scale_s * keep)
+                    of_keys[texts] = (b @ of_a - d @ across_a).mul_(2 * keep)
+        ctx.save_for_backward(of_queries, of_keys)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_distance: Tensor) -> tuple[Tensor | None, ...]:
+        of_queries, of_keys = ctx.saved_tensors
+        return of_queries * of_distance, of_keys * of_distance, None, None, None, None, None
+
+
 class _MapDistance(Function):
     @staticmethod
     def forward(
@@ -160,6 +207,16 @@ class _MapDistance(Function):
 def _probabilities(queries: Tensor, keys: Tensor, scale: float, hidden: Tensor) -> Tensor:
     scores = (queries @ keys.transpose(-1, -2)).float()
     return scores.mul_(scale).masked_fill_(hidden, -math.inf).softmax(-1)
+
+
+def _inner(a: Tensor, b: Tensor) -> Tensor:
+    return a.transpose(-1, -2) @ b
+
+
+def _texts(of: Tensor, each: int) -> Iterator[slice]:
+    """Texts that are handled at once, of which each has so many numbers."""
+    some = max(1, (CACHED if of.device.type == "cpu" else MAP) // each)
+    return (slice(at, at + some) for at in range(0, len(of), some))
 
 
 def _blocks(queries: Tensor) -> Iterator[tuple[slice, slice]]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from homodistil.distill.attention import QueriesKeys
-from homodistil.distill.kernels import map_distance, over_vocabulary, squared_distance
+from homodistil.distill.kernels import map_distance, over_vocabulary, score_distance, squared_distance
 from homodistil.distill.outputs import TokenPredictions
 
 
@@ -101,38 +101,17 @@ def hidden(
 
 
 def attention_scores(student: QueriesKeys, teacher: QueriesKeys, mask: Int[Tensor, "batch seq"]) -> Float[Tensor, ""]:
-    """MSE(A_t, A_s) of the scaled scores before the softmax, over heads and pairs of tokens, without the scores.
-
-    ‖Q_s K_sᵀ - Q_t K_tᵀ‖² = ‖X Yᵀ‖² with X = [Q_s, -Q_t], Y = [K_s, K_t], which is the sum over (XᵀX) ∘ (YᵀY): two
-    small squares of 2·head_dim in place of a map of sequence². Padded rows are zeroed and so add nothing.
-    """
-    keep = mask[:, None, :, None].float()
-    # contiguous first: products of a view across heads would copy it once for each of them
-    q_s, k_s, q_t, k_t = (
-        (x.contiguous() * (keep * scale)).flatten(0, 1)
-        for x, scale in (
-            (student.queries, student.scaling),
-            (student.keys, 1.0),
-            (teacher.queries, teacher.scaling),
-            (teacher.keys, 1.0),
-        )
-    )
-    # the three products in one way and precision: for equal inputs they are equal, and the sum is exactly zero
-    with torch.autocast(mask.device.type, enabled=False):
-        own = _inner(q_s, q_s) * _inner(k_s, k_s)
-        cross = _inner(q_s, q_t) * _inner(k_s, k_t)
-        other = _inner(q_t, q_t) * _inner(k_t, k_t)
-    pairs = mask.sum(-1).float().square().sum() * student.queries.shape[1]
-    return (own.sum() - 2 * cross.sum() + other.sum()) / pairs
+    """MSE(A_t, A_s) of the scaled scores before the softmax, over heads and pairs of tokens, without the scores."""
+    return score_distance(student, teacher, mask) / _pairs(student, mask)
 
 
 def attention_probabilities(
     student: QueriesKeys, teacher: QueriesKeys, mask: Int[Tensor, "batch seq"]
 ) -> Float[Tensor, ""]:
     """MSE(A_t, A_s) of the probabilities after the softmax, over heads and pairs of tokens."""
-    pairs = mask.sum(-1).float().square().sum() * student.queries.shape[1]
-    return map_distance(student, teacher, mask) / pairs
+    return map_distance(student, teacher, mask) / _pairs(student, mask)
 
 
-def _inner(a: Tensor, b: Tensor) -> Tensor:
-    return a.transpose(-1, -2) @ b
+def _pairs(layer: QueriesKeys, mask: Tensor) -> Tensor:
+    """Pairs of tokens that are compared, of all heads."""
+    return mask.sum(-1).float().square().sum() * layer.queries.shape[1]
