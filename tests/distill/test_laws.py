@@ -181,8 +181,10 @@ def _layers(width: int, seed: int) -> QueriesKeys:
     return QueriesKeys(queries, keys, width**-0.5)
 
 
-def test_the_attention_loss_without_maps_equals_the_one_with_maps() -> None:
-    """Value and gradients, with padding, for students with narrower heads."""
+@pytest.mark.parametrize("size", [1 << 24, 1])
+def test_the_attention_loss_without_maps_equals_the_one_with_maps(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Value and gradients, with padding, for students with narrower heads, however many texts at a time."""
+    monkeypatch.setattr(kernels, "CACHED", size)
     student, teacher = _layers(4, 0), _layers(6, 1)
     mask = torch.tensor([[1] * 7, [1] * 4 + [0] * 3])
     scores = [x.queries @ x.keys.transpose(-1, -2) * x.scaling for x in (student, teacher)]
@@ -215,6 +217,18 @@ def test_attention_probabilities_in_blocks_equal_the_whole_map(size: int, monkey
     torch.testing.assert_close(made, plain)
     inputs = [student.queries, student.keys]
     torch.testing.assert_close(torch.autograd.grad(made, inputs), torch.autograd.grad(plain, inputs))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("loss", [losses.attention_scores, losses.attention_probabilities])
+def test_equal_attention_has_no_loss_and_no_gradient(loss: Callable[..., Tensor], dtype: torch.dtype) -> None:
+    """Exactly: an uncut student stays its teacher's copy."""
+    drawn = _layers(12, 0)
+    student = QueriesKeys(drawn.queries.to(dtype), drawn.keys.to(dtype), drawn.scaling)
+    teacher = QueriesKeys(student.queries.detach(), student.keys.detach(), student.scaling)
+    made = loss(student, teacher, torch.tensor([[1] * 7, [1] * 4 + [0] * 3]))
+    assert made.item() == 0
+    assert not any(g.any() for g in torch.autograd.grad(made, [student.queries, student.keys]))
 
 
 @pytest.mark.parametrize("loss", [losses.attention_scores, losses.attention_probabilities])
