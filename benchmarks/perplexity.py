@@ -49,7 +49,8 @@ def main() -> None:
         models[name] = str(made.students["0.75"])
     rows = []
     for name, model in models.items():
-        found = evaluate(model, against=models["teacher"] if name != "teacher" else None, text=str(unseen), time=False)
+        against = models["teacher"] if name != "teacher" else None
+        found = evaluate(model, against=against, text=str(unseen), time=False, json=chosen.work / "measured.json")
         rows.append({"model": name, **{k: v for r in found if r["model"] == model for k, v in r["values"].items()}})
     report("SmolLM2-135M to 0.75 of its width", rows, RESULTS / "perplexity.json")
 
