@@ -18,6 +18,7 @@ from homodistil.axes.notation import parse_table
 ROOT = Path(homodistil.__file__).parent
 FLOORS = [
     {"errors"},
+    {"settings"},
     {"recipe", "rundir", "text"},
     {"reading", "images"},
     {"report"},
@@ -33,15 +34,18 @@ FLOORS = [
 """From the floor that knows nothing to the one that may know everything."""
 
 FILES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
-LIGHT = [path for path in FILES if path.parts[0] in ("errors.py", "recipe.py", "reading.py", "rundir.py", "report")] + [
-    Path("compress/schedule.py")
-]
-"""What answers `--help` and refuses a wrong recipe, and must not wait seconds for torch."""
 
 
 def _part(path: Path) -> str:
     """The floor's part that a file belongs to: its folder, or its own name."""
     return path.parts[0].removesuffix(".py")
+
+
+LIGHT = [
+    Path("compress/schedule.py"),
+    *(p for p in FILES if _part(p) in ("errors", "settings", "recipe", "reading", "rundir", "report")),
+]
+"""What answers `--help` and refuses a wrong recipe, and must not wait seconds for torch."""
 
 
 def _floor(part: str) -> int:

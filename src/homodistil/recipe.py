@@ -1,4 +1,4 @@
-"""What a run is: frozen dataclasses and their validation. No torch."""
+"""What a run is: a frozen dataclass and its validation. No torch."""
 
 from __future__ import annotations
 
@@ -6,143 +6,12 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import yaml
 
 from homodistil.errors import UserError
-
-if TYPE_CHECKING:
-    pass
-
-
-@dataclass(frozen=True, kw_only=True)
-class Losses:
-    """Weights of the loss terms. A term of weight 0 is not computed.
-
-    Args:
-        lm: L_lm, the student's own language modelling, masked or causal.
-        prediction: L_pred, divergence from the teacher's predictions; for a sentence encoder, and for an encoder of
-            images, from its similarities.
-        hidden: L_hid, distance of each layer's hidden states.
-        attention: L_att, distance of each layer's attention; by default 0.1 for encoders whose layers attend to the
-            whole sequence, and 0 for all others.
-        embedding: L_emb, distance of the embeddings.
-        hidden_kind: what L_hid is: the mean squared error, or that relative to both sides' mean square at each token;
-            `auto` is relative for causal language models, some of whose states are a thousand times the others, and for
-            models of images.
-        attention_kind: what L_att compares: scores before the softmax (faster), or probabilities after it.
-        temperature: T of L_pred.
-        similarity_temperature: by what cosine similarities are divided in L_pred of sentence encoders.
-    """
-
-    lm: float = 1.0
-    prediction: float = 1.0
-    hidden: float = 20.0
-    attention: float | None = None
-    embedding: float = 0.1
-    hidden_kind: Literal["auto", "mse", "relative"] = "auto"
-    attention_kind: Literal["scores", "probabilities"] = "scores"
-    temperature: float = 1.0
-    similarity_temperature: float = 0.05
-
-
-@dataclass(frozen=True, kw_only=True)
-class Text:
-    """How text is read, by teachers of text.
-
-    Args:
-        column: the text column of .jsonl, .csv, .parquet and datasets.
-        target: the column of targets, for encoder-decoders that learn from given pairs; left out, they learn to say
-            what stood where spans were taken out of the text.
-        length: tokens in a sequence at most; of a pair in each of the two.
-        packing: `blocks` joins texts and cuts them into full sequences, `texts` keeps one text a sequence, `auto`
-            is blocks for language models and texts for everything else.
-        crops: of the texts that a sentence encoder learns from, the share that is cut down to a random piece, so that
-            it learns short texts as well as long ones.
-        heldout: the share of the sequences that is not trained on and measures the student.
-        stream: read on the fly, never as a whole; implied by data that cannot be counted.
-        workers: processes that tokenise; 0 is one for every 20,000 texts, up to the number of cores.
-    """
-
-    column: str = "text"
-    target: str | None = None
-    length: int = 128
-    packing: Literal["auto", "blocks", "texts"] = "auto"
-    crops: float = 0.5
-    heldout: float = 0.02
-    stream: bool = False
-    workers: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Images:
-    """How images are read, by teachers of images.
-
-    Args:
-        column: the image column of datasets.
-        crop: the share of its area that a random piece of an image keeps at least, resized to what the teacher
-            reads; drawn anew each epoch. 1 is always the whole image.
-        flip: the share of the images that are mirrored.
-        heldout: the share of the images that is not trained on and measures the student.
-    """
-
-    column: str = "image"
-    crop: float = 0.5
-    flip: float = 0.5
-    heldout: float = 0.02
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cutting:
-    """What is cut, and when.
-
-    Args:
-        importance: how units are scored; `auto` is sensitivity where there is a language-model loss, otherwise output.
-        window: measurements in a smoothing window.
-        decay: what the average of windows keeps of itself.
-        calibration: batches on which importance is measured before the first step, on the uncut student; where nothing
-            is cut, none.
-        ramp_start: t_i, the fraction of a target's steps at which cutting starts.
-        ramp_end: t_f, the fraction at which the target's width is reached.
-        grain: hidden and ffn fall to multiples of it on the way.
-        compensate: what layers take over from units that are cut: their best guess from the units that stay, the
-            mean alone, or nothing.
-    """
-
-    importance: Literal["auto", "sensitivity", "platon", "output", "magnitude"] = "auto"
-    window: int = 4
-    decay: float = 0.8
-    calibration: int = 16
-    ramp_start: float = 0.0
-    ramp_end: float = 0.4
-    grain: int = 8
-    compensate: Literal["least-squares", "mean", "none"] = "least-squares"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Optim:
-    """How the student learns: AdamW, linear warm-up, linear decay.
-
-    Args:
-        learning_rate: at its highest.
-        warmup: the fraction of the steps over which it rises.
-        floor: the fraction of the highest learning rate that is left at the end.
-        weight_decay: of the student's matrices.
-        beta1: AdamW's.
-        beta2: AdamW's.
-        eps: AdamW's.
-        clip: the norm that gradients are clipped to; 0 is no clipping.
-    """
-
-    learning_rate: float = 1e-3
-    warmup: float = 0.05
-    floor: float = 0.0
-    weight_decay: float = 0.01
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-6
-    clip: float = 1.0
+from homodistil.settings import Cutting, Images, Losses, Optim, Text
 
 
 @dataclass(frozen=True, kw_only=True)

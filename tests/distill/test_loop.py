@@ -30,7 +30,7 @@ from homodistil.distill import learning, loop
 from homodistil.distill.student import save_student
 from homodistil.errors import RunStopped, UserError
 from homodistil.reading import load
-from homodistil.recipe import Optim
+from homodistil.settings import Optim
 
 QUICK: dict[str, Any] = {"steps": 12, "batch": 4, "text": {"length": 32}, "precision": "fp32", "log_every": 3}
 

@@ -32,7 +32,7 @@ from homodistil.distill.views import View, ViewCollator, Views, load_views
 from homodistil.errors import RunStopped, UserError
 from homodistil.images import open_images
 from homodistil.reading import build
-from homodistil.recipe import Images
+from homodistil.settings import Images
 from zoo import tiny
 
 QUICK: dict[str, Any] = {"steps": 12, "batch": 6, "precision": "fp32", "log_every": 3}

@@ -11,7 +11,8 @@ from homodistil.distill.pairs import PairCollator, given, noise_of
 from homodistil.distill.teacher import LANGUAGE_MODELS, Teacher, no_tokenizer
 from homodistil.distill.views import load_views
 from homodistil.errors import UserError
-from homodistil.recipe import Images, Recipe, Text
+from homodistil.recipe import Recipe
+from homodistil.settings import Images, Text
 
 
 def read(recipe: Recipe, teacher: Teacher, texts: Iterable[str] | None) -> tuple[Corpus, Collate]:

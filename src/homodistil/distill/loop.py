@@ -25,10 +25,11 @@ from homodistil.distill.leaving import PROBES, all_but_one, descent
 from homodistil.distill.prepare import Run, prepare
 from homodistil.distill.student import save_student
 from homodistil.errors import RunStopped
-from homodistil.recipe import Optim, Recipe
+from homodistil.recipe import Recipe
 from homodistil.report.card import card
 from homodistil.report.live import Display
 from homodistil.rundir import RunDir, write_text
+from homodistil.settings import Optim
 
 SCORE_EVERY = 8
 """Steps between two measurements of importance while there is something to cut: a small part of the run even where a

@@ -14,7 +14,7 @@ from homodistil.distill.descent import Descent
 from homodistil.distill.outputs import Batch, Outputs
 from homodistil.distill.projections import Projections
 from homodistil.distill.teacher import Kind
-from homodistil.recipe import Losses
+from homodistil.settings import Losses
 
 _ATTENTION = {"scores": losses.attention_scores, "probabilities": losses.attention_probabilities}
 

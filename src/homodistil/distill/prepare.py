@@ -28,8 +28,9 @@ from homodistil.distill.start import first_state, first_student, round_products
 from homodistil.distill.teacher import INPUTS, LANGUAGE_MODELS, Teacher, load_teacher
 from homodistil.distill.trim import Texts, trim, trim_to
 from homodistil.errors import UserError
-from homodistil.recipe import Losses, Recipe
+from homodistil.recipe import Recipe
 from homodistil.rundir import RunDir, write_text
+from homodistil.settings import Losses
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from homodistil.distill.projections import Projections
 from homodistil.distill.teacher import LANGUAGE_MODELS, Teacher, copy_of, load_teacher
 from homodistil.distill.trim import trim
 from homodistil.errors import UserError
-from homodistil.recipe import Losses, Recipe
+from homodistil.recipe import Recipe
+from homodistil.settings import Losses
 
 
 def first_student(recipe: Recipe, teacher: Teacher, vocabulary: Vocabulary | None, losses: Losses) -> Teacher:

@@ -20,7 +20,7 @@ from homodistil.distill.data import Corpus, heldout_count
 from homodistil.distill.sources import of_epoch
 from homodistil.errors import UserError
 from homodistil.images import Images, open_images
-from homodistil.recipe import Images as Options
+from homodistil.settings import Images as Options
 
 ASPECT = 4 / 3
 """How much wider than high, or higher than wide, random pieces are at most (Szegedy et al. 2015)."""
