@@ -40,7 +40,8 @@ def agreement(student: Opened, teacher: Opened, ids: Tensor, texts: Sequence[str
     has_predictions = student.head == teacher.head != "none"
     result = _predictions(student, teacher, both, (mine, theirs)) if has_predictions else {}
     states = [_last_hidden(m, own) for m, own in zip((student, teacher), both, strict=True)]
-    embeddings = [_embeddings(m, texts) for m in (student, teacher)]
+    # texts of like length together, for less padding; pairs of texts know no order
+    embeddings = [_embeddings(m, sorted(texts, key=len)) for m in (student, teacher)]
     result["hidden_cka"] = linear_cka(*states)
     result["similarity"] = pairs_correlation(*embeddings)
     return result
