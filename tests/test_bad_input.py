@@ -157,7 +157,7 @@ def test_data_that_cannot_be_used_is_refused(kind: str, pattern: str, masked_lm:
         ({"target": "0.5", "losess": {}}, "Did you mean 'losses'"),
         ({"target": "0.5", "losses": {"hiden": 1}}, "Did you mean 'hidden'"),
         ({"target": "0.5", "batch": "many"}, "batch"),
-        ({"target": "0.5", "batch": 0}, "batch = 0"),
+        ({"target": "0.5", "batch": -1}, "batch = -1"),
         ({"target": "0.5", "tokens": "lots"}, "tokens = lots"),
         ({"target": "0.5", "losses": {"lm": -1}}, "losses.lm = -1"),
         ({"target": "0.5", "cutting": {"ramp_start": 0.5, "ramp_end": 0.2}}, "ramp_end"),

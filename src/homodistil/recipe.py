@@ -30,7 +30,8 @@ class Recipe:
         trim_vocab: drop the tokens that the data never uses, of the teacher as well; budgets count what is left.
         tokens: how long to train, in tokens, such as 2M; an image has as many as patches and class tokens.
         steps: how long to train, in optimizer steps; wins over tokens.
-        batch: sequences or images in a step, on one process, before accumulation.
+        batch: sequences or images in a step, on one process, before accumulation; 0 is 32, and for a language model
+            with few tokens to learn from fewer, down to 4, so that it takes 1,000 steps to each target.
         accumulate: batches whose gradients make one step.
         precision: bf16 or fp32; `auto` is bf16 where the machine computes in it.
         seed: of everything that is drawn.
@@ -54,7 +55,7 @@ class Recipe:
     trim_vocab: bool = False
     tokens: str = "10M"
     steps: int | None = None
-    batch: int = 32
+    batch: int = 0
     accumulate: int = 1
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     seed: int = 0
@@ -77,7 +78,6 @@ class Recipe:
         """
         self.token_budget()
         one_up = {
-            "batch": self.batch,
             "accumulate": self.accumulate,
             "log_every": self.log_every,
             "text.length": self.text.length,
@@ -107,6 +107,7 @@ class Recipe:
             "optim.weight_decay": self.optim.weight_decay,
             "optim.clip": self.optim.clip,
             "optim.eps": self.optim.eps,
+            "batch": self.batch,
             "checkpoint_minutes": self.checkpoint_minutes,
             "evaluations": self.evaluations,
             "cutting.calibration": self.cutting.calibration,

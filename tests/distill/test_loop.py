@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from transformers import (
     BertForMaskedLM,
@@ -27,10 +28,13 @@ from transformers import (
 import homodistil
 from homodistil.axes.layout import Layout
 from homodistil.distill import learning, loop
+from homodistil.distill.prepare import batch_for
 from homodistil.distill.student import save_student
+from homodistil.distill.teacher import load_teacher
 from homodistil.errors import RunStopped, UserError
 from homodistil.reading import load
-from homodistil.settings import Optim
+from homodistil.recipe import Recipe
+from homodistil.settings import Optim, Text
 
 QUICK: dict[str, Any] = {"steps": 12, "batch": 4, "text": {"length": 32}, "precision": "fp32", "log_every": 3}
 
@@ -164,6 +168,35 @@ def test_tokens_and_streams_set_the_length_of_a_run(encoder: Path, tmp_path: Pat
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert abs(records[-1]["tokens"] - 1000) < 200
     assert result.students["0.5"].exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "batch"),
+    [
+        ({"tokens": "200k"}, 4),
+        ({"tokens": "2M"}, 8),
+        ({"tokens": "2M", "target": ["0.5", "0.3"]}, 4),
+        ({"tokens": "2M", "text": Text(length=32)}, 32),
+        ({"tokens": "10M"}, 32),
+        ({"tokens": "10M", "accumulate": 4}, 16),
+        ({"tokens": "10B"}, 32),
+        ({"steps": 100}, 32),
+    ],
+)
+def test_a_language_model_with_few_tokens_takes_small_steps(
+    options: dict[str, Any], batch: int, masked_lm: Path, encoder: Path
+) -> None:
+    """A thousand steps to each target, where the tokens last; encoders compare texts within a batch and keep theirs."""
+    recipe = Recipe(**{"teacher": "t", "data": "d", "out": "o", "target": ["0.5"], **options})
+    assert batch_for(recipe, load_teacher(str(masked_lm))) == batch
+    assert batch_for(recipe, load_teacher(str(encoder))) == 32
+
+
+def test_the_batch_that_a_budget_leaves_is_written_down_and_kept(masked_lm: Path, corpus: Path, tmp_path: Path) -> None:
+    """A run says what it took, and goes on with that."""
+    result = homodistil.distil(masked_lm, corpus, "0.5", tmp_path / "run", tokens="2k", text={"length": 32})
+    assert yaml.safe_load((result.out / "recipe.yaml").read_text())["batch"] == 4
+    assert homodistil.resume(result.out) == result
 
 
 def test_the_learning_rate_rises_and_falls_as_a_function_of_the_step() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import sys
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
@@ -31,6 +32,11 @@ from homodistil.errors import UserError
 from homodistil.recipe import Recipe
 from homodistil.rundir import RunDir, write_text
 from homodistil.settings import Losses
+
+BATCH, SMALLEST = 32, 4
+"""Sequences in a batch, where the recipe does not say and where it leaves too few steps."""
+STEPS = 1000
+"""Steps to each target that a language model's batch is chosen for."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,8 @@ def prepare(recipe: Recipe, *, resume: bool, texts: Iterable[str] | None) -> Run
         teacher, vocabulary = trim_to(
             teacher, Texts(texts if texts is not None else recipe.data, recipe.text.column, recipe.text.target)
         )
+    # before the data is read, in whose order batches show
+    recipe = replace(recipe, batch=recipe.batch or batch_for(recipe, teacher))
     losses = _losses(recipe, teacher)
     origin = teacher if recipe.student is None else first_student(recipe, teacher, vocabulary, losses)
     whole = origin.layout.shape(origin.model)
@@ -159,6 +167,18 @@ def _keep_freed_memory() -> None:
         library.mallopt(mmap_max, 0)
         library.mallopt(trim_threshold, 2**31 - 1)
         library.mallopt(top_pad, 64 << 20)
+
+
+def batch_for(recipe: Recipe, teacher: Teacher) -> int:
+    """Sequences in a batch, where the recipe does not say: a power of two that leaves `STEPS` to each target.
+
+    A language model learns far more from many small steps than from few large ones, as long as there are few. The
+    similarities that a sentence encoder learns from are those within a batch, so its batches stay as they are.
+    """
+    if teacher.kind not in LANGUAGE_MODELS or recipe.steps is not None:
+        return BATCH
+    a_batch = recipe.token_budget() / (recipe.text.length * recipe.accumulate * STEPS * len(recipe.target))
+    return min(BATCH, max(SMALLEST, 2 ** math.floor(math.log2(a_batch))))
 
 
 def _schedule(recipe: Recipe, corpus: Corpus, planned: list[Planned], whole: dict[str, int]) -> Schedule:
