@@ -51,7 +51,8 @@ def main() -> None:
     for name, model in models.items():
         against = models["teacher"] if name != "teacher" else None
         found = evaluate(model, against=against, text=str(unseen), time=False, json=chosen.work / "measured.json")
-        rows.append({"model": name, **{k: v for r in found if r["model"] == model for k, v in r["values"].items()}})
+        values = {k: v for r in found if r["model"] == model for k, v in r["values"].items() if k != "file_bytes"}
+        rows.append({"model": name, **values})
     report("SmolLM2-135M to 0.75 of its width", rows, RESULTS / "perplexity.json")
 
 

@@ -199,6 +199,17 @@ def test_the_batch_that_a_budget_leaves_is_written_down_and_kept(masked_lm: Path
     assert homodistil.resume(result.out) == result
 
 
+def test_a_student_lies_in_the_precision_of_its_teacher(
+    save_teacher: Callable[..., Path], corpus: Path, tmp_path: Path
+) -> None:
+    """Half the bytes for each number of a teacher in bf16, as it had them, or the student might be the larger file."""
+    source = save_teacher(BertForMaskedLM)
+    BertForMaskedLM.from_pretrained(source, dtype=torch.bfloat16).save_pretrained(source)
+    student = homodistil.distil(source, corpus, "0.5", tmp_path / "run", **QUICK).students["0.5"]
+    assert {t.dtype for t in load_file(student / "model.safetensors").values()} == {torch.bfloat16}
+    assert BertForMaskedLM.from_pretrained(student).dtype == torch.bfloat16
+
+
 def test_the_learning_rate_rises_and_falls_as_a_function_of_the_step() -> None:
     """Linear up over the warm-up, at its highest at the end of it, linear down to the floor."""
     optim = Optim(warmup=0.1, floor=0.2)

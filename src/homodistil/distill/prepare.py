@@ -178,7 +178,7 @@ def batch_for(recipe: Recipe, teacher: Teacher) -> int:
     if teacher.kind not in LANGUAGE_MODELS or recipe.steps is not None:
         return BATCH
     a_batch = recipe.token_budget() / (recipe.text.length * recipe.accumulate * STEPS * len(recipe.target))
-    return min(BATCH, max(SMALLEST, 2 ** math.floor(math.log2(a_batch))))
+    return min(BATCH, 1 << math.floor(math.log2(max(SMALLEST, a_batch))))
 
 
 def _schedule(recipe: Recipe, corpus: Corpus, planned: list[Planned], whole: dict[str, int]) -> Schedule:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -16,9 +17,13 @@ from homodistil.rundir import disk_failure, writing_folder
 def save_student(path: Path, student: PreTrainedModel, teacher: Teacher, card: str) -> None:
     """Write configuration, weights, tokenizer or image processor, and model card; whole or not at all.
 
+    Weights are rounded to the teacher's precision, or a student of a teacher in bf16 might be the larger file.
+
     Raises:
         UserError: the disk is full or gone.
     """
+    if teacher.dtype != student.dtype:
+        student = copy.deepcopy(student).to(teacher.dtype)
     try:
         with writing_folder(path) as folder:
             student.save_pretrained(folder)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
 from transformers import (
     BaseImageProcessor,
     PreTrainedModel,
@@ -64,6 +65,7 @@ class Teacher:
         kind: what it predicts.
         pooling: how token states become an embedding, for the kind `similarity`.
         sentence_folder: the sentence-transformers folder it came in, or None.
+        dtype: of its weights where it lies, in which its students are saved too.
     """
 
     source: str
@@ -73,6 +75,7 @@ class Teacher:
     kind: Kind
     pooling: Pooling
     sentence_folder: Path | None
+    dtype: torch.dtype
 
     @property
     def reads(self) -> Reads:
@@ -141,7 +144,7 @@ def load_teacher(source: str, *, trust_remote_code: bool = False) -> Teacher:
     if model._supports_sdpa:
         # other models, which bend scores or add to them, keep the attention that transformers chose for them
         attend(model, IMPLEMENTATION)
-    return Teacher(source, model, processor, layout, kind, pooling, sentence_folder)
+    return Teacher(source, model, processor, layout, kind, pooling, sentence_folder, config.dtype or torch.float32)
 
 
 def architecture(source: str, *, trust_remote_code: bool = False) -> tuple[Layout, dict[str, int]]:

@@ -103,19 +103,17 @@ def trim_folder(source: str, texts: Iterable[str], out: Path, *, trust_remote_co
     teacher = load_teacher(source, trust_remote_code=trust_remote_code)
     before = teacher.model.num_parameters()
     teacher, vocabulary = trim_to(teacher, texts)
-    dtype = unloaded(source, trust_remote_code=trust_remote_code)[0].config.dtype
-    model = teacher.model.to(dtype) if dtype is not None else teacher.model
     tokens = (vocabulary.before, len(vocabulary.rows))
     name = Path(source).name if Path(source).exists() else source
     save_student(
         out,
-        model,
+        teacher.model,
         teacher,
         f"# {name}, fewer tokens\n\n{name} with {tokens[1]:,} of its {tokens[0]:,} tokens, those of a corpus: texts of "
         "it have the same tokens and outputs as before. Other text can be read, in more and shorter tokens. Made with "
         "HomoDistil; it opens with plain transformers.\n",
     )
-    return Trimmed(out, tokens, (before, model.num_parameters()))
+    return Trimmed(out, tokens, (before, teacher.model.num_parameters()))
 
 
 def trimmed_architecture(
