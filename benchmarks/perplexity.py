@@ -44,8 +44,8 @@ def main() -> None:
         if out.exists():
             made = homodistil.resume(out)
         else:
-            options = {"optim": {"learning_rate": 3e-4}, "text": {"length": 128, "heldout": 0.002}, **changes}
-            made = homodistil.distil(fetch("smollm2"), learn, "0.75", out, batch=8, evaluations=0, **options)
+            options = {"text": {"length": 128, "heldout": 0.002}, **changes}
+            made = homodistil.distil(fetch("smollm2"), learn, "0.75", out, batch=4, evaluations=0, **options)
         models[name] = str(made.students["0.75"])
     rows = []
     for name, model in models.items():
