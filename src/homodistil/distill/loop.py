@@ -22,7 +22,7 @@ from homodistil.distill.ending import full_disk_explained, stop_requested
 from homodistil.distill.heldout import measure
 from homodistil.distill.learning import calibrate, learn, score
 from homodistil.distill.leaving import PROBES, all_but_one, descent
-from homodistil.distill.prepare import Run, prepare
+from homodistil.distill.prepare import BATCH, Run, prepare
 from homodistil.distill.student import save_student
 from homodistil.errors import RunStopped
 from homodistil.recipe import Recipe
@@ -81,6 +81,8 @@ def distil(
         with stop_requested() as stop, display.showing(run.state.step, run.schedule.steps):
             if run.vocabulary is not None:
                 display.say(f"vocabulary: {len(run.vocabulary.rows):,} of {run.vocabulary.before:,} tokens")
+            if run.recipe.batch != (recipe.batch or BATCH):
+                display.say(f"batch: {run.recipe.batch}, so that {recipe.tokens} tokens are {run.schedule.steps:,} steps")
             _train(run, display, stop)
         shutil.rmtree(run_dir.checkpoints)
     return _result(run_dir, recipe)
