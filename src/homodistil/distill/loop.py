@@ -82,7 +82,9 @@ def distil(
             if run.vocabulary is not None:
                 display.say(f"vocabulary: {len(run.vocabulary.rows):,} of {run.vocabulary.before:,} tokens")
             if run.recipe.batch != (recipe.batch or BATCH):
-                display.say(f"batch: {run.recipe.batch}, so that {recipe.tokens} tokens are {run.schedule.steps:,} steps")
+                display.say(
+                    f"batch: {run.recipe.batch}, so that {recipe.tokens} tokens are {run.schedule.steps:,} steps"
+                )
             _train(run, display, stop)
         shutil.rmtree(run_dir.checkpoints)
     return _result(run_dir, recipe)
