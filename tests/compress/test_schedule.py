@@ -6,6 +6,7 @@ import itertools
 import random
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -172,3 +173,17 @@ def test_printed_without_torch() -> None:
     assert lines[:2] == [["step", "hidden", "ffn"], ["start", "48", "96"]]
     assert ["14", "24", "48"] in lines
     assert lines[-1] == "20: 0.5 is saved".split()
+
+
+def test_cuts_at_intervals_follow_the_same_ramp_and_reach_the_same_shapes() -> None:
+    """Between two of them nothing changes; at each the widths are those of the ramp, and targets are exact."""
+    each = _several()
+    some = replace(each, every=8)
+    for step in range(each.steps + 1):
+        settled = any(s.ramp_end <= step <= s.end for s in each.stages)
+        assert some.widths(step) == each.widths(step if settled else step // 8 * 8)
+    ends = {s.ramp_end for s in each.stages}
+    assert all(step % 8 == 0 or step in ends for step, _ in some.changes())
+    assert len(list(some.changes())) < len(list(each.changes()))
+    assert all(some.measured(step) for step, _ in some.changes())
+    assert sum(some.measured(step) for step in range(1, some.steps + 1)) < some.steps / 6

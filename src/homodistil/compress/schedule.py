@@ -38,10 +38,17 @@ class Stage:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Widths over a whole run. Print it to see where they change."""
+    """Widths over a whole run. Print it to see where they change.
+
+    Attributes:
+        stages: one for each target.
+        grain: hidden and ffn fall to multiples of it on the way.
+        every: on a ramp widths fall only at multiples of that many steps, and at its end.
+    """
 
     stages: tuple[Stage, ...]
     grain: int
+    every: int = 1
 
     @classmethod
     def over(
@@ -87,12 +94,18 @@ class Schedule:
     def widths(self, step: int) -> dict[str, int]:
         """The widths after `step` finished steps. Never grow with the step; exact at each target."""
         stage = self.stage(step)
-        ratio = cubic(step, stage.ramp_start, stage.ramp_end)
+        at = step if step >= stage.ramp_end else step // self.every * self.every
+        ratio = cubic(at, stage.ramp_start, stage.ramp_end)
         return {name: self._fall(name, before, stage.after[name], ratio) for name, before in stage.before.items()}
 
     def last_cut(self) -> int:
         """The step after which no unit is cut any more; layers may leave later."""
         return next((s.ramp_end for s in reversed(self.stages) if s.cuts_units), 0)
+
+    def measured(self, step: int) -> bool:
+        """Whether importance is measured at a step: at the first, and wherever units may be cut after it."""
+        ends = any(step == s.ramp_end for s in self.stages)
+        return step <= self.last_cut() and (step == 1 or step % self.every == 0 or ends)
 
     def cuts_units(self) -> bool:
         """Whether any unit is cut at all, and not only whole layers."""

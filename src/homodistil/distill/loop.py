@@ -31,12 +31,6 @@ from homodistil.report.live import Display
 from homodistil.rundir import RunDir, write_text
 from homodistil.settings import Optim
 
-SCORE_EVERY = 8
-"""Steps between two measurements of importance while there is something to cut: a small part of the run even where a
-measurement is a backward pass of its own."""
-SCORES = 16
-"""Measurements until the last cut, at least: a short run measures at more of its steps."""
-
 
 @dataclass(frozen=True)
 class Result:
@@ -94,7 +88,6 @@ def _train(run: Run, display: Display, stop: list[int]) -> None:
     recipe, state, schedule, device = run.recipe, run.state, run.schedule, run.accelerator.device
     feed = batches(run.corpus.train, run.collate, recipe.batch, start=state.step * recipe.accumulate)
     evaluations = {round(schedule.steps * (k + 1) / recipe.evaluations) for k in range(recipe.evaluations)}
-    score_every = max(1, min(SCORE_EVERY, schedule.last_cut() // SCORES))
     saved_at = time.monotonic()
     if state.step == 0:
         feed = calibrate(run, feed)
@@ -105,7 +98,7 @@ def _train(run: Run, display: Display, stop: list[int]) -> None:
     while state.step < schedule.steps:
         started = time.perf_counter()
         step = state.step + 1
-        scored = step <= schedule.last_cut() and (step - 1) % score_every == 0
+        scored = schedule.measured(step)
 
         # forward, losses, backward
         tokens, learnt = 0, list(itertools.islice(feed, recipe.accumulate))

@@ -37,6 +37,11 @@ BATCH, SMALLEST = 32, 4
 """Sequences in a batch, where the recipe does not say and where it leaves too few steps."""
 STEPS = 1000
 """Steps to each target that a language model's batch is chosen for."""
+CUT_EVERY = 8
+"""Steps between two measurements of importance, each with a cut after it while there is something to cut: both together
+are a small part of the run, even where a measurement is a backward pass of its own."""
+CUTS = 16
+"""Of them until the last cut, at least: a short run measures and cuts at more of its steps."""
 
 
 @dataclass(frozen=True)
@@ -191,13 +196,14 @@ def _schedule(recipe: Recipe, corpus: Corpus, planned: list[Planned], whole: dic
             "Each target needs at least two steps, one to cut and one to settle.",
             f"Use --steps {100 * len(planned)}, or --tokens {round(100 * len(planned) * a_step)}, or more.",
         )
-    return Schedule.over(
+    schedule = Schedule.over(
         whole,
         [(p.target, p.shape) for p in planned],
         steps=steps,
         ramp=(recipe.cutting.ramp_start, recipe.cutting.ramp_end),
         grain=recipe.cutting.grain,
     )
+    return replace(schedule, every=max(1, min(CUT_EVERY, schedule.last_cut() // CUTS)))
 
 
 def _losses(recipe: Recipe, teacher: Teacher) -> Losses:
