@@ -183,6 +183,16 @@ def test_a_signal_saves_and_the_last_line_says_how_to_go_on(
     assert (out / "students" / "0.5" / "model.safetensors").exists()
 
 
+def test_options_may_be_written_with_dashes_and_switches_without_a_value() -> None:
+    """As other commands have them; values keep their dashes, and a switch may still be turned off."""
+    given = ["t", "--data", "my-text", "--out", "o", "--target", "0.5"]
+    read = read_recipe([*given, "--trim-vocab", "--log-every", "3", "--losses.similarity-temperature=0.1"])
+    assert (read.trim_vocab, read.log_every, read.losses.similarity_temperature) == (True, 3, 0.1)
+    assert read.data.endswith("my-text")
+    assert read_recipe([*given, "--text.stream"]).text.stream
+    assert not read_recipe([*given, "--trim_vocab", "false"]).trim_vocab
+
+
 def test_a_preset_gives_way_to_options() -> None:
     """What comes after it wins; what it does not say is as by default."""
     words = ["teacher", "--data", "text", "--target", "0.5", "--out", "runs/x", "--preset", "paper"]

@@ -56,6 +56,7 @@ def read_recipe(words: list[str]) -> Recipe:
     if words and not words[0].startswith("-"):
         words = ["--teacher", *words]
     known = {option.lstrip("-") for action in reader._actions for option in action.option_strings}
+    words = _as_declared(words, {name for name, value in reader.get_defaults().items() if isinstance(value, bool)})
     rewritten: list[str] = []
     targets = 0
     pending = iter(words)
@@ -98,6 +99,19 @@ def read_recipe(words: list[str]) -> Recipe:
     except ArgumentError as error:
         raise unreadable(str(error)) from error
     return Recipe(**{name: value for name, value in read.items() if name != "config"}).resolved()
+
+
+def _as_declared(words: list[str], switches: set[str]) -> list[str]:
+    """Options with underscores where dashes were written, and a switch without a value turned on."""
+    made = []
+    for word, after in zip(words, [*words[1:], "--"], strict=True):
+        name, equals, value = word.partition("=")
+        if name.startswith("--"):
+            name = name[2:].replace("-", "_")
+            on = "=true" if name in switches and not equals and after.startswith("--") else ""
+            word = f"--{name}{equals}{value}{on}"
+        made.append(word)
+    return made
 
 
 def _show_result(result: Result) -> None:
