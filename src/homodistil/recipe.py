@@ -31,7 +31,7 @@ class Recipe:
         tokens: how long to train, in tokens, such as 2M; an image has as many as patches and class tokens.
         steps: how long to train, in optimizer steps; wins over tokens.
         batch: sequences or images in a step, on one process, before accumulation; 0 is 32, and for a language model
-            with few tokens to learn from fewer, down to 4, so that it takes 1,000 steps to each target.
+            with few tokens of packed text to learn from fewer, down to 4, so that it takes 1,000 steps to each target.
         accumulate: batches whose gradients make one step.
         precision: bf16 or fp32; `auto` is bf16 where the machine computes in it.
         seed: of everything that is drawn.

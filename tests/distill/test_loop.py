@@ -28,7 +28,7 @@ from transformers import (
 import homodistil
 from homodistil.axes.layout import Layout
 from homodistil.distill import learning, loop
-from homodistil.distill.prepare import batch_for
+from homodistil.distill.prepare import batch_for, prepare
 from homodistil.distill.student import save_student
 from homodistil.distill.teacher import load_teacher
 from homodistil.errors import RunStopped, UserError
@@ -181,6 +181,8 @@ def test_tokens_and_streams_set_the_length_of_a_run(encoder: Path, tmp_path: Pat
         ({"tokens": "10M", "accumulate": 4}, 16),
         ({"tokens": "10B"}, 32),
         ({"steps": 100}, 32),
+        ({"tokens": "200k", "text": Text(packing="texts")}, 32),
+        ({"tokens": "200k", "text": Text(target="summary")}, 32),
     ],
 )
 def test_a_language_model_with_few_tokens_takes_small_steps(
@@ -190,6 +192,18 @@ def test_a_language_model_with_few_tokens_takes_small_steps(
     recipe = Recipe(**{"teacher": "t", "data": "d", "out": "o", "target": ["0.5"], **options})
     assert batch_for(recipe, load_teacher(str(masked_lm))) == batch
     assert batch_for(recipe, load_teacher(str(encoder))) == 32
+
+
+@pytest.mark.parametrize(("steps", "every"), [(400, 8), (160, 4), (12, 1)])
+def test_units_leave_where_importance_was_just_measured(
+    steps: int, every: int, encoder: Path, corpus: Path, tmp_path: Path
+) -> None:
+    """At every eighth step of a ramp, and of a short one so often that it is measured sixteen times."""
+    options: dict[str, Any] = {"teacher": str(encoder), "data": str(corpus), "out": str(tmp_path / "run")}
+    recipe = Recipe(**options, target=["0.5"], steps=steps, text=Text(length=32))
+    schedule = prepare(recipe, resume=False, texts=None).schedule
+    assert schedule.every == every
+    assert all(schedule.measured(step) for step, _ in schedule.changes())
 
 
 def test_the_batch_that_a_budget_leaves_is_written_down_and_kept(masked_lm: Path, corpus: Path, tmp_path: Path) -> None:

@@ -29,6 +29,12 @@ def read(recipe: Recipe, teacher: Teacher, texts: Iterable[str] | None) -> tuple
     return (_text if teacher.reads == "text" else _images)(recipe, teacher, texts)
 
 
+def packs(recipe: Recipe, teacher: Teacher) -> bool:
+    """Whether text is joined and cut into blocks of one length; pairs never are."""
+    packing, wanted = recipe.text.packing, teacher.kind in LANGUAGE_MODELS
+    return recipe.text.target is None and (packing == "blocks" or (packing == "auto" and wanted))
+
+
 def _text(recipe: Recipe, teacher: Teacher, texts: Iterable[str] | None) -> tuple[Corpus, Collate]:
     """Tokenised text, and what makes batches of it."""
     assert teacher.layout.family is not None
@@ -46,14 +52,13 @@ def _text(recipe: Recipe, teacher: Teacher, texts: Iterable[str] | None) -> tupl
             "Pairs are columns of a file or of a dataset.",
             "Save them as .jsonl, with one column of sources and one of targets.",
         )
-    packed = recipe.text.packing == "blocks" or (recipe.text.packing == "auto" and teacher.kind in LANGUAGE_MODELS)
     corpus = load_corpus(
         texts if texts is not None else recipe.data,
         teacher.tokenizer,
         column=recipe.text.column,
         target=target,
         length=recipe.text.length,
-        packed=packed and target is None,
+        packed=packs(recipe, teacher),
         heldout=recipe.text.heldout,
         stream=recipe.text.stream,
         workers=recipe.text.workers,

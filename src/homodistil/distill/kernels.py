@@ -139,7 +139,17 @@ class _SquaredDistance(Function):
         return difference * scale.to(difference.dtype), None, None
 
 
-class _ScoreDistance(Function):
+class _LayerDistance(Function):
+    """Of two layers' queries and keys; `forward` has made the student's gradients already."""
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_distance: Tensor) -> tuple[Tensor | None, ...]:
+        of_queries, of_keys = ctx.saved_tensors
+        return of_queries * of_distance, of_keys * of_distance, None, None, None, None, None
+
+
+class _ScoreDistance(_LayerDistance):
     @staticmethod
     def forward(
         ctx: Any, q_s: Tensor, k_s: Tensor, q_t: Tensor, k_t: Tensor, scale_s: float, scale_t: float, mask: Tensor
@@ -164,14 +174,8 @@ class _ScoreDistance(Function):
         ctx.save_for_backward(of_queries, of_keys)
         return total
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, of_distance: Tensor) -> tuple[Tensor | None, ...]:
-        of_queries, of_keys = ctx.saved_tensors
-        return of_queries * of_distance, of_keys * of_distance, None, None, None, None, None
 
-
-class _MapDistance(Function):
+class _MapDistance(_LayerDistance):
     @staticmethod
     def forward(
         ctx: Any, q_s: Tensor, k_s: Tensor, q_t: Tensor, k_t: Tensor, scale_s: float, scale_t: float, mask: Tensor
@@ -196,12 +200,6 @@ class _MapDistance(Function):
                 of_keys[texts] += of_scores.transpose(-1, -2) @ queries
         ctx.save_for_backward(*((2 * scale_s * g).to(x.dtype) for g, x in ((of_queries, q_s), (of_keys, k_s))))
         return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, of_distance: Tensor) -> tuple[Tensor | None, ...]:
-        of_queries, of_keys = ctx.saved_tensors
-        return of_queries * of_distance, of_keys * of_distance, None, None, None, None, None
 
 
 def _probabilities(queries: Tensor, keys: Tensor, scale: float, hidden: Tensor) -> Tensor:

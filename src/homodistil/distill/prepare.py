@@ -22,7 +22,7 @@ from homodistil.distill import checkpoint
 from homodistil.distill.checkpoint import State
 from homodistil.distill.collate import Collate
 from homodistil.distill.data import Corpus
-from homodistil.distill.inputs import read, refuse_other_options
+from homodistil.distill.inputs import packs, read, refuse_other_options
 from homodistil.distill.objective import Objective
 from homodistil.distill.outputs import Runner
 from homodistil.distill.start import first_state, first_student, round_products
@@ -178,9 +178,10 @@ def batch_for(recipe: Recipe, teacher: Teacher) -> int:
     """Sequences in a batch, where the recipe does not say: a power of two that leaves `STEPS` to each target.
 
     A language model learns far more from many small steps than from few large ones, as long as there are few. The
-    similarities that a sentence encoder learns from are those within a batch, so its batches stay as they are.
+    similarities that a sentence encoder learns from are those within a batch, so its batches stay as they are; and so
+    do those of texts and pairs that are not packed, which may be far shorter than `text.length`.
     """
-    if teacher.kind not in LANGUAGE_MODELS or recipe.steps is not None:
+    if teacher.kind not in LANGUAGE_MODELS or not packs(recipe, teacher) or recipe.steps is not None:
         return BATCH
     a_batch = recipe.token_budget() / (recipe.text.length * recipe.accumulate * STEPS * len(recipe.target))
     return min(BATCH, 1 << math.floor(math.log2(max(SMALLEST, a_batch))))
