@@ -93,6 +93,9 @@ class Cutting:
         decay: what the average of windows keeps of itself.
         calibration: batches on which importance is measured before the first step, on the uncut student; where nothing
             is cut, none.
+        basis: in which basis heads lose dimensions: their `principal` one on the batches of `calibration`, in which the
+            first dimensions make as much of the scores and of the output as so many can, or the one that the `teacher`
+            has. Nothing that a model says depends on it before the first cut.
         ramp_start: t_i, the fraction of a target's steps at which cutting starts.
         ramp_end: t_f, the fraction at which the target's width is reached.
         grain: hidden and ffn fall to multiples of it on the way.
@@ -104,6 +107,7 @@ class Cutting:
     window: int = 4
     decay: float = 0.8
     calibration: int = 16
+    basis: Literal["principal", "teacher"] = "principal"
     ramp_start: float = 0.0
     ramp_end: float = 0.4
     grain: int = 8

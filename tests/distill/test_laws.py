@@ -285,7 +285,7 @@ def test_lost_heads_are_left_out_of_the_comparison(ready: Callable[..., Run]) ->
 
 def test_calibration_measures_and_changes_nothing(ready: Callable[..., Run]) -> None:
     """It leaves scores and moments of the uncut student, and no gradient, no weight; the batches come again."""
-    run = ready(BertForMaskedLM, cutting={"calibration": 3})
+    run = ready(BertForMaskedLM, cutting={"calibration": 3, "basis": "teacher"})
     before = {name: p.clone() for name, p in run.state.student.named_parameters()}
     first = _batch(run)["input_ids"]
     feed = calibrate(run, batches(run.corpus.train, run.collate, 4, start=0))
@@ -296,6 +296,23 @@ def test_calibration_measures_and_changes_nothing(ready: Callable[..., Run]) -> 
     for name, parameter in run.state.student.named_parameters():
         assert parameter.grad is None
         assert torch.equal(parameter, before[name])
+
+
+@torch.no_grad()
+def test_heads_turn_before_they_lose_dimensions_and_the_student_says_the_same(
+    ready: Callable[..., Run], tmp_path: Path
+) -> None:
+    """Losses stay at nothing up to rounding, in another basis; where heads keep their dimensions, so does it."""
+    for target, turned in (("0.5", True), ("hidden=24,heads=4,head_dim=12,ffn=40", False)):
+        run = ready(BertForMaskedLM, target=target, out=str(tmp_path / target), cutting={"calibration": 3})
+        before = {name: p.clone() for name, p in run.state.student.named_parameters()}
+        with torch.enable_grad():
+            feed = calibrate(run, batches(run.corpus.train, run.collate, 4, start=0))
+        changed = [n for n, p in run.state.student.named_parameters() if not torch.equal(p, before[n])]
+        # queries, keys and values with weight and bias, and what reads them, in two layers
+        assert len(changed) == (2 * 7 if turned else 0)
+        terms = _terms(run, next(feed))
+        assert all(float(term) < 1e-8 for name, term in terms.items() if name != "lm")
 
 
 def test_calibration_is_left_out_where_nothing_is_cut(ready: Callable[..., Run]) -> None:

@@ -96,7 +96,7 @@ class InputMoments:
             self.sums[name] = total + kept * self.sums[name] if kept else total
             self.counts[name] = count + kept * self.counts[name] if kept else count
 
-        of_target = self._read_the_target()
+        of_target = read_the_target(self.layout, self.model)
         handles: list[RemovableHandle] = []
         for name, module in self._readers():
             handles.append(module.register_forward_pre_hook(lambda _, inputs, name=name: observe(name, inputs[0])))
@@ -135,15 +135,6 @@ class InputMoments:
             store.clear()
             store |= {k.partition("/")[2]: v for k, v in state.items() if k.startswith(f"{kind}/")}
 
-    def _read_the_target(self) -> set[str]:
-        """The modules of an encoder-decoder whose rows are the target's tokens."""
-        family = self.layout.family
-        if family is None or not family.decoder:
-            return set()
-        decoder = next(iter(self.layout.matches(family.decoder, self.model)))
-        inside = {f"{decoder}.{name}" for name, _ in self.model.get_submodule(decoder).named_modules()}
-        return inside - {name for row in family.crossing for name in self.layout.matches(row, self.model)}
-
     def _has_input_alone(self, name: str) -> bool:
         cuttable = [p for p in read_dim(self.layout, name) if isinstance(p, str) and p not in self.layout.fixed]
         return bool(cuttable) and all(self.layout.of_one_layer(p) for p in cuttable)
@@ -154,6 +145,16 @@ class InputMoments:
                 continue
             if module.bias is not None or (self.covariance and self._has_input_alone(name)):
                 yield name, module
+
+
+def read_the_target(layout: Layout, model: PreTrainedModel) -> set[str]:
+    """The modules of an encoder-decoder whose rows are the target's tokens; none of other models."""
+    family = layout.family
+    if family is None or not family.decoder:
+        return set()
+    decoder = next(iter(layout.matches(family.decoder, model)))
+    inside = {f"{decoder}.{name}" for name, _ in model.get_submodule(decoder).named_modules()}
+    return inside - {name for row in family.crossing for name in layout.matches(row, model)}
 
 
 def read_dim(layout: Layout, name: str) -> Dim:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from homodistil.compress import importance
+from homodistil.compress.basis import HeadMoments, turn, turnable
 from homodistil.distill.checkpoint import State
 from homodistil.distill.ending import refuse_nonfinite
 from homodistil.distill.leaving import descent
@@ -23,7 +24,7 @@ _FROM_MODEL = {
 
 
 def calibrate(run: Run, feed: Iterator[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
-    """Measure importance and moments on the uncut student, which learns nothing from it.
+    """Turn the heads of the uncut student, and measure importance and moments on it; it learns nothing from it.
 
     Returns:
         The feed with the batches put back that were measured on: a stream may not be readable twice.
@@ -31,11 +32,29 @@ def calibrate(run: Run, feed: Iterator[dict[str, Tensor]]) -> Iterator[dict[str,
     state, device = run.state, run.accelerator.device
     count = run.recipe.cutting.calibration if run.schedule.cuts_units() else 0
     measured = list(itertools.islice(feed, count))
+    if run.recipe.cutting.basis == "principal":
+        # before anything is measured of the dimensions that are turned
+        _turn_heads(run, measured)
     for index, batch in enumerate(measured):
         learn(run, {k: v.to(device) for k, v in batch.items()}, -index, scored=True)
         score(state)
         state.optimizer.zero_grad(set_to_none=True)
     return itertools.chain(measured, feed)
+
+
+def _turn_heads(run: Run, batches: list[dict[str, Tensor]]) -> None:
+    """Turn those heads whose dimensions will be cut into the basis that is principal on these batches."""
+    state, layout = run.state, run.state.layout
+    lost = {w for p in run.planned for w, units in p.shape.items() if units < run.start[w]}
+    heads = [h for h in turnable(state.student, layout) if layout.width_of(h.axis) in lost]
+    if not heads:
+        return
+    moments = HeadMoments(state.student, layout, heads)
+    for batch in batches:
+        batch = {k: v.to(run.accelerator.device) for k, v in batch.items()}
+        with torch.no_grad(), run.precision, moments.listening(batch["ordinary"], batch.get("decoder_ordinary")):
+            run.runner(state.student, batch)
+    turn(state.student, layout, moments)
 
 
 def score(state: State) -> None:
