@@ -303,7 +303,7 @@ def test_heads_turn_before_they_lose_dimensions_and_the_student_says_the_same(
     ready: Callable[..., Run], tmp_path: Path
 ) -> None:
     """Losses stay at nothing up to rounding, in another basis; where heads keep their dimensions, so does it."""
-    for target, turned in (("0.5", True), ("hidden=24,heads=4,head_dim=12,ffn=40", False)):
+    for target, turned in (("0.5", True), ("hidden=48,heads=4,head_dim=12,ffn=40", False)):
         run = ready(BertForMaskedLM, target=target, out=str(tmp_path / target), cutting={"calibration": 3})
         before = {name: p.clone() for name, p in run.state.student.named_parameters()}
         with torch.enable_grad():

@@ -117,7 +117,8 @@ def test_distillation_brings_the_student_back_to_its_teacher(
     assert result.heldout["0.5"]["hidden"] > 0
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     path = [r["discrepancy"] for r in records]
-    assert path[0] == 0
+    # turned heads round otherwise
+    assert abs(path[0]) < 1e-6
     after_cuts = path[15:20]
     assert sum(path[-5:]) < 0.9 * sum(after_cuts)
 
@@ -152,7 +153,7 @@ def test_a_stopped_run_goes_on_to_the_same_student(
 def test_accumulated_batches_make_the_step_of_one_large_batch(encoder: Path, corpus: Path, tmp_path: Path) -> None:
     """Without a similarity loss, which compares within a batch, two halves learn what the whole learns."""
     options = QUICK | {"text": {"length": 16, "packing": "blocks"}, "losses": {"prediction": 0}, "steps": 6,
-                       "cutting": {"importance": "magnitude", "compensate": "none"}}  # fmt: skip
+                       "cutting": {"importance": "magnitude", "compensate": "none", "basis": "teacher"}}  # fmt: skip
     one = homodistil.distil(encoder, corpus, "0.5", tmp_path / "one", **options | {"batch": 8})
     two = homodistil.distil(encoder, corpus, "0.5", tmp_path / "two", **options | {"batch": 4, "accumulate": 2})
     ours, theirs = (load_file(r.students["0.5"] / "model.safetensors") for r in (one, two))

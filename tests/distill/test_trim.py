@@ -78,7 +78,8 @@ def test_a_trimmed_teacher_and_its_student_begin_as_one(masked_lm: Path, few: Pa
     options = QUICK | {"log_every": 1, "optim": {"warmup": 0.5}}
     homodistil.distil(masked_lm, few, "0.5", tmp_path / "run", trim_vocab=True, **options)
     first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
-    assert first["discrepancy"] == 0
+    # turned heads round otherwise
+    assert abs(first["discrepancy"]) < 1e-6
     assert first["terms"]["lm"] > 0
 
 
