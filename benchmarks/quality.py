@@ -100,6 +100,8 @@ ARMS: dict[str, tuple[Options, Callable[[Run, Teacher, Path], Path] | None]] = {
         None,
     ),
     "paper": ({"preset": "paper"}, None),
+    "unturned": ({"cutting": {"basis": "teacher"}}, None),
+    "one-shot-unturned": ({"cutting": {**ONE_SHOT, "basis": "teacher"}}, None),
 }
 """For each arm what it changes of the recipe, and what makes its first student if that is no copy of the teacher."""
 ONLY_WITH_LM = ("no-distillation", "paper")
