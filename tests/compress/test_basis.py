@@ -15,8 +15,6 @@ from homodistil.compress.shrink import cut
 from zoo import EVERY, FAMILIES, inputs, tiny
 
 HEAD_DIM = 12
-LEFT_AS_THEY_ARE = {"GPT-2"}
-"""Families whose heads can be narrower, but whose queries, keys and values share one set of dimensions."""
 
 
 def _heard(model: Any, *, padded: bool = False) -> tuple[Layout, HeadMoments]:
@@ -54,11 +52,11 @@ def test_turning_heads_changes_nothing_that_a_model_says(name: str) -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_dimension_that_may_be_cut_is_turned(name: str) -> None:
-    """Queries with keys and values with outputs, in each layer, unless one basis would have to serve all three."""
+    """Queries with keys and values with outputs, in each layer."""
     model = tiny(name)
     layout = Layout.of(model)
     nested = {a for a in layout.axes if layout.width_of(a) == "head_dim"}
-    assert {h.axis for h in turnable(model, layout)} == (set() if name in LEFT_AS_THEY_ARE else nested)
+    assert {h.axis for h in turnable(model, layout)} == nested
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -94,7 +92,7 @@ def test_no_other_basis_keeps_products_better(seed: int, width: int) -> None:
         assert ours <= 1.01 * lost(c, torch.linalg.inv(c).transpose(1, 2))
 
 
-@pytest.mark.parametrize("name", ["BERT", "OPT", "T5", "BART", "ViT", "DeBERTa"])
+@pytest.mark.parametrize("name", ["BERT", "GPT-2", "OPT", "T5", "BART", "ViT", "DeBERTa"])
 @torch.no_grad()
 def test_what_turned_heads_lose_to_a_cut_is_less(name: str) -> None:
     """Keep the first half of every head's dimensions: far nearer to the whole model than the teacher's first half."""

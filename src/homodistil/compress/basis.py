@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -35,28 +36,34 @@ RIDGE = 1e-3
 """Of the mean second moment, added to each: what never occurred is no reason to divide by zero."""
 
 
+class Part(NamedTuple):
+    """What a linear layer makes or reads: all of it, or one of several of the same size (GPT-2's keys are number 1)."""
+
+    layer: str
+    number: int = 0
+
+
 @dataclass(frozen=True)
 class Heads:
     """The dimensions of one layer's heads that may be turned.
 
     Attributes:
         axis: such as `qk.3`.
-        left: the linear layers, by module name, that make queries; or that read the heads' sums.
-        right: those that make keys; or values.
+        left: what makes queries; or what reads the heads' sums.
+        right: what makes keys; or values.
         reads: whether `left` reads what `right` makes, as an output matrix does.
     """
 
     axis: str
-    left: tuple[str, ...]
-    right: tuple[str, ...]
+    left: tuple[Part, ...]
+    right: tuple[Part, ...]
     reads: bool
 
 
 def turnable(model: PreTrainedModel, layout: Layout) -> list[Heads]:
-    """The heads whose dimensions may be turned: those of separate linear layers that nothing else reads or writes.
+    """The heads whose dimensions may be turned: those of linear layers that nothing else reads or writes.
 
-    Rotary dimensions are no cuttable axis. Those that queries, keys and values share, as in GPT-2, are left as they
-    are, because one basis would have to serve all three.
+    Rotary dimensions are no cuttable axis.
     """
     family = layout.family
     assert family is not None
@@ -65,15 +72,22 @@ def turnable(model: PreTrainedModel, layout: Layout) -> list[Heads]:
     for axis in (a for a in layout.axes if a in layout.parent):
         names = [n for n, dims in layout.dims.items() if n not in layout.tied and any(axis in dim for dim in dims)]
         layers = list(dict.fromkeys(name.rpartition(".")[0] for name in names))
-        plain = all(isinstance(model.get_submodule(layer), nn.Linear | Conv1D) for layer in layers)
-        if not plain or any(dim != (layout.parent[axis], axis) for n in names for dim in layout.dims[n] if axis in dim):
+        if not all(isinstance(model.get_submodule(layer), nn.Linear | Conv1D) for layer in layers):
             continue
-        readers = tuple(layer for layer in layers if axis in read_dim(layout, layer))
-        left = readers or tuple(layer for layer in layers if f"{layer}.weight" in queries)
-        right = tuple(layer for layer in layers if layer not in left)
-        if left and right:
-            found.append(Heads(axis, left, right, bool(readers)))
-    return found
+        readers = tuple(Part(layer) for layer in layers if axis in read_dim(layout, layer))
+        makers = [layer for layer in layers if Part(layer) not in readers]
+        asking = tuple(Part(layer) for layer in makers if f"{layer}.weight" in queries)
+        dims = {dim for layer in makers for dim in layout.dims[f"{layer}.weight"] if axis in dim}
+        apart, fused = (layout.parent[axis], axis), (3, layout.parent[axis], axis)
+        if dims == {apart} and readers:
+            found.append(Heads(axis, readers, tuple(map(Part, makers)), True))
+        elif dims == {apart}:
+            found.append(Heads(axis, asking, tuple(Part(n) for n in makers if Part(n) not in asking), False))
+        elif dims == {fused} and len(makers) == 1 and asking:
+            # queries, keys and values; all are turned so that their first dimensions matter most, and leave together
+            found.append(Heads(axis, asking, (Part(makers[0], 1),), False))
+            found.append(Heads(axis, readers, (Part(makers[0], 2),), True))
+    return [heads for heads in found if heads.left and heads.right]
 
 
 class Sums(NamedTuple):
@@ -97,7 +111,7 @@ class HeadMoments:
         self.model, self.heads = model, heads
         self.sizes, self.parent = layout.sizes(model), layout.parent
         self._of_target = read_the_target(layout, model)
-        self._sums: dict[str, Sums] = {}
+        self._sums: dict[Part, Sums] = {}
 
     @contextlib.contextmanager
     def listening(self, mask: Tensor, target: Tensor | None = None) -> Iterator[None]:
@@ -108,24 +122,26 @@ class HeadMoments:
             target: the same of what the decoder of an encoder-decoder reads.
         """
 
-        def observe(name: str, axis: str, _: nn.Module, read: tuple[Tensor, ...], made: Tensor | None = None) -> None:
+        def observe(part: Part, axis: str, _: nn.Module, read: tuple[Tensor, ...], made: Tensor | None = None) -> None:
             # a hook that runs before its layer is given no output
             said = read[0] if made is None else made
-            counts = target if target is not None and name in self._of_target else mask
+            counts = target if target is not None and part.layer in self._of_target else mask
             # DeBERTa's layers also project distances, which are no tokens
             if said.shape[:-1] != counts.shape:
                 return
-            size = self.sizes[self.parent[axis]], self.sizes[axis]
-            rows = said.detach().float().reshape(-1, *size)[counts.reshape(-1) > 0].transpose(0, 1)
+            heads, head_dim = self.sizes[self.parent[axis]], self.sizes[axis]
+            said = said.detach().reshape(-1, said.shape[-1])[counts.reshape(-1) > 0]
+            said = said.narrow(1, part.number * heads * head_dim, heads * head_dim)
+            rows = said.float().reshape(-1, heads, head_dim).transpose(0, 1)
             with torch.autocast(said.device.type, enabled=False):
                 new = Sums(rows.transpose(1, 2) @ rows, rows.sum(1), rows.new_tensor(rows.shape[1]))
-            old = self._sums.get(name)
-            self._sums[name] = Sums(*(a + b for a, b in zip(old, new, strict=True))) if old else new
+            old = self._sums.get(part)
+            self._sums[part] = Sums(*(a + b for a, b in zip(old, new, strict=True))) if old else new
 
         handles: list[RemovableHandle] = []
         for heads in self.heads:
-            for name in heads.left if heads.reads else (*heads.left, *heads.right):
-                module, hook = self.model.get_submodule(name), functools.partial(observe, name, heads.axis)
+            for part in heads.left if heads.reads else (*heads.left, *heads.right):
+                module, hook = self.model.get_submodule(part.layer), functools.partial(observe, part, heads.axis)
                 listen = module.register_forward_pre_hook if heads.reads else module.register_forward_hook
                 handles.append(listen(hook))
         try:
@@ -134,9 +150,9 @@ class HeadMoments:
             for handle in handles:
                 handle.remove()
 
-    def second(self, names: tuple[str, ...], *, centred: bool) -> Tensor | None:
+    def second(self, parts: tuple[Part, ...], *, centred: bool) -> Tensor | None:
         """Second moments, or covariances, of what each head said, (heads, head_dim, head_dim); None if nothing was."""
-        heard = [self._sums[name] for name in names if name in self._sums]
+        heard = [self._sums[part] for part in parts if part in self._sums]
         if not any(bool(sums.tokens) for sums in heard):
             return None
         # in float64 on the CPU, which every machine has
@@ -157,18 +173,21 @@ def turn(model: PreTrainedModel, layout: Layout, moments: HeadMoments) -> None:
     for heads in moments.heads:
         left: Tensor | None
         if heads.reads:
-            left = torch.stack([_gram(model, layout, name, heads.axis) for name in heads.left]).sum(0)
-            right = moments.second(heads.left, centred=True)
+            weights = [_rows(model, layout, part, "weight", heads.axis)[0] for part in heads.left]
+            left = torch.stack([w @ w.transpose(1, 2) for w in weights]).sum(0)
+            biased = all(getattr(model.get_submodule(part.layer), "bias", None) is not None for part in heads.left)
+            right = moments.second(heads.left, centred=biased)
         else:
             left = moments.second(heads.left, centred=False)
             right = moments.second(heads.right, centred=True)
         if left is None or right is None:
             continue
         there, back = principal(left, right)
-        for name in heads.left:
-            _apply(model, layout, name, heads.axis, there)
-        for name in heads.right:
-            _apply(model, layout, name, heads.axis, back)
+        for matrix, parts in ((there, heads.left), (back, heads.right)):
+            for part, name in itertools.product(parts, ("weight", "bias")):
+                if any(heads.axis in dim for dim in layout.dims.get(f"{part.layer}.{name}", ())):
+                    rows, held = _rows(model, layout, part, name, heads.axis)
+                    held.copy_((matrix @ rows).reshape(held.shape).to(held.dtype))
 
 
 def principal(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
@@ -187,25 +206,12 @@ def _with_ridge(moment: Tensor) -> Tensor:
     return moment + RIDGE * level[:, None, None] * torch.eye(size, dtype=moment.dtype)
 
 
-def _along(layout: Layout, parameter: str, axis: str) -> int:
-    return next(i for i, dim in enumerate(layout.dims[parameter]) if axis in dim)
-
-
-def _gram(model: PreTrainedModel, layout: Layout, name: str, axis: str) -> Tensor:
-    """Wᵀ W of each head, (heads, head_dim, head_dim)."""
-    weight = model.get_parameter(f"{name}.weight").cpu().double()
-    rows = weight.movedim(_along(layout, f"{name}.weight", axis), 0)
+def _rows(model: PreTrainedModel, layout: Layout, part: Part, name: str, axis: str) -> tuple[Tensor, Tensor]:
+    """A parameter of a layer as (heads, head_dim, the rest) in float64, and the view (heads x head_dim, ...) of it."""
+    dims = layout.dims[f"{part.layer}.{name}"]
+    along = next(i for i, dim in enumerate(dims) if axis in dim)
+    held = model.get_parameter(f"{part.layer}.{name}").movedim(along, 0)
+    parts = next((p for p in dims[along] if isinstance(p, int)), 1)
+    held = held.chunk(parts)[part.number]
     heads = layout.sizes(model)[layout.parent[axis]]
-    rows = rows.reshape(heads, len(rows) // heads, -1)
-    return torch.bmm(rows, rows.transpose(1, 2))
-
-
-def _apply(model: PreTrainedModel, layout: Layout, name: str, axis: str, matrix: Tensor) -> None:
-    """Multiply the dimensions of each head, in a layer's weight and, where it has that axis, its bias."""
-    for parameter in (f"{name}.weight", f"{name}.bias"):
-        if not any(axis in dim for dim in layout.dims.get(parameter, ())):
-            continue
-        held = model.get_parameter(parameter)
-        first = held.movedim(_along(layout, parameter, axis), 0)
-        rows = first.cpu().double().reshape(*matrix.shape[:2], -1)
-        first.copy_((matrix @ rows).reshape(first.shape).to(held.dtype))
+    return held.cpu().double().reshape(heads, len(held) // heads, -1), held
