@@ -27,7 +27,7 @@ from transformers import (
 
 import homodistil
 from homodistil.axes.layout import Layout
-from homodistil.distill import learning, loop
+from homodistil.distill import heldout, learning, loop
 from homodistil.distill.prepare import batch_for, prepare
 from homodistil.distill.student import save_student
 from homodistil.distill.teacher import load_teacher
@@ -214,15 +214,24 @@ def test_the_batch_that_a_budget_leaves_is_written_down_and_kept(masked_lm: Path
     assert homodistil.resume(result.out) == result
 
 
-def test_a_student_lies_in_the_precision_of_its_teacher(
-    save_teacher: Callable[..., Path], corpus: Path, tmp_path: Path
+def test_a_student_lies_in_the_precision_of_its_teacher_and_is_measured_as_it_lies(
+    save_teacher: Callable[..., Path], corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Half the bytes for each number of a teacher in bf16, as it had them, or the student might be the larger file."""
-    source = save_teacher(BertForMaskedLM)
+    source, measured = save_teacher(BertForMaskedLM), {}
     BertForMaskedLM.from_pretrained(source, dtype=torch.bfloat16).save_pretrained(source)
+
+    def measure(runner: Any, student: Any, *others: Any) -> dict[str, float]:
+        measured.update({n: p.clone() for n, p in student.named_parameters()})
+        return whole(runner, student, *others)
+
+    whole = heldout.measure
+    monkeypatch.setattr(loop, "measure", measure)
     student = homodistil.distil(source, corpus, "0.5", tmp_path / "run", **QUICK).students["0.5"]
     assert {t.dtype for t in load_file(student / "model.safetensors").values()} == {torch.bfloat16}
-    assert BertForMaskedLM.from_pretrained(student).dtype == torch.bfloat16
+    opened = BertForMaskedLM.from_pretrained(student)
+    assert opened.dtype == torch.bfloat16
+    assert all(torch.equal(p.float(), measured[n]) for n, p in opened.named_parameters())
 
 
 def test_the_learning_rate_rises_and_falls_as_a_function_of_the_step() -> None:

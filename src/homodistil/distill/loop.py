@@ -23,7 +23,7 @@ from homodistil.distill.heldout import measure
 from homodistil.distill.learning import calibrate, learn, score
 from homodistil.distill.leaving import PROBES, all_but_one, descent
 from homodistil.distill.prepare import BATCH, Run, prepare
-from homodistil.distill.student import save_student
+from homodistil.distill.student import as_saved, save_student
 from homodistil.errors import RunStopped
 from homodistil.recipe import Recipe
 from homodistil.report.card import card
@@ -132,7 +132,7 @@ def _train(run: Run, display: Display, stop: list[int]) -> None:
         stage = schedule.stage(step)
         record: dict[str, Any] = {"step": step, "tokens": state.tokens}
         if step == stage.end or step in evaluations:
-            record["heldout"] = _heldout(run)
+            record["heldout"] = _heldout(run, saved=step == stage.end)
 
         # log
         if step % recipe.log_every == 0 or "heldout" in record:
@@ -183,11 +183,15 @@ def _cut(run: Run, widths: Mapping[str, int], batches: Sequence[dict[str, Tensor
     state.shrink(keep, compensate=run.recipe.cutting.compensate != "none")
 
 
-def _heldout(run: Run) -> dict[str, float]:
-    device = run.accelerator.device
+def _heldout(run: Run, *, saved: bool) -> dict[str, float]:
+    """The student on held-out data, as it is or with its weights rounded as they will be saved."""
+    device, student = run.accelerator.device, run.state.student
+    if saved:
+        # back in its own precision, in which everything beside it computes
+        student = as_saved(student, run.teacher).to(student.dtype)
     held = heldout_batches(run.corpus.heldout, run.collate, run.recipe.batch)
     moved = ({k: v.to(device) for k, v in batch.items()} for batch in held)
-    return measure(run.runner, run.state.student, run.teacher.model, run.objective, moved, descent(run), run.precision)
+    return measure(run.runner, student, run.teacher.model, run.objective, moved, descent(run), run.precision)
 
 
 def _save_target(run: Run, target: str) -> None:

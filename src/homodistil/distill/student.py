@@ -14,16 +14,18 @@ from homodistil.distill.teacher import Teacher
 from homodistil.rundir import disk_failure, writing_folder
 
 
+def as_saved(student: PreTrainedModel, teacher: Teacher) -> PreTrainedModel:
+    """The student in its teacher's precision, or a student of a teacher in bf16 might be the larger file."""
+    return student if student.dtype == teacher.dtype else copy.deepcopy(student).to(teacher.dtype)
+
+
 def save_student(path: Path, student: PreTrainedModel, teacher: Teacher, card: str) -> None:
     """Write configuration, weights, tokenizer or image processor, and model card; whole or not at all.
-
-    Weights are rounded to the teacher's precision, or a student of a teacher in bf16 might be the larger file.
 
     Raises:
         UserError: the disk is full or gone.
     """
-    if teacher.dtype != student.dtype:
-        student = copy.deepcopy(student).to(teacher.dtype)
+    student = as_saved(student, teacher)
     try:
         with writing_folder(path) as folder:
             student.save_pretrained(folder)
