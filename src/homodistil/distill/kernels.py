@@ -157,7 +157,7 @@ class _ScoreDistance(_LayerDistance):
         learns = any(ctx.needs_input_grad)
         of_queries, of_keys = (torch.empty_like(x) if learns else x.new_empty(0) for x in (q_s, k_s))
         total = q_s.new_zeros((), dtype=torch.float32)
-        for texts in _texts(q_s, q_s[0].numel()):
+        for texts in _texts(q_s, max(q_s[0].numel(), q_t[0].numel())):
             keep = mask[texts, None, :, None].float()
             # contiguous: products of a view across heads would copy it once for each of them
             (a, b), (c, d) = (
