@@ -99,9 +99,8 @@ class Recipe:
         }
         for name, share in shares.items():
             _check(name, share, 0 <= share < 1, "a number from 0 to below 1", "0")
-        terms = {n: getattr(self.losses, n) for n in ("lm", "prediction", "hidden", "embedding")}
-        if self.losses.attention is not None:
-            terms["attention"] = self.losses.attention
+        weights = {n: getattr(self.losses, n) for n in ("lm", "prediction", "hidden", "attention", "embedding")}
+        terms = {name: weight for name, weight in weights.items() if weight is not None}
         others = {
             "optim.learning_rate": self.optim.learning_rate,
             "optim.weight_decay": self.optim.weight_decay,
@@ -128,7 +127,8 @@ class Recipe:
                 "All of the text is read before the first step, to know which tokens it uses.",
                 "Use --text.stream false, or --trim_vocab false.",
             )
-        _check("the losses", terms, any(terms.values()), "at least one weight above 0", "--losses.hidden 1")
+        chosen = any(terms.values()) or None in (self.losses.prediction, self.losses.hidden)
+        _check("the losses", terms, chosen, "at least one weight above 0", "--losses.hidden 1")
 
     def token_budget(self) -> int:
         """`tokens` as a number: 2M is 2,000,000.

@@ -13,8 +13,8 @@ class Losses:
     Args:
         lm: L_lm, the student's own language modelling, masked or causal.
         prediction: L_pred, divergence from the teacher's predictions; for a sentence encoder, and for an encoder of
-            images, from its similarities.
-        hidden: L_hid, distance of each layer's hidden states.
+            images, from its similarities. By default 0.5 for these two, and 1 for all others.
+        hidden: L_hid, distance of each layer's hidden states; by default 60, and 20 where it is relative.
         attention: L_att, distance of each layer's attention; by default 0.1 for encoders whose layers attend to the
             whole sequence, and 0 for all others.
         embedding: L_emb, distance of the embeddings.
@@ -27,14 +27,14 @@ class Losses:
     """
 
     lm: float = 1.0
-    prediction: float = 1.0
-    hidden: float = 20.0
+    prediction: float | None = None
+    hidden: float | None = None
     attention: float | None = None
     embedding: float = 0.1
     hidden_kind: Literal["auto", "mse", "relative"] = "auto"
     attention_kind: Literal["scores", "probabilities"] = "scores"
     temperature: float = 1.0
-    similarity_temperature: float = 0.05
+    similarity_temperature: float = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)

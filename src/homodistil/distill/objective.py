@@ -25,7 +25,7 @@ class Objective:
 
     Attributes:
         kind: what the models predict.
-        weights: of the five terms; a term of weight 0 is not computed.
+        weights: of the five terms, none of them left open; a term of weight 0 is not computed.
         projections: W of the hidden and embedding terms.
     """
 
@@ -35,9 +35,8 @@ class Objective:
 
     @property
     def relative(self) -> bool:
-        """Whether distances of states are relative to the teacher's."""
-        kind = self.weights.hidden_kind
-        return kind == "relative" or (kind == "auto" and self.kind in ("causal-lm", "seq2seq-lm"))
+        """Whether distances of states are relative to the size of both."""
+        return self.weights.hidden_kind == "relative"
 
     def terms(self, student: Outputs, teacher: Outputs, batch: Batch, descent: Descent) -> dict[str, Tensor]:
         """Each term with a weight, unweighted.

@@ -153,7 +153,7 @@ def prepare(recipe: Recipe, *, resume: bool, texts: Iterable[str] | None) -> Run
             layout=teacher.layout,
             pooling=teacher.pooling,
             attention=bool(losses.attention),
-            prediction=losses.prediction > 0 or (losses.lm > 0 and teacher.kind in LANGUAGE_MODELS),
+            prediction=bool(losses.prediction) or (losses.lm > 0 and teacher.kind in LANGUAGE_MODELS),
             inputs=INPUTS[teacher.reads],
         ),
         objective=Objective(teacher.kind, losses, state.projections),
@@ -208,25 +208,29 @@ def _schedule(recipe: Recipe, corpus: Corpus, planned: list[Planned], whole: dic
 
 
 def _losses(recipe: Recipe, teacher: Teacher) -> Losses:
-    """The weights, with what the teacher's family decides.
+    """The losses, with what the teacher decides.
 
     Raises:
         UserError: the attention of this family cannot be compared.
     """
-    family = teacher.layout.family
+    family, wanted = teacher.layout.family, recipe.losses
     assert family is not None
-    wanted = recipe.losses.attention
-    if wanted and not family.attention_loss:
+    if wanted.attention and not family.attention_loss:
         raise UserError(
-            f"Cannot compare the attention of a {family.name} model (losses.attention = {wanted}).",
+            f"Cannot compare the attention of a {family.name} model (losses.attention = {wanted.attention}).",
             "Queries and keys are compared where every token attends to every other.",
             "Use --losses.attention 0, or leave it out.",
         )
-    weight = (0.1 if family.attention_loss else 0.0) if wanted is None else wanted
-    kind = recipe.losses.hidden_kind
-    # as for causal language models, `auto` is relative where the residual stream has no norm on it
-    kind = "relative" if kind == "auto" and teacher.reads == "images" else kind
-    return replace(recipe.losses, attention=weight, hidden_kind=kind)
+    # where the residual stream has no norm on it, a few states would be all of a plain mean
+    unnormed = teacher.kind in ("causal-lm", "seq2seq-lm") or teacher.reads == "images"
+    kind = ("relative" if unnormed else "mse") if wanted.hidden_kind == "auto" else wanted.hidden_kind
+    weights = {
+        "prediction": 0.5 if teacher.kind == "similarity" else 1.0,
+        "hidden": 20.0 if kind == "relative" else 60.0,
+        "attention": 0.1 if family.attention_loss else 0.0,
+    }
+    left_open = {name: weight for name, weight in weights.items() if getattr(wanted, name) is None}
+    return replace(wanted, hidden_kind=kind, **left_open)  # type: ignore[arg-type]
 
 
 def _computes_bf16(device: torch.device) -> bool:
