@@ -125,6 +125,23 @@ def test_after_a_cut_every_parameter_gets_a_gradient_and_is_stepped(
         assert state.student.cls.predictions.decoder.weight is state.student.bert.embeddings.word_embeddings.weight
 
 
+@pytest.mark.parametrize(
+    ("model_class", "given", "used"),
+    [
+        (BertForMaskedLM, {}, {"prediction": 1.0, "hidden": 60.0, "attention": 0.1}),
+        (BertModel, {}, {"prediction": 0.5, "hidden": 60.0, "attention": 0.1}),
+        (BertModel, {"hidden_kind": "relative"}, {"prediction": 0.5, "hidden": 20.0, "attention": 0.1}),
+        (BertModel, {"prediction": 3.0, "hidden": 0.0}, {"prediction": 3.0, "hidden": 0.0, "attention": 0.1}),
+    ],
+)
+def test_weights_that_are_left_open_are_decided_by_the_teacher(
+    model_class: type[PreTrainedModel], given: dict[str, object], used: dict[str, float], ready: Callable[..., Run]
+) -> None:
+    """Those that are given are used as they are, 0 as well."""
+    weights = ready(model_class, losses=given).objective.weights
+    assert {name: getattr(weights, name) for name in used} == used
+
+
 def test_a_term_of_weight_zero_is_not_computed(ready: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
     """Without their weights no loss function is called, no attention is kept, and no logits are made."""
     run = ready(BertForMaskedLM, losses={"lm": 0, "prediction": 0, "attention": 0, "embedding": 0, "hidden": 1})
