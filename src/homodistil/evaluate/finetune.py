@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForQuestionAnswering,
@@ -25,10 +26,13 @@ from transformers import (
 )
 
 from homodistil.errors import UserError
-from homodistil.evaluate import squad
+from homodistil.evaluate import squad, towers
 from homodistil.evaluate.metrics import score, summary
 from homodistil.evaluate.tasks import Splits, Task
+from homodistil.evaluate.towers import Towers, has_towers
 
+Label = Callable[[Any], float]
+"""What the Trainer learns of a label: the number of its class, or its number."""
 GRID = (3e-5, 1e-4, 3e-4)
 """Learning rates tried on request: those that were recommended for the small BERTs (Turc et al. 2019) and above."""
 GRID_HELDOUT = 0.1
@@ -106,25 +110,41 @@ def finetune(
     if task.labels == "span":
         net = _open(AutoModelForQuestionAnswering, model, {}, trust_remote_code)
         per_split = squad.learn_and_answer(
-            lambda train, evaluated: _train(net, tokenizer, train, evaluated, settings, seed),
+            lambda train, evaluated: _train(net, _padded(tokenizer), train, evaluated, settings, seed),
             tokenizer,
             splits,
             min(settings.length, _longest(net, tokenizer)),
         )
     else:
         classes = _classes(splits)
-        options = {"num_labels": max(1, len(classes)), "problem_type": _PROBLEM[task.labels]}
-        net = _open(AutoModelForSequenceClassification, model, options, trust_remote_code)
-        net.config.pad_token_id = tokenizer.pad_token_id
-        length = min(settings.length, _longest(net, tokenizer))
-        train = _encoded(splits.train, task, tokenizer, length, classes)
-        evaluated = {s: _encoded(rows, task, tokenizer, length, classes) for s, rows in splits.evaluated.items()}
-        answers = _train(net, tokenizer, train, evaluated, settings, seed)
+        label: Label = {c: i for i, c in enumerate(classes)}.__getitem__ if classes else float
+        net, collate, encoded, longest = _reader(model, splits, classes, tokenizer, trust_remote_code)
+        length = min(settings.length, longest)
+        train = encoded(splits.train, task, tokenizer, length, label)
+        evaluated = {s: encoded(rows, task, tokenizer, length, label) for s, rows in splits.evaluated.items()}
+        answers = _train(net, collate, train, evaluated, settings, seed)
         per_split = {}
         for split, logits in answers.items():
             predicted = logits[:, 0] if task.labels == "number" else logits.argmax(-1)
             per_split[split] = score(task, predicted, np.asarray(evaluated[split]["labels"]))
     return summary(task, per_split)
+
+
+def _reader(
+    model: Path, splits: Splits, classes: Sequence[Any], tokenizer: PreTrainedTokenizerBase, trust: bool
+) -> tuple[nn.Module, Any, Callable[..., Dataset], int]:
+    """What reads rows of classes or numbers: a model with its head, what makes its batches and rows, and its length."""
+    if has_towers(model):
+        net = Towers(model, splits, classes, trust_remote_code=trust)
+        return net, towers.Collate(tokenizer), towers.encoded, net.longest
+    options = {"num_labels": max(1, len(classes)), "problem_type": _PROBLEM[splits.task.labels]}
+    opened = _open(AutoModelForSequenceClassification, model, options, trust)
+    opened.config.pad_token_id = tokenizer.pad_token_id
+    return opened, _padded(tokenizer), _encoded, _longest(opened, tokenizer)
+
+
+def _padded(tokenizer: PreTrainedTokenizerBase) -> DataCollatorWithPadding:
+    return DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8)
 
 
 _PROBLEM = {"classes": "single_label_classification", "number": "regression"}
@@ -170,22 +190,17 @@ def _classes(splits: Splits) -> list[Any]:
     return known
 
 
-def _encoded(
-    rows: Dataset, task: Task, tokenizer: PreTrainedTokenizerBase, length: int, classes: Sequence[Any]
-) -> Dataset:
-    number = {c: i for i, c in enumerate(classes)}
-
+def _encoded(rows: Dataset, task: Task, tokenizer: PreTrainedTokenizerBase, length: int, label: Label) -> Dataset:
     def encode(batch: dict[str, list[Any]]) -> dict[str, Any]:
         made = tokenizer(*(batch[c] for c in task.columns), truncation=True, max_length=length)
-        labels = [number[v] if classes else float(v) for v in batch[task.label]]
-        return {**made, "labels": labels}
+        return {**made, "labels": [label(v) for v in batch[task.label]]}
 
     return rows.map(encode, batched=True, remove_columns=rows.column_names, load_from_cache_file=False)
 
 
 def _train(
-    net: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    net: nn.Module,
+    collate: Any,
     train: Dataset,
     evaluated: Mapping[str, Dataset],
     settings: Settings,
@@ -203,6 +218,8 @@ def _train(
             warmup_steps=steps // 10,
             weight_decay=0.01,
             train_sampling_strategy="group_by_length",
+            # what is not read has been left out of the rows, but for the length that they are grouped by
+            remove_unused_columns=False,
             seed=seed,
             use_cpu=not torch.cuda.is_available(),
             bf16=_bf16(),
@@ -212,7 +229,6 @@ def _train(
             disable_tqdm=True,
             dataloader_pin_memory=torch.cuda.is_available(),
         )
-        collate = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8)
         trainer = Trainer(model=net, args=arguments, train_dataset=train, data_collator=collate)
         # it would print its timings into our table
         trainer.remove_callback(PrinterCallback)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression, RidgeCV
@@ -54,6 +55,32 @@ def probe(model: Path | str, splits: Splits) -> dict[str, float]:
     return summary(task, per_split)
 
 
+def fit(model: Path | str, splits: Splits) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The probe as one linear layer on embeddings: weights (classes, features) and biases (classes,), of a number 1.
+
+    Of two classes, whose probe has one weight a feature, the second has half of it and the first its opposite.
+
+    Raises:
+        UserError: the task asks for spans, or its training rows have a single class.
+    """
+    refuse_spans(splits.task)
+    labels = splits.train[splits.task.label]
+    pipeline = _linear(splits.task, labels).fit(_features(model, splits.task, splits.train), labels)
+    scaler, linear = pipeline[0], pipeline[-1]
+    linear = getattr(linear, "best_estimator_", linear)
+    weight, bias = np.atleast_2d(linear.coef_), np.atleast_1d(linear.intercept_)
+    weight, bias = weight / scaler.scale_, bias - weight @ (scaler.mean_ / scaler.scale_)
+    if splits.task.labels == "classes" and len(weight) == 1:
+        weight, bias = np.concatenate((-weight, weight)) / 2, np.concatenate((-bias, bias)) / 2
+    return weight.astype(np.float32), bias.astype(np.float32)
+
+
+def of_pair(first: Any, second: Any) -> Any:
+    """The features of two embeddings, (rows, 2 hidden), of arrays or of tensors."""
+    both = [abs(first - second), first * second]
+    return torch.cat(both, dim=-1) if isinstance(first, torch.Tensor) else np.concatenate(both, axis=-1)
+
+
 def refuse_spans(task: Task) -> None:
     """Raise the error of a task that cannot be probed."""
     if task.labels == "span":
@@ -67,6 +94,12 @@ def refuse_spans(task: Task) -> None:
 def _linear(task: Task, labels: Sequence[Any]) -> Pipeline:
     if task.labels == "number":
         return make_pipeline(StandardScaler(), RidgeCV(1 / STRENGTHS))
+    if len(set(labels)) < 2:
+        raise UserError(
+            f"Cannot learn {task.name}: its training rows have a single class, {labels[0]!r}.",
+            "There must be two classes to tell apart.",
+            "Add rows of another class, or check that the label column is the right one.",
+        )
     # each fold needs a row of each class; where one has a single row, nothing can be chosen
     folds = min(FOLDS, *Counter(labels).values())
     linear = LogisticRegression(max_iter=1000)
@@ -75,6 +108,5 @@ def _linear(task: Task, labels: Sequence[Any]) -> Pipeline:
 
 def _features(model: Path | str, task: Task, rows: Dataset) -> NDArray[np.float32]:
     first, *others = (embed(model, rows[column]) for column in task.columns)
-    if not others:
-        return first
-    return np.concatenate((np.abs(first - others[0]), first * others[0]), axis=1)
+    features: NDArray[np.float32] = of_pair(first, others[0]) if others else first
+    return features

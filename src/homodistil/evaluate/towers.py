@@ -1,0 +1,112 @@
+"""A sentence encoder is fine-tuned as it is used: through its embedding, each text of a pair by itself.
+
+It has never read two texts in one sequence, and a narrow student does not learn to from a few thousand rows. Features
+are those of a probe, and the head starts as the probe that fits the encoder as it is: a head that starts at random
+pulls the encoder about before it knows anything (Kumar et al. 2022, *Fine-Tuning can Distort Pretrained Features*).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.util import is_sentence_transformer_model
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from homodistil.evaluate.probe import fit, of_pair
+from homodistil.evaluate.tasks import Splits, Task
+
+
+def has_towers(model: Path | str) -> bool:
+    """Whether a model is a sentence encoder: a sentence-transformers folder, or the name of one."""
+    return bool(is_sentence_transformer_model(str(model)))
+
+
+class Towers(nn.Module):
+    """A sentence encoder with a linear head on the features of one embedding, or of two.
+
+    Args:
+        model: a sentence-transformers folder.
+        splits: the task's data; the head starts as the probe of its training rows.
+        classes: its classes in order; none for numbers.
+        trust_remote_code: run code that comes with the model.
+
+    Raises:
+        UserError: the training rows have a single class.
+    """
+
+    def __init__(
+        self, model: Path | str, splits: Splits, classes: Sequence[Any], *, trust_remote_code: bool = False
+    ) -> None:
+        super().__init__()
+        self.encoder = SentenceTransformer(str(model), trust_remote_code=trust_remote_code).float()
+        self.classes, self.columns = len(classes), len(splits.task.columns)
+        weight, bias = fit(model, splits)
+        self.head = nn.Linear(weight.shape[1], len(weight))
+        with torch.no_grad():
+            self.head.weight.copy_(torch.from_numpy(weight))
+            self.head.bias.copy_(torch.from_numpy(bias))
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The encoder's."""
+        return self.encoder.tokenizer
+
+    @property
+    def longest(self) -> int:
+        """Tokens that the encoder reads at most."""
+        return int(self.encoder.max_seq_length or self.tokenizer.model_max_length)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        """Logits (batch, classes), or (batch, 1) for a number, and the loss where labels are given.
+
+        Args:
+            input_ids: (batch, columns, seq).
+            attention_mask: the same shape.
+            labels: (batch,).
+        """
+        inputs = {"input_ids": input_ids.flatten(0, 1), "attention_mask": attention_mask.flatten(0, 1)}
+        embedded = F.normalize(self.encoder(inputs)["sentence_embedding"].float(), dim=-1)
+        texts = embedded.view(len(input_ids), self.columns, -1).unbind(1)
+        logits = self.head(of_pair(*texts) if self.columns > 1 else texts[0])
+        if labels is None:
+            return {"logits": logits}
+        loss = F.cross_entropy(logits, labels) if self.classes else F.mse_loss(logits[:, 0].float(), labels.float())
+        return {"loss": loss, "logits": logits}
+
+
+def encoded(
+    rows: Dataset, task: Task, tokenizer: PreTrainedTokenizerBase, length: int, label: Callable[[Any], float]
+) -> Dataset:
+    """Rows as `Towers` reads them: the tokens of each text, the longest text's `length`, by which rows are grouped."""
+
+    def encode(row: Mapping[str, Any]) -> dict[str, Any]:
+        texts = tokenizer([row[c] for c in task.columns], truncation=True, max_length=length)["input_ids"]
+        return {"input_ids": texts, "length": max(map(len, texts)), "labels": label(row[task.label])}
+
+    return rows.map(encode, remove_columns=rows.column_names, load_from_cache_file=False)
+
+
+class Collate:
+    """Makes a batch of rows, padded to their longest text.
+
+    Args:
+        tokenizer: pads.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """`input_ids` and `attention_mask` (batch, columns, seq), and `labels` (batch,)."""
+        texts = [{"input_ids": ids} for row in rows for ids in row["input_ids"]]
+        padded = self.tokenizer.pad(texts, pad_to_multiple_of=8, return_tensors="pt")
+        shape = (len(rows), len(rows[0]["input_ids"]), -1)
+        made = {name: padded[name].view(shape) for name in ("input_ids", "attention_mask")}
+        return {**made, "labels": torch.tensor([row["labels"] for row in rows])}

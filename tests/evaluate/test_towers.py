@@ -1,0 +1,103 @@
+"""A sentence encoder learns labelled tasks through its embedding, the texts of a pair one by one."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer
+from transformers import BertModel, PreTrainedTokenizerBase
+
+from conftest import WORDS, tiny_config
+from homodistil.errors import UserError
+from homodistil.evaluate.finetune import Settings, finetune
+from homodistil.evaluate.probe import probe
+from homodistil.evaluate.tasks import Splits, Task
+from homodistil.evaluate.towers import Collate, Towers, encoded, has_towers
+
+STILL = Settings(learning_rate=0.0, epochs=1, length=32)
+
+
+@pytest.fixture(scope="module")
+def sentence_encoder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerBase) -> Path:
+    """A tiny sentence-transformers folder."""
+    bare, folder = tmp_path_factory.mktemp("bare"), tmp_path_factory.mktemp("sentences")
+    torch.manual_seed(0)
+    BertModel(tiny_config(initializer_range=0.05)).save_pretrained(bare)
+    tokenizer.save_pretrained(bare)
+    # a model without instructions gets the mean of its token states
+    SentenceTransformer(str(bare)).save_pretrained(str(folder))
+    return folder
+
+
+def _splits(label: Any, *columns: str, rows: int = 300, **task: Any) -> Splits:
+    values = {"name": "own", "columns": columns, "labels": "classes", "metrics": ("accuracy",), **task}
+    return Splits(Task(**values), _rows(rows, 0, label), {"validation": _rows(100, 1, label)})
+
+
+def _rows(count: int, seed: int, label: Any) -> Dataset:
+    draw = random.Random(seed)
+    texts = [
+        (" ".join(draw.choices(WORDS, k=4)), " ".join(draw.choices(WORDS, k=draw.randint(2, 9)))) for _ in range(count)
+    ]
+    columns = {"one": [a for a, _ in texts], "other": [b for _, b in texts]}
+    return Dataset.from_dict({**columns, "label": [label(a, b) for a, b in texts]})
+
+
+def _shared(a: str, b: str) -> float:
+    return float(len(set(a.split()) & set(b.split())))
+
+
+KINDS: list[tuple[Any, tuple[str, ...], dict[str, Any]]] = [
+    (lambda a, _: "cat" if "cat" in a.split() else "none", ("one",), {}),
+    (lambda a, b: min(2, _shared(a, b)), ("one", "other"), {}),
+    (_shared, ("one", "other"), {"labels": "number", "metrics": ("pearson", "r2")}),
+]
+
+
+@pytest.mark.parametrize(("label", "columns", "task"), KINDS, ids=["two classes", "three classes", "number"])
+def test_fine_tuning_starts_where_the_probe_ends(
+    label: Any, columns: tuple[str, ...], task: dict[str, Any], sentence_encoder: Path
+) -> None:
+    """At a learning rate of 0 the scores are the probe's."""
+    splits = _splits(label, *columns, **task)
+    tuned, probed = finetune(sentence_encoder, splits, STILL, seed=0), probe(sentence_encoder, splits)
+    assert tuned.keys() == probed.keys()
+    # fine-tuning computes in bf16 where the machine does
+    assert all(tuned[name] == pytest.approx(probed[name], abs=0.02) for name in splits.task.metrics)
+
+
+def test_fine_tuning_learns_more_than_the_probe(sentence_encoder: Path) -> None:
+    """Whether the number of three words in a text is odd is no linear function of them."""
+    splits = _splits(lambda _, b: len({"cat", "dog", "tree"} & set(b.split())) % 2, "other", rows=1000)
+    learnt = finetune(sentence_encoder, splits, Settings(learning_rate=2e-3, epochs=10, batch=16, length=32), seed=0)
+    assert learnt["accuracy"] > probe(sentence_encoder, splits)["accuracy"] + 0.1
+
+
+def test_padding_and_other_rows_change_no_logit(sentence_encoder: Path) -> None:
+    """A row alone and beside longer ones says the same."""
+    splits = _splits(_shared, "one", "other", labels="number")
+    net = Towers(sentence_encoder, splits, []).eval()
+    rows = encoded(splits.train, splits.task, net.tokenizer, 32, float)
+    collate = Collate(net.tokenizer)
+    batch = [rows[k] for k in range(8)]
+    with torch.no_grad():
+        together = net(**collate(batch))["logits"]
+        alone = torch.cat([net(**collate([row]))["logits"] for row in batch])
+    torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
+
+
+def test_other_encoders_have_no_towers(sentence_encoder: Path, encoder: Path) -> None:
+    """Only a folder that says how its embedding is made is a sentence encoder."""
+    assert has_towers(sentence_encoder)
+    assert not has_towers(encoder)
+
+
+def test_a_single_class_is_refused_in_words(sentence_encoder: Path) -> None:
+    """There is nothing to tell apart."""
+    with pytest.raises(UserError, match="single class, 'yes'"):
+        finetune(sentence_encoder, _splits(lambda a, b: "yes", "one"), STILL, seed=0)
