@@ -89,7 +89,6 @@ def _layers(run: Run, teacher: Teacher, folder: Path) -> Path:
 
 
 Options = Mapping[str, Any]
-LIGHTER = {"hidden": 20.0, "prediction": 1.0, "similarity_temperature": 0.05}
 ARMS: dict[str, tuple[Options, Callable[[Run, Teacher, Path], Path] | None]] = {
     "homotopic": ({}, None),
     "one-shot": ({"cutting": ONE_SHOT}, None),
@@ -101,10 +100,6 @@ ARMS: dict[str, tuple[Options, Callable[[Run, Teacher, Path], Path] | None]] = {
         None,
     ),
     "paper": ({"preset": "paper"}, None),
-    "lighter": ({"losses": LIGHTER}, None),
-    "one-shot-lighter": ({"losses": LIGHTER, "cutting": ONE_SHOT}, None),
-    "unturned": ({"losses": LIGHTER, "cutting": {"basis": "teacher"}}, None),
-    "one-shot-unturned": ({"losses": LIGHTER, "cutting": {**ONE_SHOT, "basis": "teacher"}}, None),
 }
 """For each arm what it changes of the recipe, and what makes its first student if that is no copy of the teacher."""
 ONLY_WITH_LM = ("no-distillation", "paper")

@@ -23,6 +23,7 @@ from homodistil.cli.distil import read_recipe
 from homodistil.errors import UserError
 from homodistil.reading import load
 from homodistil.recipe import Recipe
+from homodistil.settings import Losses, Optim
 
 QUICK = ["--steps", "4", "--batch", "4", "--text.length", "32", "--precision", "fp32"]
 
@@ -198,6 +199,7 @@ def test_a_preset_gives_way_to_options() -> None:
     words = ["teacher", "--data", "text", "--target", "0.5", "--out", "runs/x", "--preset", "paper"]
     read = read_recipe([*words, "--cutting.grain", "4"])
     assert (read.cutting.importance, read.cutting.compensate, read.cutting.grain) == ("sensitivity", "none", 4)
-    assert read.optim == Recipe(teacher="", data="", out="", target=[]).optim
+    assert read.optim == Optim(width_power=0.0)
+    assert read.losses == Losses()
     with pytest.raises(UserError, match="Did you mean 'paper'"):
         read_recipe([*words[:-1], "papper"])

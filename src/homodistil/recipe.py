@@ -102,7 +102,8 @@ class Recipe:
         weights = {n: getattr(self.losses, n) for n in ("lm", "prediction", "hidden", "attention", "embedding")}
         terms = {name: weight for name, weight in weights.items() if weight is not None}
         others = {
-            "optim.learning_rate": self.optim.learning_rate,
+            "optim.learning_rate": self.optim.learning_rate or 0.0,
+            "optim.width_power": self.optim.width_power,
             "optim.weight_decay": self.optim.weight_decay,
             "optim.clip": self.optim.clip,
             "optim.eps": self.optim.eps,

@@ -116,10 +116,14 @@ class Cutting:
 
 @dataclass(frozen=True, kw_only=True)
 class Optim:
-    """How the student learns: AdamW, linear warm-up, linear decay.
+    """How the student learns: AdamW, linear warm-up, linear decay, at a rate that goes with its width.
 
     Args:
-        learning_rate: at its highest.
+        learning_rate: at its highest, of a student as wide as its teacher; by default 0.384 over the teacher's hidden
+            width, which is 1e-3 for 384 and 5e-4 for 768.
+        width_power: the learning rate is multiplied by how many times narrower than its teacher the student is, to this
+            power. 1 is how the rate that Adam needs goes with the width of matrices (Yang et al. 2022, *Tensor Programs
+            V*, table 3); 0 is one rate for all widths.
         warmup: the fraction of the steps over which it rises.
         floor: the fraction of the highest learning rate that is left at the end.
         weight_decay: of the student's matrices.
@@ -129,7 +133,8 @@ class Optim:
         clip: the norm that gradients are clipped to; 0 is no clipping.
     """
 
-    learning_rate: float = 1e-3
+    learning_rate: float | None = None
+    width_power: float = 1.0
     warmup: float = 0.05
     floor: float = 0.0
     weight_decay: float = 0.01

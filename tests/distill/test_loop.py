@@ -236,12 +236,34 @@ def test_a_student_lies_in_the_precision_of_its_teacher_and_is_measured_as_it_li
 
 def test_the_learning_rate_rises_and_falls_as_a_function_of_the_step() -> None:
     """Linear up over the warm-up, at its highest at the end of it, linear down to the floor."""
-    optim = Optim(warmup=0.1, floor=0.2)
+    optim = Optim(learning_rate=1.0, warmup=0.1, floor=0.2)
     rates = [loop.rate(optim, step, 100) for step in range(1, 101)]
     assert rates[:10] == pytest.approx([0.1 * k for k in range(1, 11)])
     assert max(rates) == rates[9] == 1
     assert all(a > b for a, b in itertools.pairwise(rates[9:]))
     assert 0.2 < rates[-1] < 0.22
+
+
+def test_the_learning_rate_goes_with_how_much_narrower_the_student_is() -> None:
+    """Half the width, twice the rate; with a power of 0 one rate for all widths."""
+    whole, half = (loop.rate(Optim(learning_rate=1e-3), 50, 100, narrower=n) for n in (1.0, 2.0))
+    assert half == pytest.approx(2 * whole)
+    constant = Optim(learning_rate=1e-3, width_power=0.0)
+    assert loop.rate(constant, 50, 100, narrower=2.0) == loop.rate(constant, 50, 100)
+
+
+@pytest.mark.parametrize(("target", "narrower"), [("0.5", 2.0), ("layers=1", 1.0)])
+def test_a_run_learns_faster_as_its_student_gets_narrower(
+    target: str, narrower: float, masked_lm: Path, corpus: Path, tmp_path: Path
+) -> None:
+    """By the width that the student has at that step; layers that leave change nothing."""
+    homodistil.distil(masked_lm, corpus, target, tmp_path / "run", **{**QUICK, "log_every": 1})
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    optim, steps = load(tmp_path / "run" / "recipe.yaml").optim, len(records)
+    assert optim.learning_rate == pytest.approx(0.384 / 48)
+    first, last = (records[k]["learning_rate"] for k in (0, -1))
+    assert first == pytest.approx(loop.rate(optim, 1, steps))
+    assert last == pytest.approx(narrower * loop.rate(optim, steps, steps))
 
 
 def test_a_run_may_start_from_a_student_of_its_teacher(masked_lm: Path, corpus: Path, tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def _train(run: Run, display: Display, stop: list[int]) -> None:
             score(state)
 
         # step
-        learning_rate = recipe.optim.learning_rate * rate(recipe.optim, step, schedule.steps)
+        learning_rate = rate(recipe.optim, step, schedule.steps, narrower=state.projections.narrower)
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate
         parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
@@ -213,12 +213,19 @@ def _named_at_start(axis: str, layers: Sequence[int]) -> str:
     return f"{kind}.{layers[int(layer)]}" if layer else axis
 
 
-def rate(optim: Optim, step: int, steps: int) -> float:
-    """The learning rate's share of its highest at the `step`-th of `steps` steps: linear up, then linear down."""
+def rate(optim: Optim, step: int, steps: int, *, narrower: float = 1.0) -> float:
+    """The learning rate at the `step`-th of `steps` steps: linear up, then linear down.
+
+    Args:
+        optim: how the student learns; its learning rate is known.
+        step: from 1.
+        steps: of the run.
+        narrower: the teacher's hidden width over the student's.
+    """
+    assert optim.learning_rate is not None
     rise = math.ceil(optim.warmup * steps)
-    if step <= rise:
-        return step / rise
-    return optim.floor + (1 - optim.floor) * (steps - step + 1) / (steps - rise + 1)
+    share = step / rise if step <= rise else optim.floor + (1 - optim.floor) * (steps - step + 1) / (steps - rise + 1)
+    return float(optim.learning_rate * share * narrower**optim.width_power)
 
 
 def _result(run_dir: RunDir, recipe: Recipe) -> Result:

@@ -31,10 +31,12 @@ from homodistil.distill.trim import Texts, trim, trim_to
 from homodistil.errors import UserError
 from homodistil.recipe import Recipe
 from homodistil.rundir import RunDir, write_text
-from homodistil.settings import Losses
+from homodistil.settings import Losses, Optim
 
 BATCH, SMALLEST = 32, 4
 """Sequences in a batch, where the recipe does not say and where it leaves too few steps."""
+RATE = 0.384
+"""Of a hidden width: the learning rate, where the recipe does not say."""
 STEPS = 1000
 """Steps to each target that a language model's batch is chosen for."""
 CUT_EVERY = 8
@@ -116,7 +118,7 @@ def prepare(recipe: Recipe, *, resume: bool, texts: Iterable[str] | None) -> Run
             teacher, Texts(texts if texts is not None else recipe.data, recipe.text.column, recipe.text.target)
         )
     # before the data is read, in whose order batches show
-    recipe = replace(recipe, batch=recipe.batch or batch_for(recipe, teacher))
+    recipe = replace(recipe, batch=recipe.batch or batch_for(recipe, teacher), optim=_optim(recipe, teacher))
     losses = _losses(recipe, teacher)
     origin = teacher if recipe.student is None else first_student(recipe, teacher, vocabulary, losses)
     whole = origin.layout.shape(origin.model)
@@ -205,6 +207,13 @@ def _schedule(recipe: Recipe, corpus: Corpus, planned: list[Planned], whole: dic
         grain=recipe.cutting.grain,
     )
     return replace(schedule, every=max(1, min(CUT_EVERY, schedule.last_cut() // CUTS)))
+
+
+def _optim(recipe: Recipe, teacher: Teacher) -> Optim:
+    """How the student learns, with the rate that the teacher's width decides."""
+    if recipe.optim.learning_rate is not None:
+        return recipe.optim
+    return replace(recipe.optim, learning_rate=RATE / teacher.model.config.hidden_size)
 
 
 def _losses(recipe: Recipe, teacher: Teacher) -> Losses:

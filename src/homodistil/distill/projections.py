@@ -35,6 +35,12 @@ class Projections(nn.Module):
         weight: Tensor = self.weights[state]
         return weight
 
+    @property
+    def narrower(self) -> float:
+        """The teacher's hidden width over the student's."""
+        narrow, wide = self.weights[0].shape
+        return float(wide / narrow)
+
     def shrink(self, keep: Keep, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Lose the rows of hidden units that were cut, and the matrices of states that are not compared any more."""
         cut(self, self.layout, {a: k for a, k in keep.items() if a == "hidden"}, optimizer=optimizer)

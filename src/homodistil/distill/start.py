@@ -88,7 +88,6 @@ def first_state(recipe: Recipe, teacher: Teacher, origin: Teacher) -> State:
             # decay would pull norms and biases off the teacher's, and projections off the identity
             {"params": [*others, *projections.parameters()], "weight_decay": 0.0},
         ],
-        lr=options.learning_rate,
         betas=(options.beta1, options.beta2),
         eps=options.eps,
         fused=True,
