@@ -121,7 +121,7 @@ class Recipe:
         _check("images.crop", crop, 0 < crop <= 1, "above 0 and at most 1", "0.5")
         _check("images.flip", flip, 0 <= flip <= 1, "from 0 to 1", "0.5")
         ramp = (self.cutting.ramp_start, self.cutting.ramp_end)
-        _check("cutting.ramp_end", ramp[1], 0 <= ramp[0] <= ramp[1] <= 1, "from ramp_start to 1", "0.4")
+        _check("cutting.ramp_end", ramp[1], 0 <= ramp[0] <= ramp[1] <= 1, "from ramp_start to 1", "0.1")
         if self.trim_vocab and self.text.stream:
             raise UserError(
                 "Cannot trim the vocabulary (trim_vocab) to a stream of text (text.stream).",

@@ -109,7 +109,7 @@ class Cutting:
     calibration: int = 16
     basis: Literal["principal", "teacher"] = "principal"
     ramp_start: float = 0.0
-    ramp_end: float = 0.4
+    ramp_end: float = 0.1
     grain: int = 8
     compensate: Literal["least-squares", "mean", "none"] = "least-squares"
 

@@ -195,7 +195,7 @@ def test_a_language_model_with_few_tokens_takes_small_steps(
     assert batch_for(recipe, load_teacher(str(encoder))) == 32
 
 
-@pytest.mark.parametrize(("steps", "every"), [(400, 8), (160, 4), (12, 1)])
+@pytest.mark.parametrize(("steps", "every"), [(1600, 8), (640, 4), (12, 1)])
 def test_units_leave_where_importance_was_just_measured(
     steps: int, every: int, encoder: Path, corpus: Path, tmp_path: Path
 ) -> None:
