@@ -88,11 +88,12 @@ class Cutting:
     """What is cut, and when.
 
     Args:
-        importance: how units are scored; `auto` is sensitivity where there is a language-model loss, otherwise output.
+        importance: how units are scored; `auto` is sensitivity where there is a language-model loss, otherwise output,
+            which is measured on the uncut student alone.
         window: measurements in a smoothing window.
         decay: what the average of windows keeps of itself.
         calibration: batches on which importance is measured before the first step, on the uncut student; where nothing
-            is cut, none.
+            is cut, none. With 0, `output` is measured on the way.
         basis: in which basis heads lose dimensions: their `principal` one on the batches of `calibration`, in which the
             first dimensions make as much of the scores and of the output as so many can, or the one that the `teacher`
             has. Nothing that a model says depends on it before the first cut.

@@ -27,6 +27,7 @@ from transformers import (
 
 import homodistil
 from homodistil.axes.layout import Layout
+from homodistil.compress import importance
 from homodistil.distill import heldout, learning, loop
 from homodistil.distill.prepare import batch_for, prepare
 from homodistil.distill.student import save_student
@@ -232,6 +233,25 @@ def test_a_student_lies_in_the_precision_of_its_teacher_and_is_measured_as_it_li
     opened = BertForMaskedLM.from_pretrained(student)
     assert opened.dtype == torch.bfloat16
     assert all(torch.equal(p.float(), measured[n]) for n, p in opened.named_parameters())
+
+
+@pytest.mark.parametrize(("calibration", "asked"), [(3, 3), (0, 4)])
+def test_outputs_are_asked_of_the_uncut_student_alone(
+    calibration: int, asked: int, encoder: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the calibration; where there is none, wherever importance is measured: at the first step and on the ramp."""
+    widths: list[int] = []
+    measured = importance.output
+
+    def output(layout: Layout, student: PreTrainedModel, *others: Any) -> Any:
+        widths.append(layout.shape(student)["hidden"])
+        return measured(layout, student, *others)
+
+    monkeypatch.setattr(importance, "output", output)
+    cutting = {"calibration": calibration, "ramp_end": 0.34}
+    homodistil.distil(encoder, corpus, "0.5", tmp_path / "run", cutting=cutting, **QUICK)
+    assert len(widths) == asked
+    assert (set(widths) == {48}) == (calibration > 0)
 
 
 def test_the_learning_rate_rises_and_falls_as_a_function_of_the_step() -> None:

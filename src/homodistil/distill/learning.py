@@ -89,8 +89,9 @@ def learn(run: Run, batch: dict[str, Tensor], step: int, *, scored: bool) -> dic
         terms = run.objective.terms(mine, theirs, batch, descent(run))
     values = {name: term.item() for name, term in terms.items()}
     refuse_nonfinite(values, max(step, 0), run.dir)
-    if scored and state.importance.method == "output":
-        # before the backward pass, which frees the graph
+    if scored and state.importance.method == "output" and (step <= 0 or not run.recipe.cutting.calibration):
+        # what must be kept are the teacher's outputs, so that only the uncut student is asked, where there is a
+        # calibration; before the backward pass, which frees the graph
         scores = importance.output(state.layout, state.student, mine.hidden[-1], mine.masks[-1], run.recipe.seed + step)
         state.importance.update(scores)
     run.accelerator.backward(run.objective.total(terms) / run.recipe.accumulate)
