@@ -196,7 +196,7 @@ def test_a_loss_that_is_no_number_stops_before_it_does_harm(
         return real(*arguments, **options) * (torch.nan if next(calls) == 6 else 1)
 
     monkeypatch.setattr(losses, "hidden", breaks)
-    often = {"checkpoint_minutes": 0, "evaluations": 0, "cutting": {"calibration": 0}}
+    often = {"checkpoint_minutes": 0, "evaluations": 0, "cutting": {"calibration": 0, "ramp_end": 0.4}}
     said = _refused(tmp_path / "run", "step 3", teacher=masked_lm, data=corpus, target="0.5", **often)
     assert "hidden loss became nan" in said
     assert (tmp_path / "run" / "checkpoints" / "step-00000002" / "manifest.json").exists()

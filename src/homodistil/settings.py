@@ -93,7 +93,7 @@ class Cutting:
         window: measurements in a smoothing window.
         decay: what the average of windows keeps of itself.
         calibration: batches on which importance is measured before the first step, on the uncut student; where nothing
-            is cut, none. With 0, `output` is measured on the way.
+            is cut, none. With 0, `output` is measured on the way, and what is cut before the first step on one batch.
         basis: in which basis heads lose dimensions: their `principal` one on the batches of `calibration`, in which the
             first dimensions make as much of the scores and of the output as so many can, or the one that the `teacher`
             has. Nothing that a model says depends on it before the first cut.

@@ -341,9 +341,12 @@ def test_the_preset_of_the_paper_runs_and_is_written_down(masked_lm: Path, corpu
         homodistil.distil(masked_lm, corpus, "0.5", tmp_path / "other", preset="papers", **QUICK)
 
 
-def test_everything_can_be_cut_before_the_first_step(masked_lm: Path, corpus: Path, tmp_path: Path) -> None:
-    """With a ramp of no length the student has its target's widths from the first record on."""
-    cutting = {"ramp_start": 0.0, "ramp_end": 0.0, "calibration": 2}
+@pytest.mark.parametrize("calibration", [0, 2])
+def test_everything_can_be_cut_before_the_first_step(
+    calibration: int, masked_lm: Path, corpus: Path, tmp_path: Path
+) -> None:
+    """With a ramp of no length the student has its target's widths from the first record on; it is measured before."""
+    cutting = {"ramp_start": 0.0, "ramp_end": 0.0, "calibration": calibration}
     homodistil.distil(masked_lm, corpus, "0.5", tmp_path / "run", cutting=cutting, **{**QUICK, "log_every": 1})
     first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
     assert first["widths"]["hidden"] == 24

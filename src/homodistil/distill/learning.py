@@ -31,6 +31,9 @@ def calibrate(run: Run, feed: Iterator[dict[str, Tensor]]) -> Iterator[dict[str,
     """
     state, device = run.state, run.accelerator.device
     count = run.recipe.cutting.calibration if run.schedule.cuts_units() else 0
+    if run.schedule.cuts_units() and run.schedule.widths(0) != run.start:
+        # what is cut before the first step must have been measured
+        count = max(1, count)
     measured = list(itertools.islice(feed, count))
     if run.recipe.cutting.basis == "principal":
         # before anything is measured of the dimensions that are turned
