@@ -100,6 +100,7 @@ ARMS: dict[str, tuple[Options, Callable[[Run, Teacher, Path], Path] | None]] = {
         None,
     ),
     "paper": ({"preset": "paper"}, None),
+    "one-rate": ({"optim": {"width_power": 0.0}}, None),
 }
 """For each arm what it changes of the recipe, and what makes its first student if that is no copy of the teacher."""
 ONLY_WITH_LM = ("no-distillation", "paper")
