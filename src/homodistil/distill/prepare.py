@@ -36,7 +36,7 @@ from homodistil.settings import Losses, Optim
 BATCH, SMALLEST = 32, 4
 """Sequences in a batch, where the recipe does not say and where it leaves too few steps."""
 RATE = 0.384
-"""Of a hidden width: the learning rate, where the recipe does not say."""
+"""The learning rate times the teacher's hidden width, where the recipe does not say."""
 STEPS = 1000
 """Steps to each target that a language model's batch is chosen for."""
 CUT_EVERY = 8

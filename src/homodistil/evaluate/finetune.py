@@ -26,10 +26,10 @@ from transformers import (
 )
 
 from homodistil.errors import UserError
-from homodistil.evaluate import squad, towers
+from homodistil.evaluate import squad
 from homodistil.evaluate.metrics import score, summary
 from homodistil.evaluate.tasks import Splits, Task
-from homodistil.evaluate.towers import Towers, has_towers
+from homodistil.evaluate.towers import Collate, Towers, encoded, has_towers
 
 Label = Callable[[Any], float]
 """What the Trainer learns of a label: the number of its class, or its number."""
@@ -118,10 +118,10 @@ def finetune(
     else:
         classes = _classes(splits)
         label: Label = {c: i for i, c in enumerate(classes)}.__getitem__ if classes else float
-        net, collate, encoded, longest = _reader(model, splits, classes, tokenizer, trust_remote_code)
+        net, collate, read, longest = _reader(model, splits, classes, tokenizer, trust_remote_code)
         length = min(settings.length, longest)
-        train = encoded(splits.train, task, tokenizer, length, label)
-        evaluated = {s: encoded(rows, task, tokenizer, length, label) for s, rows in splits.evaluated.items()}
+        train = read(splits.train, task, tokenizer, length, label)
+        evaluated = {s: read(rows, task, tokenizer, length, label) for s, rows in splits.evaluated.items()}
         answers = _train(net, collate, train, evaluated, settings, seed)
         per_split = {}
         for split, logits in answers.items():
@@ -132,11 +132,11 @@ def finetune(
 
 def _reader(
     model: Path, splits: Splits, classes: Sequence[Any], tokenizer: PreTrainedTokenizerBase, trust: bool
-) -> tuple[nn.Module, Any, Callable[..., Dataset], int]:
-    """What reads rows of classes or numbers: a model with its head, what makes its batches and rows, and its length."""
+) -> tuple[nn.Module, DataCollatorWithPadding | Collate, Callable[..., Dataset], int]:
+    """A model with a head for classes or numbers, what makes its batches and rows, and how long these may be."""
     if has_towers(model):
         net = Towers(model, splits, classes, trust_remote_code=trust)
-        return net, towers.Collate(tokenizer), towers.encoded, net.longest
+        return net, Collate(tokenizer), encoded, net.longest
     options = {"num_labels": max(1, len(classes)), "problem_type": _PROBLEM[splits.task.labels]}
     opened = _open(AutoModelForSequenceClassification, model, options, trust)
     opened.config.pad_token_id = tokenizer.pad_token_id
@@ -200,7 +200,7 @@ def _encoded(rows: Dataset, task: Task, tokenizer: PreTrainedTokenizerBase, leng
 
 def _train(
     net: nn.Module,
-    collate: Any,
+    collate: DataCollatorWithPadding | Collate,
     train: Dataset,
     evaluated: Mapping[str, Dataset],
     settings: Settings,

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from datasets import Dataset
 from numpy.typing import NDArray
+from sentence_transformers import SentenceTransformer
 from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import Pipeline, make_pipeline
@@ -42,12 +42,11 @@ def probe(model: Path | str, splits: Splits) -> dict[str, float]:
         Each metric of each scored split, and `score`, as `finetune.finetune` does.
 
     Raises:
-        UserError: the task asks for spans, which no embedding of a whole text can tell.
+        UserError: the task asks for spans, which no embedding of a whole text can tell, or its training rows have a
+            single class.
     """
     task = splits.task
-    refuse_spans(task)
-    labels = splits.train[task.label]
-    fitted = _linear(task, labels).fit(_features(model, task, splits.train), labels)
+    fitted = _fitted(model, splits)
     per_split = {
         split: score(task, fitted.predict(_features(model, task, rows)), np.asarray(rows[task.label]))
         for split, rows in splits.evaluated.items()
@@ -55,19 +54,22 @@ def probe(model: Path | str, splits: Splits) -> dict[str, float]:
     return summary(task, per_split)
 
 
-def fit(model: Path | str, splits: Splits) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """The probe as one linear layer on embeddings: weights (classes, features) and biases (classes,), of a number 1.
+def layer(encoder: SentenceTransformer, splits: Splits) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """A fitted probe as one linear layer on the features.
 
-    Of two classes, whose probe has one weight a feature, the second has half of it and the first its opposite.
+    Args:
+        encoder: a sentence encoder.
+        splits: the task's data.
+
+    Returns:
+        Weights (classes, features) and biases (classes,); of a number (1, features) and (1,). A probe of two classes
+        has one weight a feature, of which the second class gets half and the first the opposite.
 
     Raises:
         UserError: the task asks for spans, or its training rows have a single class.
     """
-    refuse_spans(splits.task)
-    labels = splits.train[splits.task.label]
-    pipeline = _linear(splits.task, labels).fit(_features(model, splits.task, splits.train), labels)
-    scaler, linear = pipeline[0], pipeline[-1]
-    linear = getattr(linear, "best_estimator_", linear)
+    fitted = _fitted(encoder, splits)
+    scaler, linear = fitted[0], getattr(fitted[-1], "best_estimator_", fitted[-1])
     weight, bias = np.atleast_2d(linear.coef_), np.atleast_1d(linear.intercept_)
     weight, bias = weight / scaler.scale_, bias - weight @ (scaler.mean_ / scaler.scale_)
     if splits.task.labels == "classes" and len(weight) == 1:
@@ -75,10 +77,9 @@ def fit(model: Path | str, splits: Splits) -> tuple[NDArray[np.float32], NDArray
     return weight.astype(np.float32), bias.astype(np.float32)
 
 
-def of_pair(first: Any, second: Any) -> Any:
-    """The features of two embeddings, (rows, 2 hidden), of arrays or of tensors."""
-    both = [abs(first - second), first * second]
-    return torch.cat(both, dim=-1) if isinstance(first, torch.Tensor) else np.concatenate(both, axis=-1)
+def of_pair(first: Any, second: Any) -> tuple[Any, Any]:
+    """The features of a pair, side by side: of arrays or tensors (rows, hidden) two of the same shape."""
+    return abs(first - second), first * second
 
 
 def refuse_spans(task: Task) -> None:
@@ -106,7 +107,13 @@ def _linear(task: Task, labels: Sequence[Any]) -> Pipeline:
     return make_pipeline(StandardScaler(), GridSearchCV(linear, {"C": STRENGTHS}, cv=folds) if folds > 1 else linear)
 
 
-def _features(model: Path | str, task: Task, rows: Dataset) -> NDArray[np.float32]:
+def _fitted(model: Path | str | SentenceTransformer, splits: Splits) -> Pipeline:
+    refuse_spans(splits.task)
+    labels = splits.train[splits.task.label]
+    return _linear(splits.task, labels).fit(_features(model, splits.task, splits.train), labels)
+
+
+def _features(model: Path | str | SentenceTransformer, task: Task, rows: Dataset) -> NDArray[np.float32]:
     first, *others = (embed(model, rows[column]) for column in task.columns)
-    features: NDArray[np.float32] = of_pair(first, others[0]) if others else first
+    features: NDArray[np.float32] = np.concatenate(of_pair(first, others[0]), axis=1) if others else first
     return features

@@ -14,15 +14,16 @@ from sentence_transformers import SentenceTransformer
 from homodistil.evaluate.tasks import Task
 
 
-def embed(model: Path | str, texts: Sequence[str], *, batch: int = 32) -> NDArray[np.float32]:
+def embed(model: Path | str | SentenceTransformer, texts: Sequence[str], *, batch: int = 32) -> NDArray[np.float32]:
     """Embeddings of texts, (texts, hidden), normalised.
 
     Args:
-        model: a sentence-transformers folder, or any other encoder, whose token states are averaged.
+        model: a sentence-transformers folder, or any other encoder, whose token states are averaged; or one that is
+            open already.
         texts: what is embedded.
         batch: texts in a forward pass.
     """
-    encoder = SentenceTransformer(str(model))
+    encoder = model if isinstance(model, SentenceTransformer) else SentenceTransformer(str(model))
     if encoder.tokenizer.pad_token is None:
         encoder.tokenizer.pad_token = encoder.tokenizer.eos_token
     made: NDArray[np.float32] = encoder.encode(

@@ -19,7 +19,7 @@ from sentence_transformers.util import is_sentence_transformer_model
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from homodistil.evaluate.probe import fit, of_pair
+from homodistil.evaluate.probe import layer, of_pair
 from homodistil.evaluate.tasks import Splits, Task
 
 
@@ -32,7 +32,7 @@ class Towers(nn.Module):
     """A sentence encoder with a linear head on the features of one embedding, or of two.
 
     Args:
-        model: a sentence-transformers folder.
+        model: a sentence-transformers folder, or the name of one.
         splits: the task's data; the head starts as the probe of its training rows.
         classes: its classes in order; none for numbers.
         trust_remote_code: run code that comes with the model.
@@ -47,7 +47,7 @@ class Towers(nn.Module):
         super().__init__()
         self.encoder = SentenceTransformer(str(model), trust_remote_code=trust_remote_code).float()
         self.classes, self.columns = len(classes), len(splits.task.columns)
-        weight, bias = fit(model, splits)
+        weight, bias = layer(self.encoder, splits)
         self.head = nn.Linear(weight.shape[1], len(weight))
         with torch.no_grad():
             self.head.weight.copy_(torch.from_numpy(weight))
@@ -74,7 +74,7 @@ class Towers(nn.Module):
         inputs = {"input_ids": input_ids.flatten(0, 1), "attention_mask": attention_mask.flatten(0, 1)}
         embedded = F.normalize(self.encoder(inputs)["sentence_embedding"].float(), dim=-1)
         texts = embedded.view(len(input_ids), self.columns, -1).unbind(1)
-        logits = self.head(of_pair(*texts) if self.columns > 1 else texts[0])
+        logits = self.head(torch.cat(of_pair(*texts), dim=-1) if self.columns > 1 else texts[0])
         if labels is None:
             return {"logits": logits}
         loss = F.cross_entropy(logits, labels) if self.classes else F.mse_loss(logits[:, 0].float(), labels.float())
