@@ -1,10 +1,12 @@
 """Homotopic distillation against what else could be done with the same teacher, text and tokens.
 
-    python benchmarks/quality.py run --data-dir ../shared/data      # restartable; several processes share the work
-    python benchmarks/quality.py table                              # what has been finished
+    python benchmarks/quality.py --data-dir ../shared/data      # restartable; several processes share the work
 
-A finished run is one line of --results, a fine-tuned task another; what is there is not run again. Nothing is chosen
-on what is reported: settings are the package's defaults, the same for all arms but for what makes the arm.
+    python benchmarks/quality_tables.py                         # what has been finished
+
+A finished run is one line of --results, a fine-tuned task another; what is there is not run again, but for a student
+whose folder is gone when a task asks for it. Nothing is chosen on what is reported: settings are the package's
+defaults, the same for all arms but for what makes the arm.
 """
 
 from __future__ import annotations
@@ -13,7 +15,6 @@ import argparse
 import json
 import random
 import shutil
-import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -24,6 +25,7 @@ import torch
 from filelock import FileLock, Timeout
 
 import homodistil
+from harness import RESULTS
 from homodistil.assets import fetch
 from homodistil.compress.plan import plan
 from homodistil.compress.shrink import shrink
@@ -37,7 +39,6 @@ from homodistil.evaluate.probe import probe
 from homodistil.evaluate.records import machine
 from homodistil.evaluate.similarity import judged_pairs
 from homodistil.evaluate.tasks import TASKS, open_task
-from homodistil.report.tables import markdown
 
 TARGETS = ("0.3", "0.5")
 SEEDS = (0, 1, 2)
@@ -104,6 +105,8 @@ ARMS: dict[str, tuple[Options, Callable[[Run, Teacher, Path], Path] | None]] = {
 }
 """For each arm what it changes of the recipe, and what makes its first student if that is no copy of the teacher."""
 ONLY_WITH_LM = ("no-distillation", "paper")
+TEACHER = "teacher"
+"""The arm that is not distilled, so that there is something to compare with."""
 
 
 def runs(options: argparse.Namespace) -> Iterator[Run]:
@@ -111,6 +114,9 @@ def runs(options: argparse.Namespace) -> Iterator[Run]:
     for seed in options.seeds:
         for arm in options.arms:
             for teacher in options.teachers:
+                if arm == TEACHER:
+                    yield Run(seed=seed, teacher=teacher, target="1", arm=arm, tokens="0")
+                    continue
                 for target in options.targets:
                     if teacher == "rxnfp" or arm not in ONLY_WITH_LM:
                         yield Run(seed=seed, teacher=teacher, target=target, arm=arm, tokens=options.tokens)
@@ -146,10 +152,25 @@ def reactions(data: Path) -> tuple[list[tuple[str, float]], list[tuple[str, floa
     return rows[count:], rows[:count]
 
 
+def folder_of(run: Run, work: Path) -> Path:
+    """Where the model of a run lies, or will lie."""
+    return fetch(run.teacher) if run.arm == TEACHER else work / f"{run.name}-student"
+
+
 def one(run: Run, data: Path, work: Path) -> dict[str, Any]:
     """Distil, and measure without fine-tuning."""
+    done: dict[str, Any] = (
+        {"values": {}, "seconds": 0.0, "tokens_seen": 0} if run.arm == TEACHER else distilled(run, data, work)
+    )
+    values = measure(run, folder_of(run, work), fetch(run.teacher), text_of(run.teacher, data, work)[1], data)
+    count = sum(p.numel() for p in open_model(str(folder_of(run, work))).model.parameters())
+    return {**done, "values": values | done["values"], "parameters": count}
+
+
+def distilled(run: Run, data: Path, work: Path) -> dict[str, Any]:
+    """Distil alone: the student's folder, and beside it the records of its steps."""
     source = fetch(run.teacher)
-    learn, held = text_of(run.teacher, data, work)
+    learn, _ = text_of(run.teacher, data, work)
     out = work / run.name
     shutil.rmtree(out, ignore_errors=True)
     options, start = ARMS[run.arm]
@@ -162,17 +183,26 @@ def one(run: Run, data: Path, work: Path) -> dict[str, Any]:
         source, learn, target, out, tokens=run.tokens, seed=run.seed, checkpoint_minutes=60, **options
     )
     seconds = time.perf_counter() - started
-    folder = work / f"{run.name}-student"
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.move(result.students[target], folder)
-    log = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    shutil.rmtree(folder_of(run, work), ignore_errors=True)
+    shutil.move(result.students[target], folder_of(run, work))
+    shutil.move(out / "metrics.jsonl", path_of(run, work))
     shutil.rmtree(out)
+    tokens = metrics_of(run, work)[-1]["tokens"]
     return {
-        "values": {**measure(run, folder, source, held, data), **_prefixed("heldout", result.heldout[target])},
+        "values": _prefixed("heldout", result.heldout[target]),
         "seconds": round(seconds, 1),
-        "tokens_seen": log[-1]["tokens"],
-        "parameters": sum(p.numel() for p in open_model(str(folder)).model.parameters()),
+        "tokens_seen": tokens,
     }
+
+
+def path_of(run: Run, work: Path) -> Path:
+    """The records of a run's steps."""
+    return work / f"{run.name}-metrics.jsonl"
+
+
+def metrics_of(run: Run, work: Path) -> list[dict[str, Any]]:
+    """Those records, read."""
+    return [json.loads(line) for line in path_of(run, work).read_text().splitlines()]
 
 
 def measure(run: Run, folder: Path, source: Path, held: Path, data: Path) -> dict[str, float]:
@@ -213,7 +243,7 @@ def tasks_of(run: Run, data: Path, work: Path) -> dict[str, str]:
 
 def fine_tuned(run: Run, task: str, data: Path, work: Path, limit: int) -> dict[str, Any]:
     """One task learnt by one student, seeded by the run's seed."""
-    folder = work / f"{run.name}-student"
+    folder = folder_of(run, work)
     splits = open_task(task, data, limit=limit)
     settings = defaults(splits.task, len(splits.train), hidden_size(folder))
     started = time.perf_counter()
@@ -224,7 +254,7 @@ def fine_tuned(run: Run, task: str, data: Path, work: Path, limit: int) -> dict[
 def probed(run: Run, task: str, data: Path, work: Path, limit: int) -> dict[str, Any]:
     """One task learnt by a linear model on the frozen embeddings of one student."""
     started = time.perf_counter()
-    values = probe(work / f"{run.name}-student", open_task(task, data, limit=limit))
+    values = probe(folder_of(run, work), open_task(task, data, limit=limit))
     return {"values": values, "seconds": round(time.perf_counter() - started, 1)}
 
 
@@ -249,6 +279,8 @@ def work_through(options: argparse.Namespace) -> None:
                     if any(key.items() <= line.items() for line in finished(results)):
                         continue
                     print(f"{run.name}: {kind} ...", flush=True)
+                    if kind != "distil" and not folder_of(run, work).exists():
+                        distilled(run, data, work)
                     line = {**key, **job(), "threads": options.threads, "machine": machine()}
                     with FileLock(work / "results.lock"), results.open("a") as file:
                         file.write(json.dumps(line) + "\n")
@@ -259,35 +291,6 @@ def work_through(options: argparse.Namespace) -> None:
 def finished(results: Path) -> list[dict[str, Any]]:
     """The lines of all finished jobs."""
     return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-
-
-def table(results: Path) -> None:
-    """Mean and standard error over seeds, an arm a line."""
-    lines = finished(results)
-    for teacher, target, tokens in sorted({(x["teacher"], x["target"], x["tokens"]) for x in lines}):
-        here = [x for x in lines if (x["teacher"], x["target"], x["tokens"]) == (teacher, target, tokens)]
-        values: dict[str, dict[str, list[float]]] = {}
-        for line in here:
-            shown = line["values"] if line["kind"] == "distil" else {line["kind"]: line["values"]["score"]}
-            for name, value in shown.items():
-                values.setdefault(name, {}).setdefault(line["arm"], []).append(value)
-        arms = [arm for arm in ARMS if any(line["arm"] == arm for line in here)]
-        distilled = [line for line in here if line["kind"] == "distil"]
-        rows = []
-        for name in ("seconds", "parameters"):
-            means = [statistics.mean([x[name] for x in distilled if x["arm"] == a] or [0.0]) for a in arms]
-            rows.append([name, *(f"{m:,.0f}" for m in means)])
-        rows += [[name, *(_cell(by_arm.get(arm, [])) for arm in arms)] for name, by_arm in values.items()]
-        print(f"\n### {teacher} to {target}, {tokens} tokens\n\n{markdown(['', *arms], rows)}")
-
-
-def _cell(numbers: list[float]) -> str:
-    if not numbers:
-        return ""
-    error = statistics.stdev(numbers) / len(numbers) ** 0.5 if len(numbers) > 1 else None
-    digits = 1 if abs(statistics.mean(numbers)) >= 10 else 4
-    text = f"{statistics.mean(numbers):.{digits}f}"
-    return text + (f" ± {error:.{digits}f} ({len(numbers)})" if error is not None else " (1)")
 
 
 def _prefixed(prefix: str, values: Mapping[str, float]) -> dict[str, float]:
@@ -301,11 +304,10 @@ def _names(text: str) -> list[str]:
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("verb", choices=("run", "table"))
     parser.add_argument("--data-dir", type=Path, default=Path("../shared/data"))
     parser.add_argument("--work", type=Path, default=Path("runs/quality"))
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "quality.jsonl")
-    parser.add_argument("--arms", type=_names, default=list(ARMS))
+    parser.add_argument("--results", type=Path, default=RESULTS / "quality.jsonl")
+    parser.add_argument("--arms", type=_names, default=[TEACHER, *ARMS])
     parser.add_argument("--teachers", type=_names, default=["minilm", "rxnfp"])
     parser.add_argument("--targets", type=_names, default=list(TARGETS))
     parser.add_argument("--seeds", type=lambda t: [int(s) for s in t.split(",")], default=list(SEEDS))
@@ -314,8 +316,7 @@ def main() -> None:
     parser.add_argument("--tasks", action="store_true", help="fine-tune as well")
     parser.add_argument("--probes", action="store_true", help="fit linear models on frozen embeddings as well")
     parser.add_argument("--limit", type=int, default=10_000, help="rows that a task is learnt from at most")
-    options = parser.parse_args()
-    work_through(options) if options.verb == "run" else table(options.results)
+    work_through(parser.parse_args())
 
 
 if __name__ == "__main__":

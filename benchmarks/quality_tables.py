@@ -1,0 +1,160 @@
+"""The comparison of `quality.py` as tables and pictures.
+
+    python benchmarks/quality_tables.py                                     # mean and standard error over seeds
+    python benchmarks/quality_tables.py --figures docs/figures --work runs/quality
+
+Pictures are the arms' measures, and, where --work still holds the records of runs, the losses along their paths.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+from pathlib import Path
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from harness import RESULTS
+from homodistil.report.curves import INK, SERIES
+from homodistil.report.tables import markdown
+from quality import ARMS, TEACHER, Run, finished, metrics_of, path_of
+
+COUNTED = ("seconds", "parameters")
+DRAWN = {
+    "minilm": ("stsb test: spearman", "held-out text: similarity"),
+    "rxnfp": ("held-out text: masked accuracy", "held-out text: kl"),
+}
+"""The measures that the pictures show, of each teacher."""
+TERMS = ("hidden", "attention")
+"""The losses whose paths are shown."""
+Values = dict[str, dict[str, list[float]]]
+
+
+def gathered(results: Path) -> dict[tuple[str, str, str], Values]:
+    """For each teacher, target and budget the values of each measure, by arm; the teacher's own stand in each."""
+    lines = finished(results)
+    cells = dict.fromkeys((x["teacher"], x["target"], x["tokens"]) for x in lines if x["arm"] != TEACHER)
+    tables: dict[tuple[str, str, str], Values] = {}
+    for cell in sorted(cells):
+        values = tables.setdefault(cell, {name: {} for name in COUNTED})
+        for line in lines:
+            if (line["teacher"], line["target"], line["tokens"]) != cell and (line["arm"], line["teacher"]) != (
+                TEACHER,
+                cell[0],
+            ):
+                continue
+            distil = line["kind"] == "distil"
+            shown = line["values"] if distil else {f"{line['kind']}, fine-tuned": line["values"]["score"]}
+            counts = {name: line[name] for name in COUNTED if distil}
+            for name, value in {**counts, **shown}.items():
+                values.setdefault(name, {}).setdefault(line["arm"], []).append(value)
+    return tables
+
+
+def table(results: Path) -> None:
+    """Mean and standard error over seeds, an arm a column."""
+    for (teacher, target, tokens), values in gathered(results).items():
+        arms = [arm for arm in (TEACHER, *ARMS) if any(arm in by_arm for by_arm in values.values())]
+        rows = [[name, *(_cell(name, by_arm.get(arm, [])) for arm in arms)] for name, by_arm in values.items()]
+        print(f"\n### {teacher} to {target}, {tokens} tokens\n\n{markdown(['', *arms], rows)}")
+
+
+def _cell(name: str, numbers: list[float]) -> str:
+    if not numbers:
+        return ""
+    if name in COUNTED:
+        return f"{statistics.mean(numbers):,.0f}"
+    error = statistics.stdev(numbers) / len(numbers) ** 0.5 if len(numbers) > 1 else None
+    digits = 1 if abs(statistics.mean(numbers)) >= 10 else 4
+    text = f"{statistics.mean(numbers):.{digits}f}"
+    return text + (f" ± {error:.{digits}f} ({len(numbers)})" if error is not None else " (1)")
+
+
+def arms_figure(tables: dict[tuple[str, str, str], Values], target: str, tokens: str) -> Figure:
+    """The drawn measures of all arms: seeds as points, their mean as a bar, the teacher as a line."""
+    panels = [(teacher, name) for teacher, names in DRAWN.items() for name in names]
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    for axes, (teacher, name) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        by_arm = tables[teacher, target, tokens][name]
+        arms = [arm for arm in reversed(ARMS) if arm in by_arm]
+        for height, arm in enumerate(arms):
+            color = SERIES[0] if arm == "homotopic" else INK
+            axes.plot(by_arm[arm], [height] * len(by_arm[arm]), "o", color=color, alpha=0.5, markersize=4, mew=0)
+            axes.plot([statistics.mean(by_arm[arm])], [height], "|", color=color, markersize=14)
+        for value in by_arm.get(TEACHER, [])[:1]:
+            axes.axvline(value, color=INK, linewidth=0.8, linestyle="--")
+            axes.annotate(" teacher", (value, len(arms) - 0.4), fontsize=7, ha="right", color=INK)
+        axes.set_yticks(range(len(arms)), arms, fontsize=8)
+        axes.set_ylim(-0.6, len(arms) - 0.2)
+        axes.set_title(f"{teacher}: {name.removeprefix('held-out text: ')}", fontsize=9, loc="left")
+        axes.tick_params(axis="x", labelsize=7)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def path_figure(runs: list[Run], work: Path) -> Figure:
+    """Losses of the runs, smoothed over their last steps, against the tokens that they have seen."""
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    teachers = sorted({run.teacher for run in runs})
+    panels = figure.subplots(1, len(teachers) * len(TERMS))
+    for axes, (teacher, term) in zip(panels, ((t, name) for t in teachers for name in TERMS), strict=True):
+        here = sorted((r for r in runs if r.teacher == teacher), key=lambda r: list(ARMS).index(r.arm))
+        for run in here:
+            color = SERIES[list(ARMS).index(run.arm) % len(SERIES)]
+            records = [r for r in metrics_of(run, work) if term in r["terms"]]
+            seen = [r["tokens"] / 1e6 for r in records]
+            axes.plot(seen, _smooth([r["terms"][term] for r in records]), color=color, linewidth=1, label=run.arm)
+        axes.set_yscale("log")
+        axes.set_title(f"{teacher}: {term} loss", fontsize=9, loc="left")
+        axes.set_xlabel("million tokens", fontsize=8)
+        axes.tick_params(labelsize=7, which="both")
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].legend(fontsize=7, frameon=False)
+    return figure
+
+
+def _smooth(values: list[float], decay: float = 0.95) -> list[float]:
+    """A running mean, started without bias."""
+    mean, weight, out = 0.0, 0.0, []
+    for value in values:
+        mean, weight = decay * mean + (1 - decay) * value, decay * weight + (1 - decay)
+        out.append(mean / weight if weight else math.nan)
+    return out
+
+
+def figures(results: Path, folder: Path, work: Path) -> None:
+    """Write the pictures of each target, of the largest budget, as SVG."""
+    tables = gathered(results)
+    folder.mkdir(parents=True, exist_ok=True)
+    for target in sorted({cell[1] for cell in tables}):
+        budgets = [{cell[2] for cell in tables if cell[:2] == (teacher, target)} for teacher in DRAWN]
+        for tokens in set.intersection(*budgets):
+            name = f"{target}-{tokens}"
+            _write(arms_figure(tables, target, tokens), folder / f"arms-{name}.svg")
+            runs = [Run(0, teacher, target, arm, tokens) for teacher in DRAWN for arm in ARMS]
+            runs = [run for run in runs if path_of(run, work).exists()]
+            if runs:
+                _write(path_figure(runs, work), folder / f"paths-{name}.svg")
+
+
+def _write(figure: Figure, file: Path) -> None:
+    """Text as text and no date, so that the file is small and the same numbers make the same file."""
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "homodistil", "path.simplify_threshold": 0.5}):
+        figure.savefig(file, metadata={"Date": None})
+    print(file)
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=RESULTS / "quality.jsonl")
+    parser.add_argument("--figures", type=Path, help="write pictures into this folder in place of the tables")
+    parser.add_argument("--work", type=Path, default=Path("runs/quality"), help="where the runs were made")
+    options = parser.parse_args()
+    figures(options.results, options.figures, options.work) if options.figures else table(options.results)
+
+
+if __name__ == "__main__":
+    main()
