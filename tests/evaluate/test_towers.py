@@ -71,6 +71,26 @@ def test_fine_tuning_starts_where_the_probe_ends(
     assert all(tuned[name] == pytest.approx(probed[name], abs=0.02) for name in splits.task.metrics)
 
 
+@pytest.mark.parametrize("counts", [True, False], ids=["in the mean", "left out of the mean"])
+def test_an_encoders_prompt_is_read_in_fine_tuning_as_in_use(
+    counts: bool, sentence_encoder: Path, tmp_path: Path
+) -> None:
+    """With a prompt by default too, an embedding of `Towers` is that of `encode`."""
+    made = SentenceTransformer(str(sentence_encoder), prompts={"query": "dog tree "}, default_prompt_name="query")
+    plain = made.encode("cat", prompt="")
+    assert abs(made.encode("cat") - plain).max() > 1e-3
+    made[1].include_prompt = counts
+    made.save_pretrained(str(tmp_path))
+    splits = _splits(lambda a, _: "cat" if "cat" in a.split() else "none", "one")
+    net = Towers(tmp_path, splits, ["cat", "none"]).eval()
+    rows = encoded(splits.train, splits.task, net.tokenizer, 32, lambda _: 0, prompt=net.prompt)
+    with torch.no_grad():
+        logits = net(**Collate(net.tokenizer)([rows[k] for k in range(8)]))["logits"]
+        used = SentenceTransformer(str(tmp_path)).encode(splits.train["one"][:8], normalize_embeddings=True)
+        expected = net.head(torch.from_numpy(used))
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_fine_tuning_learns_more_than_the_probe(sentence_encoder: Path) -> None:
     """Whether the number of three words in a text is odd is no linear function of them."""
     splits = _splits(lambda _, b: len({"cat", "dog", "tree"} & set(b.split())) % 2, "other", rows=1000)

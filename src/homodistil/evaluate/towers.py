@@ -47,6 +47,9 @@ class Towers(nn.Module):
         super().__init__()
         self.encoder = SentenceTransformer(str(model), trust_remote_code=trust_remote_code).float()
         self.classes, self.columns = len(classes), len(splits.task.columns)
+        self.prompt: str = self.encoder.prompts.get(self.encoder.default_prompt_name) or ""
+        """What the encoder puts before each text."""
+        self._prompt_length = _tokens_before(self.prompt, self.tokenizer)
         weight, bias = layer(self.encoder, splits)
         self.head = nn.Linear(weight.shape[1], len(weight))
         with torch.no_grad():
@@ -71,7 +74,10 @@ class Towers(nn.Module):
             attention_mask: the same shape.
             labels: (batch,).
         """
-        inputs = {"input_ids": input_ids.flatten(0, 1), "attention_mask": attention_mask.flatten(0, 1)}
+        inputs: dict[str, Any] = {"input_ids": input_ids.flatten(0, 1), "attention_mask": attention_mask.flatten(0, 1)}
+        if self._prompt_length:
+            # some encoders leave the prompt's tokens out of the mean
+            inputs["prompt_length"] = self._prompt_length
         embedded = F.normalize(self.encoder(inputs)["sentence_embedding"].float(), dim=-1)
         texts = embedded.view(len(input_ids), self.columns, -1).unbind(1)
         logits = self.head(torch.cat(of_pair(*texts), dim=-1) if self.columns > 1 else texts[0])
@@ -81,13 +87,27 @@ class Towers(nn.Module):
         return {"loss": loss, "logits": logits}
 
 
+def _tokens_before(prompt: str, tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many tokens a prompt takes with those that open a sequence; 0 without a prompt."""
+    if not prompt:
+        return 0
+    ids = tokenizer(prompt)["input_ids"]
+    return len(ids) - (ids[-1] in (tokenizer.sep_token_id, tokenizer.eos_token_id))
+
+
 def encoded(
-    rows: Dataset, task: Task, tokenizer: PreTrainedTokenizerBase, length: int, label: Callable[[Any], float]
+    rows: Dataset,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    label: Callable[[Any], float],
+    *,
+    prompt: str = "",
 ) -> Dataset:
     """Rows as `Towers` reads them: the tokens of each text, the longest text's `length`, by which rows are grouped."""
 
     def encode(row: Mapping[str, Any]) -> dict[str, Any]:
-        texts = tokenizer([row[c] for c in task.columns], truncation=True, max_length=length)["input_ids"]
+        texts = tokenizer([prompt + row[c] for c in task.columns], truncation=True, max_length=length)["input_ids"]
         return {"input_ids": texts, "length": max(map(len, texts)), "labels": label(row[task.label])}
 
     return rows.map(encode, remove_columns=rows.column_names, load_from_cache_file=False)
