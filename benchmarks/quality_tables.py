@@ -15,6 +15,7 @@ from pathlib import Path
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from harness import RESULTS
 from homodistil.report.curves import INK, SERIES
@@ -27,6 +28,8 @@ DRAWN = {
     "rxnfp": ("held-out text: masked accuracy", "held-out text: kl"),
 }
 """The measures that the pictures show, of each teacher."""
+POINTS = 100
+"""Points that a path is drawn with, so that a picture stays small."""
 TERMS = ("hidden", "attention")
 """The losses whose paths are shown."""
 Values = dict[str, dict[str, list[float]]]
@@ -88,7 +91,12 @@ def arms_figure(tables: dict[tuple[str, str, str], Values], target: str, tokens:
             axes.annotate(" teacher", (value, len(arms) - 0.4), fontsize=7, ha="right", color=INK)
         axes.set_yticks(range(len(arms)), arms, fontsize=8)
         axes.set_ylim(-0.6, len(arms) - 0.2)
-        axes.set_title(f"{teacher}: {name.removeprefix('held-out text: ')}", fontsize=9, loc="left")
+        if max(map(max, by_arm.values())) > 3 * min(map(min, by_arm.values())) > 0:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter(ScalarFormatter())
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_title(f"{teacher}, {name}", fontsize=8, loc="left")
         axes.tick_params(axis="x", labelsize=7)
         axes.spines[["top", "right"]].set_visible(False)
     return figure
@@ -102,16 +110,21 @@ def path_figure(runs: list[Run], work: Path) -> Figure:
     for axes, (teacher, term) in zip(panels, ((t, name) for t in teachers for name in TERMS), strict=True):
         here = sorted((r for r in runs if r.teacher == teacher), key=lambda r: list(ARMS).index(r.arm))
         for run in here:
-            color = SERIES[list(ARMS).index(run.arm) % len(SERIES)]
+            lap, place = divmod(list(ARMS).index(run.arm), len(SERIES))
+            look = {"color": SERIES[place], "linestyle": "-:"[lap], "linewidth": 1, "label": run.arm}
             records = [r for r in metrics_of(run, work) if term in r["terms"]]
-            seen = [r["tokens"] / 1e6 for r in records]
-            axes.plot(seen, _smooth([r["terms"][term] for r in records]), color=color, linewidth=1, label=run.arm)
+            points = list(
+                zip([r["tokens"] / 1e6 for r in records], _smooth([r["terms"][term] for r in records]), strict=True)
+            )
+            if points:
+                axes.plot(*zip(*points[:: 1 + len(points) // POINTS], strict=True), **look)
         axes.set_yscale("log")
-        axes.set_title(f"{teacher}: {term} loss", fontsize=9, loc="left")
+        axes.set_title(f"{teacher}, {term} loss", fontsize=8, loc="left")
         axes.set_xlabel("million tokens", fontsize=8)
         axes.tick_params(labelsize=7, which="both")
         axes.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].legend(fontsize=7, frameon=False)
+    drawn = {label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(drawn.values(), drawn, fontsize=8, frameon=False, loc="outside lower center", ncols=len(drawn))
     return figure
 
 
