@@ -9,13 +9,13 @@ Pictures are the arms' measures, and, where --work still holds the records of ru
 from __future__ import annotations
 
 import argparse
-import math
+import io
 import statistics
 from pathlib import Path
 
-from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+from PIL import Image
 
 from harness import RESULTS
 from homodistil.report.curves import INK, SERIES
@@ -28,8 +28,6 @@ DRAWN = {
     "rxnfp": ("held-out text: masked accuracy", "held-out text: kl"),
 }
 """The measures that the pictures show, of each teacher."""
-POINTS = 100
-"""Points that a path is drawn with, so that a picture stays small."""
 TERMS = ("hidden", "attention")
 """The losses whose paths are shown."""
 Values = dict[str, dict[str, list[float]]]
@@ -117,7 +115,7 @@ def path_figure(runs: list[Run], work: Path) -> Figure:
                 zip([r["tokens"] / 1e6 for r in records], _smooth([r["terms"][term] for r in records]), strict=True)
             )
             if points:
-                axes.plot(*zip(*points[:: 1 + len(points) // POINTS], strict=True), **look)
+                axes.plot(*zip(*points, strict=True), **look)
         axes.set_yscale("log")
         axes.set_title(f"{teacher}, {term} loss", fontsize=8, loc="left")
         axes.set_xlabel("million tokens", fontsize=8)
@@ -133,29 +131,30 @@ def _smooth(values: list[float], decay: float = 0.95) -> list[float]:
     mean, weight, out = 0.0, 0.0, []
     for value in values:
         mean, weight = decay * mean + (1 - decay) * value, decay * weight + (1 - decay)
-        out.append(mean / weight if weight else math.nan)
+        out.append(mean / weight)
     return out
 
 
 def figures(results: Path, folder: Path, work: Path) -> None:
-    """Write the pictures of each target, of the largest budget, as SVG."""
+    """Write the pictures of each target, and budget that all teachers have."""
     tables = gathered(results)
     folder.mkdir(parents=True, exist_ok=True)
     for target in sorted({cell[1] for cell in tables}):
         budgets = [{cell[2] for cell in tables if cell[:2] == (teacher, target)} for teacher in DRAWN]
         for tokens in set.intersection(*budgets):
             name = f"{target}-{tokens}"
-            _write(arms_figure(tables, target, tokens), folder / f"arms-{name}.svg")
+            _write(arms_figure(tables, target, tokens), folder / f"arms-{name}.png")
             runs = [Run(0, teacher, target, arm, tokens) for teacher in DRAWN for arm in ARMS]
             runs = [run for run in runs if path_of(run, work).exists()]
             if runs:
-                _write(path_figure(runs, work), folder / f"paths-{name}.svg")
+                _write(path_figure(runs, work), folder / f"paths-{name}.png")
 
 
 def _write(figure: Figure, file: Path) -> None:
-    """Text as text and no date, so that the file is small and the same numbers make the same file."""
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "homodistil", "path.simplify_threshold": 0.5}):
-        figure.savefig(file, metadata={"Date": None})
+    """In a few colours, so that the file is small."""
+    raw = io.BytesIO()
+    figure.savefig(raw, dpi=90)
+    Image.open(raw).convert("RGB").quantize(48).save(file, optimize=True)
     print(file)
 
 
