@@ -68,7 +68,7 @@ def _cell(name: str, numbers: list[float]) -> str:
     if name in COUNTED:
         return f"{statistics.mean(numbers):,.0f}"
     error = statistics.stdev(numbers) / len(numbers) ** 0.5 if len(numbers) > 1 else None
-    digits = 1 if abs(statistics.mean(numbers)) >= 10 else 4
+    digits = 1 if name.endswith("fine-tuned") else 4
     text = f"{statistics.mean(numbers):.{digits}f}"
     return text + (f" ± {error:.{digits}f} ({len(numbers)})" if error is not None else " (1)")
 
@@ -84,9 +84,9 @@ def arms_figure(tables: dict[tuple[str, str, str], Values], target: str, tokens:
             color = SERIES[0] if arm == "homotopic" else INK
             axes.plot(by_arm[arm], [height] * len(by_arm[arm]), "o", color=color, alpha=0.5, markersize=4, mew=0)
             axes.plot([statistics.mean(by_arm[arm])], [height], "|", color=color, markersize=14)
-        for value in by_arm.get(TEACHER, [])[:1]:
+        for value in by_arm.get(TEACHER, []):
             axes.axvline(value, color=INK, linewidth=0.8, linestyle="--")
-            axes.annotate(" teacher", (value, len(arms) - 0.4), fontsize=7, ha="right", color=INK)
+            axes.text(value, -0.4, "teacher ", fontsize=7, ha="right", rotation=90, color=INK)
         axes.set_yticks(range(len(arms)), arms, fontsize=8)
         axes.set_ylim(-0.6, len(arms) - 0.2)
         if max(map(max, by_arm.values())) > 3 * min(map(min, by_arm.values())) > 0:
