@@ -154,7 +154,7 @@ def _write(figure: Figure, file: Path) -> None:
     """In a few colours, so that the file is small."""
     raw = io.BytesIO()
     figure.savefig(raw, dpi=90)
-    Image.open(raw).convert("RGB").quantize(48).save(file, optimize=True)
+    Image.open(raw).convert("RGB").quantize(160).save(file, optimize=True)
     print(file)
 
 
