@@ -17,7 +17,7 @@ from homodistil.errors import UserError
 from homodistil.evaluate.finetune import Settings, finetune
 from homodistil.evaluate.probe import probe
 from homodistil.evaluate.tasks import Splits, Task
-from homodistil.evaluate.towers import Collate, Towers, encoded, has_towers
+from homodistil.evaluate.towers import Collate, Towers, has_towers
 
 STILL = Settings(learning_rate=0.0, epochs=1, length=32)
 
@@ -83,7 +83,7 @@ def test_an_encoders_prompt_is_read_in_fine_tuning_as_in_use(
     made.save_pretrained(str(tmp_path))
     splits = _splits(lambda a, _: "cat" if "cat" in a.split() else "none", "one")
     net = Towers(tmp_path, splits, ["cat", "none"]).eval()
-    rows = encoded(splits.train, splits.task, net.tokenizer, 32, lambda _: 0, prompt=net.prompt)
+    rows = net.encoded(splits.train, splits.task, net.tokenizer, 32, lambda _: 0)
     with torch.no_grad():
         logits = net(**Collate(net.tokenizer)([rows[k] for k in range(8)]))["logits"]
         used = SentenceTransformer(str(tmp_path)).encode(splits.train["one"][:8], normalize_embeddings=True)
@@ -102,7 +102,7 @@ def test_padding_and_other_rows_change_no_logit(sentence_encoder: Path) -> None:
     """A row alone and beside longer ones says the same."""
     splits = _splits(_shared, "one", "other", labels="number")
     net = Towers(sentence_encoder, splits, []).eval()
-    rows = encoded(splits.train, splits.task, net.tokenizer, 32, float)
+    rows = net.encoded(splits.train, splits.task, net.tokenizer, 32, float)
     collate = Collate(net.tokenizer)
     batch = [rows[k] for k in range(8)]
     with torch.no_grad():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from homodistil.errors import UserError
 from homodistil.evaluate import squad
 from homodistil.evaluate.metrics import score, summary
 from homodistil.evaluate.tasks import Splits, Task
-from homodistil.evaluate.towers import Collate, Towers, encoded, has_towers
+from homodistil.evaluate.towers import Collate, Towers, has_towers
 
 Label = Callable[[Any], float]
 """What the Trainer learns of a label: the number of its class, or its number."""
@@ -137,7 +136,7 @@ def _reader(
     """A model with a head for classes or numbers, what makes its batches and rows, and how long these may be."""
     if has_towers(model):
         net = Towers(model, splits, classes, trust_remote_code=trust)
-        return net, Collate(tokenizer), partial(encoded, prompt=net.prompt), net.longest
+        return net, Collate(tokenizer), net.encoded, net.longest
     options = {"num_labels": max(1, len(classes)), "problem_type": _PROBLEM[splits.task.labels]}
     opened = _open(AutoModelForSequenceClassification, model, options, trust)
     opened.config.pad_token_id = tokenizer.pad_token_id

@@ -86,6 +86,23 @@ class Towers(nn.Module):
         loss = F.cross_entropy(logits, labels) if self.classes else F.mse_loss(logits[:, 0].float(), labels.float())
         return {"loss": loss, "logits": logits}
 
+    def encoded(
+        self,
+        rows: Dataset,
+        task: Task,
+        tokenizer: PreTrainedTokenizerBase,
+        length: int,
+        label: Callable[[Any], float],
+    ) -> Dataset:
+        """Rows as they are read: the tokens of each text, the longest text's `length`, by which rows are grouped."""
+
+        def encode(row: Mapping[str, Any]) -> dict[str, Any]:
+            texts = [self.prompt + row[c] for c in task.columns]
+            ids = tokenizer(texts, truncation=True, max_length=length)["input_ids"]
+            return {"input_ids": ids, "length": max(map(len, ids)), "labels": label(row[task.label])}
+
+        return rows.map(encode, remove_columns=rows.column_names, load_from_cache_file=False)
+
 
 def _tokens_before(prompt: str, tokenizer: PreTrainedTokenizerBase) -> int:
     """How many tokens a prompt takes with those that open a sequence; 0 without a prompt."""
@@ -93,24 +110,6 @@ def _tokens_before(prompt: str, tokenizer: PreTrainedTokenizerBase) -> int:
         return 0
     ids = tokenizer(prompt)["input_ids"]
     return len(ids) - (ids[-1] in (tokenizer.sep_token_id, tokenizer.eos_token_id))
-
-
-def encoded(
-    rows: Dataset,
-    task: Task,
-    tokenizer: PreTrainedTokenizerBase,
-    length: int,
-    label: Callable[[Any], float],
-    *,
-    prompt: str = "",
-) -> Dataset:
-    """Rows as `Towers` reads them: the tokens of each text, the longest text's `length`, by which rows are grouped."""
-
-    def encode(row: Mapping[str, Any]) -> dict[str, Any]:
-        texts = tokenizer([prompt + row[c] for c in task.columns], truncation=True, max_length=length)["input_ids"]
-        return {"input_ids": texts, "length": max(map(len, texts)), "labels": label(row[task.label])}
-
-    return rows.map(encode, remove_columns=rows.column_names, load_from_cache_file=False)
 
 
 class Collate:
