@@ -159,9 +159,9 @@ def folder_of(run: Run, work: Path) -> Path:
 
 def one(run: Run, data: Path, work: Path) -> dict[str, Any]:
     """Distil, and measure without fine-tuning."""
-    done: dict[str, Any] = (
-        {"values": {}, "seconds": 0.0, "tokens_seen": 0} if run.arm == TEACHER else distilled(run, data, work)
-    )
+    done: dict[str, Any] = {"values": {}, "seconds": 0.0, "tokens_seen": 0}
+    if run.arm != TEACHER:
+        done = distilled(run, data, work)
     values = measure(run, folder_of(run, work), fetch(run.teacher), text_of(run.teacher, data, work)[1], data)
     count = sum(p.numel() for p in open_model(str(folder_of(run, work))).model.parameters())
     return {**done, "values": values | done["values"], "parameters": count}
