@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,6 @@ from transformers import (
     DataCollatorWithPadding,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PrinterCallback,
-    Trainer,
-    TrainingArguments,
 )
 
 from homodistil.errors import UserError
@@ -30,6 +26,7 @@ from homodistil.evaluate import squad
 from homodistil.evaluate.metrics import score, summary
 from homodistil.evaluate.tasks import Splits, Task
 from homodistil.evaluate.towers import Collate, Towers, has_towers
+from homodistil.evaluate.training import Settings, train_and_predict
 
 Label = Callable[[Any], float]
 """What the Trainer learns of a label: the number of its class, or its number."""
@@ -40,26 +37,8 @@ GRID_HELDOUT = 0.1
 EXAMPLES = 30_000
 """Training examples seen at least, within `EPOCHS`: small tasks need more epochs."""
 EPOCHS = (3, 10)
-BATCH = 32
 LENGTH = {"classes": 128, "number": 128, "span": 384}
 """Tokens of an example at most, as BERT was fine-tuned."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How a model is fine-tuned.
-
-    Attributes:
-        learning_rate: at its highest; linear warm-up over a tenth of the steps, then linear decay.
-        epochs: passes over the training rows.
-        batch: examples in a step.
-        length: tokens of an example at most.
-    """
-
-    learning_rate: float
-    epochs: int
-    batch: int = BATCH
-    length: int = 128
 
 
 def defaults(task: Task, rows: int, hidden: int) -> Settings:
@@ -78,7 +57,7 @@ def best_of_grid(model: Path, splits: Splits, settings: Settings, *, trust_remot
     inner = Splits(splits.task, parts["train"], {"held": parts["test"]})
     scored = {}
     for rate in GRID:
-        tried = Settings(learning_rate=rate, epochs=settings.epochs, batch=settings.batch, length=settings.length)
+        tried = replace(settings, learning_rate=rate)
         scored[tried] = finetune(model, inner, tried, seed=0, trust_remote_code=trust_remote_code)["score"]
     return max(scored, key=lambda s: scored[s])
 
@@ -110,7 +89,7 @@ def finetune(
     if task.labels == "span":
         net = _open(AutoModelForQuestionAnswering, model, {}, trust_remote_code)
         per_split = squad.learn_and_answer(
-            lambda train, evaluated: _train(net, _padded(tokenizer), train, evaluated, settings, seed),
+            lambda train, evaluated: train_and_predict(net, _padded(tokenizer), train, evaluated, settings, seed),
             tokenizer,
             splits,
             min(settings.length, _longest(net, tokenizer)),
@@ -122,7 +101,7 @@ def finetune(
         length = min(settings.length, longest)
         train = read(splits.train, task, tokenizer, length, label)
         evaluated = {s: read(rows, task, tokenizer, length, label) for s, rows in splits.evaluated.items()}
-        answers = _train(net, collate, train, evaluated, settings, seed)
+        answers = train_and_predict(net, collate, train, evaluated, settings, seed)
         per_split = {}
         for split, logits in answers.items():
             predicted = logits[:, 0] if task.labels == "number" else logits.argmax(-1)
@@ -196,50 +175,3 @@ def _encoded(rows: Dataset, task: Task, tokenizer: PreTrainedTokenizerBase, leng
         return {**made, "labels": [label(v) for v in batch[task.label]]}
 
     return rows.map(encode, batched=True, remove_columns=rows.column_names, load_from_cache_file=False)
-
-
-def _train(
-    net: nn.Module,
-    collate: DataCollatorWithPadding | Collate,
-    train: Dataset,
-    evaluated: Mapping[str, Dataset],
-    settings: Settings,
-    seed: int,
-) -> dict[str, Any]:
-    """Train in place, and what the model then says of each split."""
-    steps = -(-len(train) // settings.batch) * settings.epochs
-    with tempfile.TemporaryDirectory() as out:
-        arguments = TrainingArguments(
-            output_dir=out,
-            learning_rate=settings.learning_rate,
-            num_train_epochs=settings.epochs,
-            per_device_train_batch_size=settings.batch,
-            per_device_eval_batch_size=settings.batch,
-            warmup_steps=steps // 10,
-            weight_decay=0.01,
-            train_sampling_strategy="group_by_length",
-            # what is not read has been left out of the rows, but for the length that they are grouped by
-            remove_unused_columns=False,
-            seed=seed,
-            use_cpu=not torch.cuda.is_available(),
-            bf16=_bf16(),
-            save_strategy="no",
-            logging_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            dataloader_pin_memory=torch.cuda.is_available(),
-        )
-        trainer = Trainer(model=net, args=arguments, train_dataset=train, data_collator=collate)
-        # it would print its timings into our table
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-        # the strategy would sort scored rows as well, and answers must come in the rows' order
-        trainer.args.train_sampling_strategy = "random"
-        return {split: trainer.predict(rows).predictions for split, rows in evaluated.items()}
-
-
-def _bf16() -> bool:
-    """Whether the machine computes in bf16 rather than emulating it."""
-    if torch.cuda.is_available():
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

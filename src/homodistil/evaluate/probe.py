@@ -109,7 +109,8 @@ def _linear(task: Task, labels: Sequence[Any]) -> Pipeline:
 
 def _fitted(model: Path | str | SentenceTransformer, splits: Splits) -> Pipeline:
     refuse_spans(splits.task)
-    labels = splits.train[splits.task.label]
+    # a column of a data set would be read again at each access
+    labels = list(splits.train[splits.task.label])
     return _linear(splits.task, labels).fit(_features(model, splits.task, splits.train), labels)
 
 

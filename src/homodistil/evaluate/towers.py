@@ -74,17 +74,21 @@ class Towers(nn.Module):
             attention_mask: the same shape.
             labels: (batch,).
         """
-        inputs: dict[str, Any] = {"input_ids": input_ids.flatten(0, 1), "attention_mask": attention_mask.flatten(0, 1)}
-        if self._prompt_length:
-            # some encoders leave the prompt's tokens out of the mean
-            inputs["prompt_length"] = self._prompt_length
-        embedded = F.normalize(self.encoder(inputs)["sentence_embedding"].float(), dim=-1)
-        texts = embedded.view(len(input_ids), self.columns, -1).unbind(1)
+        texts = [self._embedded(input_ids[:, c], attention_mask[:, c]) for c in range(self.columns)]
         logits = self.head(torch.cat(of_pair(*texts), dim=-1) if self.columns > 1 else texts[0])
         if labels is None:
             return {"logits": logits}
         loss = F.cross_entropy(logits, labels) if self.classes else F.mse_loss(logits[:, 0].float(), labels.float())
         return {"loss": loss, "logits": logits}
+
+    def _embedded(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Embeddings (batch, hidden) of one column, read as far as its own longest text reaches."""
+        inside = mask.any(0)
+        inputs: dict[str, Any] = {"input_ids": ids[:, inside], "attention_mask": mask[:, inside]}
+        if self._prompt_length:
+            # some encoders leave the prompt's tokens out of the mean
+            inputs["prompt_length"] = self._prompt_length
+        return F.normalize(self.encoder(inputs)["sentence_embedding"].float(), dim=-1)
 
     def encoded(
         self,
