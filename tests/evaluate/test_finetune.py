@@ -14,8 +14,9 @@ from transformers import BertForMaskedLM, PreTrainedTokenizerBase
 from conftest import WORDS, tiny_config
 from homodistil.errors import UserError
 from homodistil.evaluate import finetune as finetuning
-from homodistil.evaluate.finetune import Settings, best_of_grid, defaults, finetune
+from homodistil.evaluate.finetune import best_of_grid, defaults, finetune
 from homodistil.evaluate.tasks import TASKS, Splits, Task
+from homodistil.evaluate.training import Settings
 
 EASY = Settings(learning_rate=2e-3, epochs=12, batch=16, length=32)
 

@@ -14,10 +14,11 @@ from transformers import BertModel, PreTrainedTokenizerBase
 
 from conftest import WORDS, tiny_config
 from homodistil.errors import UserError
-from homodistil.evaluate.finetune import Settings, finetune
+from homodistil.evaluate.finetune import finetune
 from homodistil.evaluate.probe import probe
 from homodistil.evaluate.tasks import Splits, Task
 from homodistil.evaluate.towers import Collate, Towers, has_towers
+from homodistil.evaluate.training import Settings
 
 STILL = Settings(learning_rate=0.0, epochs=1, length=32)
 
