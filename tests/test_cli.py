@@ -69,6 +69,15 @@ def test_plan_shows_layers_where_a_target_changes_them(masked_lm: Path, capsys: 
     assert [line.split()[1:3] for line in lines if line.strip().startswith("layers=1")] == [["1", "48"], ["1", "24"]]
 
 
+def test_a_long_target_cuts_no_figure_off(masked_lm: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is too long for a line is the name that was given, and it is broken."""
+    target = "layers=1,hidden=16,heads=2,head_dim=8,ffn=24"
+    main(["plan", str(masked_lm), "--target", target])
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    assert all(header in shown for header in ("layers", "hidden", "heads", "ffn", "parameters", "MFLOPs/token", "MB"))
+
+
 def test_families_say_where_layers_may_leave(capsys: pytest.CaptureFixture[str]) -> None:
     """As a width, and where the first or all of them have to stay."""
     assert main(["families"]) == 0

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from homodistil.report.tables import markdown, rows, written
+from homodistil.report.tables import markdown, rows, terminal, written
 
 
 def _record(model: str, measure: str, **values: float) -> dict[str, Any]:
@@ -43,3 +44,13 @@ def test_models_of_one_name_are_told_apart() -> None:
     """Two students called 0.5 are called by their runs as well."""
     records = [_record(f"runs/{run}/students/0.5", "size", parameters=1) for run in "ab"]
     assert written(records)[0][2:4] == ["a/students/0.5", "b/students/0.5"]
+
+
+def test_a_narrow_terminal_breaks_words_and_no_number() -> None:
+    """Every cell of a model is there whole, also beside a measure with a long name."""
+    records = [{**r, "measure": f"a task with quite a long name: {r['measure']}"} for r in RECORDS]
+    console = Console(width=60, record=True)
+    console.print(terminal(records))
+    shown = console.export_text()
+    assert max(map(len, shown.splitlines())) <= 60
+    assert all(cell in shown for line in written(records)[1] for cell in line[2:])

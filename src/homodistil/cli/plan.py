@@ -66,7 +66,8 @@ def _show_plan(teacher: Planned, targets: Sequence[Planned]) -> None:
         *(["off budget"] if budgets else []),
     ]
     table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("", no_wrap=True)
+    # a long target is broken before a figure is cut off
+    table.add_column("", overflow="fold")
     for name in header:
         table.add_column(name, justify="right", no_wrap=True)
     for row in (teacher, *targets):
@@ -76,7 +77,7 @@ def _show_plan(teacher: Planned, targets: Sequence[Planned]) -> None:
         cells = [written[w] for w in widths]
         cells += [f"{row.parameters:,}", f"{row.flops_per_token / 1e6:.1f}", f"{row.memory_bytes / 1e6:.1f}"]
         table.add_row(row.target, *cells, *(["" if row.missed is None else f"{row.missed:+.2%}"] if budgets else []))
-    # a pipe counts as 80 columns, which would cut figures off
+    # a pipe counts as 80 columns
     Console(width=max(100, Console().width)).print(table)
     print(f"FLOPs of a forward pass at {teacher.sequence} tokens a sequence; MB of the weights in float32.")
 

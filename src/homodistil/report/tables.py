@@ -89,7 +89,8 @@ def terminal(records: Sequence[Record]) -> Table:
     header, lines = written(records)
     table = Table(box=box.SIMPLE_HEAD)
     for k, name in enumerate(header):
-        table.add_column(name, justify="left" if k < 2 else "right", no_wrap=True)
+        # a narrow terminal breaks words, and no number
+        table.add_column(name, justify="left" if k < 2 else "right", no_wrap=k > 1, overflow="fold")
     for line in lines:
         table.add_row(*line)
     return table
