@@ -20,7 +20,8 @@ from PIL import Image
 from harness import RESULTS
 from homodistil.report.curves import INK, SERIES
 from homodistil.report.tables import markdown
-from quality import ARMS, TEACHER, Run, finished, metrics_of, path_of
+from quality import finished, metrics_of, path_of
+from quality_arms import ARMS, TEACHER, Run
 
 COUNTED = ("seconds", "parameters")
 DRAWN = {
