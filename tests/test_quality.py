@@ -1,0 +1,95 @@
+"""The comparison in benchmarks/: what is run, what is not run again, and how it is counted."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
+
+
+def _options(tmp_path: Path, **changes: Any) -> argparse.Namespace:
+    values = {
+        "seeds": [0, 1],
+        "arms": ["teacher", "homotopic", "paper"],
+        "teachers": ["minilm", "rxnfp"],
+        "targets": ["0.3", "0.5"],
+        "tokens": "1M",
+        "threads": 1,
+        "data_dir": tmp_path / "data",
+        "work": tmp_path / "work",
+        "results": tmp_path / "results.jsonl",
+        "tasks": False,
+        "probes": False,
+        "limit": 100,
+    }
+    return argparse.Namespace(**values | changes)
+
+
+def test_a_seed_is_finished_before_the_next_begins(tmp_path: Path) -> None:
+    """So that arms can be compared whenever it is stopped; what needs a language model is for those that are one."""
+    from quality import runs
+
+    made = list(runs(_options(tmp_path)))
+    assert [run.seed for run in made] == sorted(run.seed for run in made)
+    assert len({run.name for run in made}) == len(made)
+    assert {run.teacher for run in made if run.arm == "paper"} == {"rxnfp"}
+    assert [run.target for run in made if run.arm == "teacher"] == ["1"] * 4
+
+
+def test_what_is_finished_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor what another process is at; all else is run once, and is a line."""
+    from filelock import FileLock
+
+    import quality
+
+    options = _options(tmp_path, arms=["homotopic"], targets=["0.3"])
+    done, busy, *left = quality.runs(options)
+    options.results.write_text(json.dumps({**asdict(done), "kind": "distil", "values": {}}) + "\n")
+    options.work.mkdir()
+    seen = []
+
+    def one(run: Any, *_: Path) -> dict[str, Any]:
+        seen.append(run)
+        return {"values": {"made": 1.0}}
+
+    monkeypatch.setattr(quality, "one", one)
+    with FileLock(options.work / f"{busy.name}.lock"):
+        quality.work_through(options)
+    assert seen == left
+    lines = quality.finished(options.results)
+    assert [{key: line[key] for key in asdict(run)} for run, line in zip([done, *left], lines, strict=True)] == [
+        asdict(run) for run in [done, *left]
+    ]
+
+
+def test_a_cell_is_the_mean_over_seeds_and_its_standard_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The teacher's own measures stand in all its tables and in no other's; the time of a paused run is not counted."""
+    from quality_tables import table
+
+    def line(teacher: str, target: str, arm: str, seed: int, accuracy: float, seconds: float | None) -> str:
+        run = {"teacher": teacher, "target": target, "arm": arm, "seed": seed, "tokens": "1M", "kind": "distil"}
+        return json.dumps({**run, "values": {"accuracy": accuracy}, "seconds": seconds, "parameters": 7})
+
+    results = tmp_path / "results.jsonl"
+    lines = [line("a", "0.3", "homotopic", 0, 0.5, 10), line("a", "0.3", "homotopic", 1, 0.7, None)]
+    lines += [line("b", "0.3", "homotopic", 0, 0.1, 20), line("a", "1", "teacher", 0, 0.9, 0)]
+    results.write_text("\n".join(lines) + "\n")
+    table(results)
+    first, second = capsys.readouterr().out.split("### b")
+    assert "| accuracy | 0.9000 (1) | 0.6000 ± 0.1000 (2) |" in first
+    assert "| seconds | 0 | 10 |" in first
+    assert "| accuracy | 0.1000 (1) |" in second
