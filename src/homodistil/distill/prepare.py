@@ -168,12 +168,12 @@ def prepare(recipe: Recipe, *, resume: bool, texts: Iterable[str] | None) -> Run
 
 def _keep_freed_memory() -> None:
     """Tell glibc to keep what is freed: a step frees and asks for the same sizes, and new pages cost more than sums."""
-    library = ctypes.CDLL(None)
-    if sys.platform == "linux" and hasattr(library, "mallopt"):
-        trim_threshold, top_pad, mmap_max = -1, -2, -4
-        library.mallopt(mmap_max, 0)
-        library.mallopt(trim_threshold, 2**31 - 1)
-        library.mallopt(top_pad, 64 << 20)
+    if sys.platform != "linux" or not hasattr(library := ctypes.CDLL(None), "mallopt"):
+        return
+    trim_threshold, top_pad, mmap_max = -1, -2, -4
+    library.mallopt(mmap_max, 0)
+    library.mallopt(trim_threshold, 2**31 - 1)
+    library.mallopt(top_pad, 64 << 20)
 
 
 def batch_for(recipe: Recipe, teacher: Teacher) -> int:
