@@ -23,8 +23,8 @@ class Recipe:
         data: plain text: a file, a folder, .jsonl, .csv, .parquet, a saved dataset, or a hub dataset (`name:config`);
             for teachers of images a folder of images, or a dataset with a column of them.
         out: the run's folder.
-        target: keep ratio (0.5), parameter budget (17.3M), shape (hidden=240,heads=12,ffn=960, or layers=6 for fewer
-            layers) or preset (homobert-small); give it several times to reach several in one run.
+        target: keep ratio (0.5), parameter budget (17.3M), either of them with a depth (17.3M,layers=6), shape
+            (hidden=240,heads=12,ffn=960) or preset (homobert-small); give it several times to reach several in one run.
         student: where the student starts, if not as a copy of the teacher: a model of the same family and vocabulary,
             no larger. Targets are then shares of its widths.
         trim_vocab: drop the tokens that the data never uses, of the teacher as well; budgets count what is left.

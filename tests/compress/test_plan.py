@@ -95,6 +95,23 @@ def test_a_shape_may_name_the_number_of_layers(base: Layout, target: str, change
     assert planned.parameters == sum(p.numel() for p in on_meta(BertModel, config).parameters())
 
 
+@pytest.mark.parametrize(("target", "budget"), [("30M, layers=6", 30_000_000), ("17.3M,layers=3", 17_300_000)])
+def test_a_budget_with_a_depth_is_met_in_so_many_layers(base: Layout, target: str, budget: int) -> None:
+    """Fewer layers leave room for wider ones; proportions stay near to the teacher's."""
+    shallow, deep = _one(base, target), _one(base, target.partition(",")[0])
+    assert shallow.missed == shallow.parameters / budget - 1
+    assert abs(shallow.missed) < 0.02
+    assert shallow.shape["layers"] == int(target[-1])
+    assert shallow.shape["hidden"] > deep.shape["hidden"]
+    assert 3 < shallow.shape["ffn"] / shallow.shape["hidden"] < 5.4
+
+
+def test_a_ratio_with_a_depth_keeps_the_width_of_the_ratio(base: Layout) -> None:
+    """Only the layers differ; all of the width in fewer layers can be asked for as well."""
+    assert _one(base, "0.3,layers=4").shape == {**_one(base, "0.3").shape, "layers": 4}
+    assert _one(base, "1.0, layers=4").shape == _one(base, "layers=4").shape
+
+
 def test_layers_that_cannot_leave_are_refused_with_the_reason() -> None:
     """A model whose configuration tells layers apart by something else than a list with an entry a layer."""
     model = on_meta(GPT2LMHeadModel, GPT2Config(n_layer=2, scale_attn_by_inverse_layer_idx=True))
@@ -184,7 +201,19 @@ def test_published_sizes_have_names(base: Layout, preset: str, parameters: int) 
 
 
 @pytest.mark.parametrize(
-    "target", ["0.5", "0.3", "8000", "12k", "hidden=20,heads=2,ffn=33", "heads=3", "ffn=5", "layers=1"]
+    "target",
+    [
+        "0.5",
+        "0.3",
+        "8000",
+        "12k",
+        "8k,layers=1",
+        "0.5,layers=1",
+        "hidden=20,heads=2,ffn=33",
+        "heads=3",
+        "ffn=5",
+        "layers=1",
+    ],
 )
 def test_what_is_planned_is_what_is_made(target: str) -> None:
     """The plan's shape and count are those of the model after the cut."""
@@ -235,6 +264,15 @@ def test_several_targets_come_widest_first(base: Layout) -> None:
         (["0.001"], "Cannot keep 0.001", "leaves head_dim at least 1", "from 0.02 to 1"),
         (["0"], "Cannot keep 0 of", "above 0", "from 0.02 to 1"),
         (["300K"], "300,000 parameters (300K)", "between 381,120 and", "hidden=12, heads=12, head_dim=1, ffn=1"),
+        (["0.3,heads=6"], "Cannot read 'heads' beside a ratio", "only layers=N may be added", "all of the shape"),
+        (["0.3,"], "Cannot read '' beside a ratio", "only layers=N may be added", "Leave it out"),
+        (["5M,layers=13"], "Cannot make layers=13.", "layers=12", "Use layers=12"),
+        (
+            ["90M,layers=3"],
+            "of 45,691,392 in 3 layers.",
+            "and 45,691,392",
+            "ffn=3072, layers=3",
+        ),
         (["layers=0"], "Cannot make layers=0.", "from 1 to the teacher's", "Use layers=1"),
         (["layers=13"], "Cannot make layers=13.", "layers=12", "Use layers=12"),
         (["layers=six"], "Cannot make layers=six.", "whole number", "Use layers=12"),

@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from homodistil.compress.plan import Planned
 
 TARGET_HELP = (
-    "a keep ratio of the width (0.5), a parameter budget (17.3M), a shape (hidden=240,heads=12,ffn=960, and "
-    "layers=6 for fewer layers) or a preset (homobert-base, homobert-small, homobert-xsmall, homobert-tiny); several "
-    "times for several"
+    "a keep ratio of the width (0.5), a parameter budget (17.3M), either of them with a depth (17.3M,layers=6), a "
+    "shape (hidden=240,heads=12,ffn=960) or a preset (homobert-base, homobert-small, homobert-xsmall, homobert-tiny); "
+    "several times for several"
 )
 
 
@@ -78,7 +78,7 @@ def _show_plan(teacher: Planned, targets: Sequence[Planned]) -> None:
         cells += [f"{row.parameters:,}", f"{row.flops_per_token / 1e6:.1f}", f"{row.memory_bytes / 1e6:.1f}"]
         table.add_row(row.target, *cells, *(["" if row.missed is None else f"{row.missed:+.2%}"] if budgets else []))
     # a pipe counts as 80 columns
-    Console(width=max(100, Console().width)).print(table)
+    Console(width=max(110, Console().width)).print(table)
     print(f"FLOPs of a forward pass at {teacher.sequence} tokens a sequence; MB of the weights in float32.")
 
 

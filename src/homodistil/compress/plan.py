@@ -50,7 +50,8 @@ def plan(layout: Layout, teacher: Shape, targets: Sequence[str], *, weight_bytes
     Args:
         layout: of the teacher.
         teacher: the teacher's shape.
-        targets: as a user writes them: `0.5`, `17.3M`, `hidden=240,heads=12`, `homobert-small`.
+        targets: as a user writes them: `0.5`, `17.3M`, `17.3M,layers=6`, `hidden=240,heads=12`,
+            `homobert-small`.
         weight_bytes: bytes of one saved weight.
 
     Raises:
@@ -104,7 +105,9 @@ def _figures(layout: Layout, target: str, shape: Shape, weight_bytes: int, misse
 
 def _planned(layout: Layout, teacher: Shape, text: str, weight_bytes: int) -> Planned:
     written = text.strip()
-    if "=" in PRESETS.get(written, written):
+    size, comma, rest = written.partition(",")
+    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([kKmMbB]?)", size.strip())
+    if match is None and "=" in PRESETS.get(written, written):
         shape = from_shape(layout, teacher, written)
         if alike := clash(layout, shape):
             raise UserError(
@@ -121,17 +124,32 @@ def _planned(layout: Layout, teacher: Shape, text: str, weight_bytes: int) -> Pl
                 f"Use {describe({**shape, width: max(1, shape[width] // divisor) * divisor})}, for example.",
             )
         return _figures(layout, written, shape, weight_bytes)
-    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([kKmMbB]?)", written)
     if match is None:
         raise UserError(
             f"Cannot read the target {text!r}.",
-            "A target is a keep ratio (0.5), a parameter budget (17.3M, 8600000), a shape "
-            "(hidden=240,heads=12,ffn=960) or a preset (" + ", ".join(PRESETS) + ").",
+            "A target is a keep ratio (0.5), a parameter budget (17.3M, 8600000), either of them with a depth "
+            "(17.3M,layers=6), a shape (hidden=240,heads=12,ffn=960) or a preset (" + ", ".join(PRESETS) + ").",
             nearest(written, PRESETS) if written[:1].isalpha() else "Write, for example, --target 0.5.",
         )
+    within = _at_depth(layout, teacher, rest) if comma else teacher
     number, suffix = float(match[1]), match[2].upper()
     if suffix or (number > 1 and "." not in match[1]):
         budget = round(number * {"": 1, "K": 1e3, "M": 1e6, "B": 1e9}[suffix])
-        shape = from_budget(layout, teacher, written, budget)
+        shape = from_budget(layout, within, written, budget)
         return _figures(layout, written, shape, weight_bytes, layout.count(shape) / budget - 1)
-    return _figures(layout, written, from_ratio(layout, teacher, written, number), weight_bytes)
+    return _figures(layout, written, from_ratio(layout, within, written, number), weight_bytes)
+
+
+def _at_depth(layout: Layout, teacher: Shape, text: str) -> dict[str, int]:
+    """The teacher's shape with as many layers as `layers=6` says, which a ratio or a budget is then taken of.
+
+    Raises:
+        UserError: something else is named, or so many layers cannot be.
+    """
+    if others := [name for piece in text.split(",") if (name := piece.partition("=")[0].strip()) != LAYERS]:
+        raise UserError(
+            f"Cannot read {others[0]!r} beside a ratio or a budget.",
+            f"These decide the widths themselves, and only {LAYERS}=N may be added.",
+            "Leave it out, or write out all of the shape.",
+        )
+    return from_shape(layout, teacher, text)

@@ -84,16 +84,19 @@ def from_ratio(layout: Layout, teacher: Shape, text: str, ratio: float) -> dict[
 
 
 def from_budget(layout: Layout, teacher: Shape, text: str, budget: int) -> dict[str, int]:
-    """The shape nearest to a number of parameters, in the teacher's proportions as far as they allow.
+    """The shape nearest to a number of parameters, in the teacher's proportions and depth as far as they allow.
 
     Raises:
         UserError: no shape has so few or so many.
     """
     whole, smallest = layout.count(teacher), _bound(layout, teacher, teacher.get("heads", 0), 1, 1)
     if not layout.count(smallest) <= budget <= whole * (1 + CLOSE):
-        near = ("the teacher itself", whole) if budget > whole else (describe(smallest), layout.count(smallest))
+        layers = teacher.get(LAYERS, layout.depth)
+        widest = "the teacher itself" if layers == layout.depth else describe(teacher)
+        near = (widest, whole) if budget > whole else (describe(smallest), layout.count(smallest))
         raise UserError(
-            f"Cannot make a student of {budget:,} parameters ({text}) from a teacher of {whole:,}.",
+            f"Cannot make a student of {budget:,} parameters ({text}) from a teacher of {whole:,}"
+            + (f" in {layers} layers." if layers != layout.depth else "."),
             (f"With {teacher['heads']} heads kept, a" if "head_dim" in teacher else "A")
             + f" student has between {layout.count(smallest):,} and {whole:,} parameters.",
             f"The nearest possible is {near[0]}, with {near[1]:,}.",
@@ -223,14 +226,15 @@ def _from_whole_heads(layout: Layout, teacher: Shape, given: Mapping[str, int]) 
 
 
 def _bound(layout: Layout, teacher: Shape, heads: int, size: int, ffn: int) -> dict[str, int]:
-    """The shape with the leading width at `size`; `heads` are those of families whose head_dim leads."""
+    """The leading width at `size` in the teacher's depth; `heads` are those of families whose head_dim leads."""
     lead = leading(layout, teacher)
+    depth = {LAYERS: teacher[LAYERS]} if LAYERS in teacher else {}
     if lead == "heads":
-        return {"hidden": size * (teacher["hidden"] // teacher["heads"]), "heads": size, "ffn": ffn}
+        return {"hidden": size * (teacher["hidden"] // teacher["heads"]), "heads": size, "ffn": ffn, **depth}
     if lead == "hidden":
         kv_heads = max(1, round(size / teacher["hidden"] * teacher["kv_heads"]))
-        return {"hidden": size, "kv_heads": kv_heads, "ffn": ffn}
-    return {"hidden": heads * size, "heads": heads, "head_dim": size, "ffn": ffn}
+        return {"hidden": size, "kv_heads": kv_heads, "ffn": ffn, **depth}
+    return {"hidden": heads * size, "heads": heads, "head_dim": size, "ffn": ffn, **depth}
 
 
 def _grained(width: float, most: int) -> int:
