@@ -214,7 +214,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS / "quality.jsonl")
     parser.add_argument("--arms", type=_names, default=[TEACHER, *ARMS])
     parser.add_argument("--teachers", type=_names, default=["minilm", "rxnfp"])
-    parser.add_argument("--targets", type=_names, default=list(TARGETS))
+    parser.add_argument("--targets", nargs="+", default=list(TARGETS), help="several with spaces between them")
     parser.add_argument("--seeds", type=lambda t: [int(s) for s in t.split(",")], default=list(SEEDS))
     parser.add_argument("--tokens", default="1M")
     parser.add_argument("--threads", type=int, default=1, help="of each process; start one process a core")
