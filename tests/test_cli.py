@@ -78,6 +78,15 @@ def test_a_long_target_cuts_no_figure_off(masked_lm: Path, capsys: pytest.Captur
     assert all(header in shown for header in ("layers", "hidden", "heads", "ffn", "parameters", "MFLOPs/token", "MB"))
 
 
+def test_plan_compares_what_no_single_run_reaches(masked_lm: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of one size, deep and narrow or shallow and wide: both are shown, and that it takes a run for each."""
+    assert main(["plan", str(masked_lm), "--target", "12k", "--target", "12k,layers=1"]) == 0
+    shown = capsys.readouterr().out
+    named = {line.split()[0] for line in shown.splitlines() if line.startswith("  12k")}
+    assert named == {"12k", "12k,layers=1"}
+    assert "One run only ever cuts" in shown
+
+
 def test_families_say_where_layers_may_leave(capsys: pytest.CaptureFixture[str]) -> None:
     """As a width, and where the first or all of them have to stay."""
     assert main(["families"]) == 0

@@ -32,6 +32,8 @@ def plan(words: list[str]) -> None:
     options = parser.parse_args(words)
 
     from homodistil.api import plan
+    from homodistil.compress.plan import refuse_growth
+    from homodistil.errors import UserError
 
     teacher, targets = plan(
         options.teacher,
@@ -46,6 +48,11 @@ def plan(words: list[str]) -> None:
         print(json.dumps({"teacher": own, "targets": [p.as_json() for p in targets]}, indent=2))
     else:
         _show_plan(teacher, targets)
+        try:
+            refuse_growth(targets)
+        except UserError as error:
+            # they can be compared, and each be reached by itself
+            print(f"\n{error}")
 
 
 def _show_plan(teacher: Planned, targets: Sequence[Planned]) -> None:

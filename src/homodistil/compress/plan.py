@@ -45,7 +45,7 @@ class Planned:
 
 
 def plan(layout: Layout, teacher: Shape, targets: Sequence[str], *, weight_bytes: int = 4) -> list[Planned]:
-    """The shapes of several targets, widest first: the order in which one run passes through them.
+    """The shapes of several targets, widest first: the order in which one run passes through them, if it can.
 
     Args:
         layout: of the teacher.
@@ -55,7 +55,7 @@ def plan(layout: Layout, teacher: Shape, targets: Sequence[str], *, weight_bytes
         weight_bytes: bytes of one saved weight.
 
     Raises:
-        UserError: a target cannot be read or reached, or is wider somewhere than one that comes before it.
+        UserError: a target cannot be read or reached, or is given twice.
     """
     if not targets:
         raise UserError(
@@ -71,7 +71,11 @@ def plan(layout: Layout, teacher: Shape, targets: Sequence[str], *, weight_bytes
             "Each target is reached once and saved under its name.",
             "Leave one of them out.",
         )
-    planned.sort(key=lambda p: -p.parameters)
+    return sorted(planned, key=lambda p: -p.parameters)
+
+
+def refuse_growth(planned: Sequence[Planned]) -> None:
+    """Raise the error of targets, widest first, that no single run passes through."""
     for wide, narrow in itertools.pairwise(planned):
         if grown := [w for w in wide.shape if narrow.shape[w] > wide.shape[w]]:
             raise UserError(
@@ -80,7 +84,6 @@ def plan(layout: Layout, teacher: Shape, targets: Sequence[str], *, weight_bytes
                 f"One run only ever cuts, and {' and '.join(grown)} would have to grow.",
                 "Give the later target the same proportions, or reach it in a run of its own.",
             )
-    return planned
 
 
 def teacher_figures(layout: Layout, teacher: Shape, *, weight_bytes: int = 4) -> Planned:

@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 
 from homodistil.axes.families import read_family, register
-from homodistil.compress.plan import Planned, plan, teacher_figures
+from homodistil.compress.plan import Planned, plan, refuse_growth, teacher_figures
 from homodistil.compress.schedule import Schedule
 from homodistil.compress.vocabulary import Vocabulary
 from homodistil.distill import checkpoint
@@ -123,6 +123,7 @@ def prepare(recipe: Recipe, *, resume: bool, texts: Iterable[str] | None) -> Run
     origin = teacher if recipe.student is None else first_student(recipe, teacher, vocabulary, losses)
     whole = origin.layout.shape(origin.model)
     planned = plan(origin.layout, whole, recipe.target)
+    refuse_growth(planned)
     corpus, collate = read(recipe, teacher, texts)
     schedule = _schedule(recipe, corpus, planned, whole)
     if not resume:
