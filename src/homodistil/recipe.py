@@ -120,8 +120,10 @@ class Recipe:
         crop, flip = self.images.crop, self.images.flip
         _check("images.crop", crop, 0 < crop <= 1, "above 0 and at most 1", "0.5")
         _check("images.flip", flip, 0 <= flip <= 1, "from 0 to 1", "0.5")
-        ramp = (self.cutting.ramp_start, self.cutting.ramp_end)
-        _check("cutting.ramp_end", ramp[1], 0 <= ramp[0] <= ramp[1] <= 1, "from ramp_start to 1", "0.1")
+        start, end = self.cutting.ramp_start, self.cutting.ramp_end
+        _check("cutting.ramp_start", start, 0 <= start <= 1, "from 0 to 1", "0")
+        if end is not None:
+            _check("cutting.ramp_end", end, start <= end <= 1, "from ramp_start to 1", f"{min(1, start + 0.1):g}")
         if self.trim_vocab and self.text.stream:
             raise UserError(
                 "Cannot trim the vocabulary (trim_vocab) to a stream of text (text.stream).",

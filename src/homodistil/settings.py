@@ -98,7 +98,8 @@ class Cutting:
             first dimensions make as much of the scores and of the output as so many can, or the one that the `teacher`
             has. Nothing that a model says depends on it before the first cut.
         ramp_start: t_i, the fraction of a target's steps at which cutting starts.
-        ramp_end: t_f, the fraction at which the target's width is reached.
+        ramp_end: t_f, the fraction at which the target's width is reached; left out, a tenth after it starts, and later
+            in a language model's run of few steps.
         grain: hidden and ffn fall to multiples of it on the way.
         compensate: what layers take over from units that are cut: their best guess from the units that stay, the
             mean alone, or nothing.
@@ -110,7 +111,7 @@ class Cutting:
     calibration: int = 16
     basis: Literal["principal", "teacher"] = "principal"
     ramp_start: float = 0.0
-    ramp_end: float = 0.1
+    ramp_end: float | None = None
     grain: int = 8
     compensate: Literal["least-squares", "mean", "none"] = "least-squares"
 

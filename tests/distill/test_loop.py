@@ -35,7 +35,7 @@ from homodistil.distill.teacher import load_teacher
 from homodistil.errors import RunStopped, UserError
 from homodistil.reading import load
 from homodistil.recipe import Recipe
-from homodistil.settings import Optim, Text
+from homodistil.settings import Cutting, Optim, Text
 
 QUICK: dict[str, Any] = {"steps": 12, "batch": 4, "text": {"length": 32}, "precision": "fp32", "log_every": 3}
 
@@ -206,6 +206,26 @@ def test_units_leave_where_importance_was_just_measured(
     schedule = prepare(recipe, resume=False, texts=None).schedule
     assert schedule.every == every
     assert all(schedule.measured(step) for step, _ in schedule.changes())
+
+
+@pytest.mark.parametrize(
+    ("steps", "start", "language_model", "other"),
+    [(2000, 0.0, 0.1, 0.1), (200, 0.0, 0.25, 0.1), (20, 0.0, 0.4, 0.1), (20, 0.3, 0.7, 0.4), (20, 0.95, 1.0, 1.0)],
+)
+def test_a_short_run_of_a_language_model_takes_time_to_be_cut(
+    steps: int, start: float, language_model: float, other: float, masked_lm: Path, encoder: Path, corpus: Path,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """Fifty steps, as far as two fifths of them go; a tenth in long ones, and of other models; it is written down."""
+    for source, end in ((masked_lm, language_model), (encoder, other)):
+        out = tmp_path / source.name
+        options: dict[str, Any] = {"teacher": str(source), "data": str(corpus), "out": str(out)}
+        cutting = Cutting(ramp_start=start)
+        recipe = Recipe(**options, target=["0.5"], steps=steps, text=Text(length=32), cutting=cutting)
+        made = prepare(recipe, resume=False, texts=None)
+        assert made.recipe.cutting.ramp_end == pytest.approx(end)
+        assert made.schedule.last_cut() == min(round(end * steps), steps - 1)
+        assert yaml.safe_load((out / "recipe.yaml").read_text())["cutting"]["ramp_end"] == pytest.approx(end)
 
 
 def test_the_batch_that_a_budget_leaves_is_written_down_and_kept(masked_lm: Path, corpus: Path, tmp_path: Path) -> None:

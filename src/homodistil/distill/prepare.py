@@ -31,7 +31,7 @@ from homodistil.distill.trim import Texts, trim, trim_to
 from homodistil.errors import UserError
 from homodistil.recipe import Recipe
 from homodistil.rundir import RunDir, write_text
-from homodistil.settings import Losses, Optim
+from homodistil.settings import Cutting, Losses, Optim
 
 BATCH, SMALLEST = 32, 4
 """Sequences in a batch, where the recipe does not say and where it leaves too few steps."""
@@ -39,6 +39,10 @@ RATE = 0.384
 """The learning rate times the teacher's hidden width, where the recipe does not say."""
 STEPS = 1000
 """Steps to each target that a language model's batch is chosen for."""
+RAMP, LONGEST = 0.1, 0.4
+"""The share of a target's steps in which it is cut, where the recipe does not say; and of a short run at most."""
+RAMP_STEPS = 50
+"""Steps in which a language model is cut, as far as `LONGEST` allows."""
 CUT_EVERY = 8
 """Steps between two measurements of importance, each with a cut after it while there is something to cut: both together
 are a small part of the run, even where a measurement is a backward pass of its own."""
@@ -125,7 +129,9 @@ def prepare(recipe: Recipe, *, resume: bool, texts: Iterable[str] | None) -> Run
     planned = plan(origin.layout, whole, recipe.target)
     refuse_growth(planned)
     corpus, collate = read(recipe, teacher, texts)
-    schedule = _schedule(recipe, corpus, planned, whole)
+    steps = _steps(recipe, corpus, planned)
+    recipe = replace(recipe, cutting=_cutting(recipe, teacher, steps / len(planned)))
+    schedule = _schedule(recipe, planned, whole, steps)
     if not resume:
         run_dir.create(recipe.to_yaml())
     if vocabulary is not None and not run_dir.vocabulary.exists():
@@ -190,7 +196,7 @@ def batch_for(recipe: Recipe, teacher: Teacher) -> int:
     return min(BATCH, 1 << math.floor(math.log2(max(SMALLEST, a_batch))))
 
 
-def _schedule(recipe: Recipe, corpus: Corpus, planned: list[Planned], whole: dict[str, int]) -> Schedule:
+def _steps(recipe: Recipe, corpus: Corpus, planned: list[Planned]) -> int:
     a_step = corpus.mean_tokens * recipe.batch * recipe.accumulate
     steps = recipe.steps or max(1, round(recipe.token_budget() / a_step))
     if steps < 2 * len(planned):
@@ -200,6 +206,20 @@ def _schedule(recipe: Recipe, corpus: Corpus, planned: list[Planned], whole: dic
             "Each target needs at least two steps, one to cut and one to settle.",
             f"Use --steps {100 * len(planned)}, or --tokens {round(100 * len(planned) * a_step)}, or more.",
         )
+    return steps
+
+
+def _cutting(recipe: Recipe, teacher: Teacher, steps: float) -> Cutting:
+    """What is cut when, with the end of the ramp of a run of so many steps to each target."""
+    start, end = recipe.cutting.ramp_start, recipe.cutting.ramp_end
+    if end is None:
+        least = RAMP_STEPS / steps if teacher.kind in LANGUAGE_MODELS else RAMP
+        end = min(1.0, start + min(LONGEST, max(RAMP, least)))
+    return replace(recipe.cutting, ramp_end=end)
+
+
+def _schedule(recipe: Recipe, planned: list[Planned], whole: dict[str, int], steps: int) -> Schedule:
+    assert recipe.cutting.ramp_end is not None
     schedule = Schedule.over(
         whole,
         [(p.target, p.shape) for p in planned],
