@@ -164,6 +164,7 @@ def test_data_that_cannot_be_used_is_refused(kind: str, pattern: str, masked_lm:
         ({"target": "0.5", "losses": dict.fromkeys(("lm", "prediction", "hidden", "embedding"), 0)}, "weight above 0"),
         ({"target": "0.5", "cutting": {"ramp_start": 0.5, "ramp_end": 0.2}}, "ramp_end = 0.2"),
         ({"target": "0.5", "cutting": {"ramp_start": 1.5}}, "ramp_start = 1.5"),
+        ({"target": ["layers=1", "ffn=5"]}, "would have to grow"),
     ],
 )
 def test_options_that_cannot_be_used_are_refused(

@@ -112,6 +112,25 @@ def test_padding_and_other_rows_change_no_logit(sentence_encoder: Path) -> None:
     torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
 
 
+def test_a_short_text_is_not_padded_to_its_partner(sentence_encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each column is read as far as its own longest text."""
+    splits = _splits(_shared, "one", "other", labels="number")
+    net = Towers(sentence_encoder, splits, []).eval()
+    long = torch.tensor([[2, 5, 6, 7, 8, 3], [2, 5, 6, 7, 3, 0]])
+    short = torch.tensor([[2, 5, 3, 0, 0, 0], [2, 5, 6, 3, 0, 0]])
+    seen = []
+    read = net.encoder.forward
+
+    def spy(inputs: dict[str, torch.Tensor], **options: Any) -> Any:
+        seen.append(tuple(inputs["input_ids"].shape))
+        return read(inputs, **options)
+
+    monkeypatch.setattr(net.encoder, "forward", spy)
+    ids = torch.stack((long, short), dim=1)
+    net(ids, (ids > 0).long())
+    assert seen == [(2, 6), (2, 4)]
+
+
 def test_other_encoders_have_no_towers(sentence_encoder: Path, encoder: Path) -> None:
     """Only a folder that says how its embedding is made is a sentence encoder."""
     assert has_towers(sentence_encoder)
