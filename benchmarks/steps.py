@@ -76,7 +76,7 @@ def ready(teacher: Path, target: str, **options: Any) -> Run:
 def batch_of(run: Run) -> dict[str, Tensor]:
     """The first batch of a run's text, on its device."""
     batch = next(batches(run.corpus.train, run.collate, run.recipe.batch, start=0))
-    return {name: tensor.to(run.accelerator.device) for name, tensor in batch.items()}
+    return {name: tensor.to(run.processes.device) for name, tensor in batch.items()}
 
 
 def step(run: Run, batch: dict[str, Tensor], *, scored: bool = False) -> None:
@@ -90,7 +90,7 @@ def step(run: Run, batch: dict[str, Tensor], *, scored: bool = False) -> None:
         terms = run.objective.terms(mine, theirs, batch, descent(run))
     values = {name: term.item() for name, term in terms.items()}
     assert all(value == value for value in values.values())
-    run.accelerator.backward(run.objective.total(terms))
+    torch.autograd.backward(run.objective.total(terms))
     if scored:
         state.importance.update(sensitivity(state.layout, state.student))
     nn.utils.clip_grad_norm_([p for g in state.optimizer.param_groups for p in g["params"]], 1.0)

@@ -30,9 +30,9 @@ class Recipe:
         trim_vocab: drop the tokens that the data never uses, of the teacher as well; budgets count what is left.
         tokens: how long to train, in tokens, such as 2M; an image has as many as patches and class tokens.
         steps: how long to train, in optimizer steps; wins over tokens.
-        batch: sequences or images in a step, on one process, before accumulation; 0 is 32, and for a language model
+        batch: sequences or images in a batch; 0 is 32, and for a language model
             with few tokens of packed text to learn from fewer, down to 4, so that it takes 1,000 steps to each target.
-        accumulate: batches whose gradients make one step.
+        accumulate: batches whose gradients make one step; several processes share them. 0 is one for each process.
         precision: bf16 or fp32; `auto` is bf16 where the machine computes in it.
         seed: of everything that is drawn.
         losses: weights of the loss terms.
@@ -56,7 +56,7 @@ class Recipe:
     tokens: str = "10M"
     steps: int | None = None
     batch: int = 0
-    accumulate: int = 1
+    accumulate: int = 0
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     seed: int = 0
     losses: Losses = field(default_factory=Losses)
@@ -78,7 +78,6 @@ class Recipe:
         """
         self.token_budget()
         one_up = {
-            "accumulate": self.accumulate,
             "log_every": self.log_every,
             "text.length": self.text.length,
             "cutting.grain": self.cutting.grain,
@@ -108,6 +107,7 @@ class Recipe:
             "optim.clip": self.optim.clip,
             "optim.eps": self.optim.eps,
             "batch": self.batch,
+            "accumulate": self.accumulate,
             "checkpoint_minutes": self.checkpoint_minutes,
             "evaluations": self.evaluations,
             "cutting.calibration": self.cutting.calibration,

@@ -22,7 +22,7 @@ from homodistil.compress.importance import magnitude
 from homodistil.compress.shrink import select
 from homodistil.distill import attention, kernels, losses, outputs
 from homodistil.distill.attention import IMPLEMENTATION, QueriesKeys, captured
-from homodistil.distill.collate import batches
+from homodistil.distill.collate import batches, draws
 from homodistil.distill.descent import opposite
 from homodistil.distill.learning import calibrate
 from homodistil.distill.leaving import descent
@@ -305,8 +305,8 @@ def test_calibration_measures_and_changes_nothing(ready: Callable[..., Run]) -> 
     run = ready(BertForMaskedLM, cutting={"calibration": 3, "basis": "teacher"})
     before = {name: p.clone() for name, p in run.state.student.named_parameters()}
     first = _batch(run)["input_ids"]
-    feed = calibrate(run, batches(run.corpus.train, run.collate, 4, start=0))
-    assert torch.equal(next(feed)["input_ids"], first)
+    feed = calibrate(run, draws(run.corpus.train, 4, start=0))
+    assert torch.equal(run.batch(next(feed))["input_ids"], first)
     assert set(run.state.importance.ranking()) == set(run.state.layout.axes)
     assert all(bool((scores > 0).any()) for scores in run.state.importance.ranking().values())
     assert run.state.moments.inputs
@@ -324,18 +324,18 @@ def test_heads_turn_before_they_lose_dimensions_and_the_student_says_the_same(
         run = ready(BertForMaskedLM, target=target, out=str(tmp_path / target), cutting={"calibration": 3})
         before = {name: p.clone() for name, p in run.state.student.named_parameters()}
         with torch.enable_grad():
-            feed = calibrate(run, batches(run.corpus.train, run.collate, 4, start=0))
+            feed = calibrate(run, draws(run.corpus.train, 4, start=0))
         changed = [n for n, p in run.state.student.named_parameters() if not torch.equal(p, before[n])]
         # queries, keys and values with weight and bias, and what reads them, in two layers
         assert len(changed) == (2 * 7 if turned else 0)
-        terms = _terms(run, next(feed))
+        terms = _terms(run, run.batch(next(feed)))
         assert all(float(term) < 1e-8 for name, term in terms.items() if name != "lm")
 
 
 def test_calibration_is_left_out_where_nothing_is_cut(ready: Callable[..., Run]) -> None:
     """At the teacher's own shape there is nothing to rank."""
     run = ready(BertForMaskedLM, target="1.0")
-    calibrate(run, batches(run.corpus.train, run.collate, 4, start=0))
+    calibrate(run, draws(run.corpus.train, 4, start=0))
     assert run.state.importance.ranking() == {}
 
 

@@ -191,7 +191,7 @@ def test_a_language_model_with_few_tokens_takes_small_steps(
     options: dict[str, Any], batch: int, masked_lm: Path, encoder: Path
 ) -> None:
     """A thousand steps to each target, where the tokens last; encoders compare texts within a batch and keep theirs."""
-    recipe = Recipe(**{"teacher": "t", "data": "d", "out": "o", "target": ["0.5"], **options})
+    recipe = Recipe(**{"teacher": "t", "data": "d", "out": "o", "target": ["0.5"], "accumulate": 1, **options})
     assert batch_for(recipe, load_teacher(str(masked_lm))) == batch
     assert batch_for(recipe, load_teacher(str(encoder))) == 32
 

@@ -52,15 +52,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         VERBS[words[0]](words[1:])
     except UserError as error:
-        print(error, file=sys.stderr)
+        _explain(error)
         return 2
     except RunStopped as stop:
-        print(stop, file=sys.stderr)
+        _explain(stop)
         return 128 + stop.signal_number
     except KeyboardInterrupt:
         print("Stopped before the next save; what was saved before is whole.", file=sys.stderr)
         return 130
     return 0
+
+
+def _explain(reason: Exception) -> None:
+    """Say it whole, or in a line if another process of the same run says it too."""
+    process = os.environ.get("RANK", "0")
+    print(reason if process == "0" else f"process {process}: {str(reason).splitlines()[0]}", file=sys.stderr)
 
 
 def _prepare_environment() -> None:

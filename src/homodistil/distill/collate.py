@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -85,14 +85,26 @@ class Collate(Protocol):
         ...
 
 
-def batches(source: Source, collate: Collate, size: int, *, start: int) -> Iterator[dict[str, Tensor]]:
-    """Endless batches of `size` sequences, from the `start`-th batch on."""
+class Draw(NamedTuple):
+    """What a batch will be made of, by whom it is learnt from: its sequences, and its number."""
+
+    sequences: Sequence[Any]
+    number: int
+
+
+def draws(source: Source, size: int, *, start: int) -> Iterator[Draw]:
+    """What endless batches of `size` sequences are made of, from the `start`-th batch on."""
     sequences = source.sequences(start * size)
     for index in itertools.count(start):
-        yield collate(list(itertools.islice(sequences, size)), index)
+        yield Draw(list(itertools.islice(sequences, size)), index)
 
 
-def heldout_batches(sequences: Sequence[Any], collate: Collate, size: int) -> Iterator[dict[str, Tensor]]:
-    """The held-out batches, masked alike each time."""
+def batches(source: Source, collate: Collate, size: int, *, start: int) -> Iterator[dict[str, Tensor]]:
+    """Endless batches of `size` sequences, from the `start`-th batch on."""
+    return (collate(*draw) for draw in draws(source, size, start=start))
+
+
+def heldout_draws(sequences: Sequence[Any], size: int) -> Iterator[Draw]:
+    """What the held-out batches are made of; with numbers of their own, so that they are masked alike each time."""
     for index, at in enumerate(range(0, len(sequences), size)):
-        yield collate(sequences[at : at + size], -1 - index)
+        yield Draw(sequences[at : at + size], -1 - index)

@@ -27,15 +27,19 @@ def refuse_nonfinite(terms: dict[str, float], step: int, run_dir: RunDir) -> Non
 
 
 @contextlib.contextmanager
-def stop_requested() -> Iterator[list[int]]:
-    """A list that the numbers of SIGTERM and SIGINT fall into, in place of what they would do, inside the block."""
+def stop_requested(*, insisting: bool = True) -> Iterator[list[int]]:
+    """A list that the numbers of SIGTERM and SIGINT fall into, in place of what they would do, inside the block.
+
+    Args:
+        insisting: whether a second one interrupts at once. A launcher repeats what its processes have got already.
+    """
     seen: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield seen
         return
 
     def note(number: int, _: FrameType | None) -> None:
-        if seen:
+        if seen and insisting:
             # asked twice: whoever insists does not want to wait for the save
             signal.default_int_handler(number, None)
         seen.append(number)

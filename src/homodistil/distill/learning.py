@@ -12,6 +12,7 @@ from torch import Tensor
 from homodistil.compress import importance
 from homodistil.compress.basis import HeadMoments, turn, turnable
 from homodistil.distill.checkpoint import State
+from homodistil.distill.collate import Draw
 from homodistil.distill.ending import refuse_nonfinite
 from homodistil.distill.leaving import descent
 from homodistil.distill.prepare import Run
@@ -23,13 +24,15 @@ _FROM_MODEL = {
 }
 
 
-def calibrate(run: Run, feed: Iterator[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+def calibrate(run: Run, feed: Iterator[Draw]) -> Iterator[Draw]:
     """Turn the heads of the uncut student, and measure importance and moments on it; it learns nothing from it.
 
+    Every process does all of it: it is a small part of a run, and what the main one finds counts.
+
     Returns:
-        The feed with the batches put back that were measured on: a stream may not be readable twice.
+        The feed with what was measured on put back: a stream may not be readable twice.
     """
-    state, device = run.state, run.accelerator.device
+    state = run.state
     count = run.recipe.cutting.calibration if run.schedule.cuts_units() else 0
     if run.schedule.cuts_units() and run.schedule.widths(0) != run.start:
         # what is cut before the first step must have been measured
@@ -38,14 +41,15 @@ def calibrate(run: Run, feed: Iterator[dict[str, Tensor]]) -> Iterator[dict[str,
     if run.recipe.cutting.basis == "principal":
         # before anything is measured of the dimensions that are turned
         _turn_heads(run, measured)
-    for index, batch in enumerate(measured):
-        learn(run, {k: v.to(device) for k, v in batch.items()}, -index, scored=True)
+        run.processes.copy_main(state.student)
+    for index, draw in enumerate(measured):
+        learn(run, run.batch(draw), -index, scored=True)
         score(state)
         state.optimizer.zero_grad(set_to_none=True)
     return itertools.chain(measured, feed)
 
 
-def _turn_heads(run: Run, batches: list[dict[str, Tensor]]) -> None:
+def _turn_heads(run: Run, draws: list[Draw]) -> None:
     """Turn those heads whose dimensions will be cut into the basis that is principal on these batches."""
     state, layout = run.state, run.state.layout
     lost = {w for p in run.planned for w, units in p.shape.items() if units < run.start[w]}
@@ -53,8 +57,7 @@ def _turn_heads(run: Run, batches: list[dict[str, Tensor]]) -> None:
     if not heads:
         return
     moments = HeadMoments(state.student, layout, heads)
-    for batch in batches:
-        batch = {k: v.to(run.accelerator.device) for k, v in batch.items()}
+    for batch in map(run.batch, draws):
         with torch.no_grad(), run.precision, moments.listening(batch["ordinary"], batch.get("decoder_ordinary")):
             run.runner(state.student, batch)
     turn(state.student, layout, moments)
@@ -76,7 +79,7 @@ def learn(run: Run, batch: dict[str, Tensor], step: int, *, scored: bool) -> dic
         scored: whether the student is listened to, and units are scored where that takes the graph.
 
     Returns:
-        The loss terms, unweighted.
+        The loss terms, unweighted, in the mean over all processes.
 
     Raises:
         UserError: one of them is no number.
@@ -90,12 +93,14 @@ def learn(run: Run, batch: dict[str, Tensor], step: int, *, scored: bool) -> dic
         with watch:
             mine = run.runner(state.student, batch)
         terms = run.objective.terms(mine, theirs, batch, descent(run))
-    values = {name: term.item() for name, term in terms.items()}
+    here = {name: term.item() for name, term in terms.items()}
+    # all processes, so that none goes on where another refuses
+    values = {name: total / run.processes.count for name, total in run.processes.total(here).items()}
     refuse_nonfinite(values, max(step, 0), run.dir)
     if scored and state.importance.method == "output" and (step <= 0 or not run.recipe.cutting.calibration):
         # what must be kept are the teacher's outputs, so that only the uncut student is asked, where there is a
         # calibration; before the backward pass, which frees the graph
         scores = importance.output(state.layout, state.student, mine.hidden[-1], mine.masks[-1], run.recipe.seed + step)
         state.importance.update(scores)
-    run.accelerator.backward(run.objective.total(terms) / run.recipe.accumulate)
+    torch.autograd.backward(run.objective.total(terms) / run.recipe.accumulate)
     return values

@@ -59,8 +59,7 @@ def all_but_one(run: Run, batches: Sequence[Batch]) -> tuple[Keep, Tensor]:
 
     The student is run without one layer after the other. A function of the student and of the batches alone.
     """
-    state = run.state
-    probes = [{k: v.to(run.accelerator.device) for k, v in batch.items()} for batch in batches[:PROBES]]
+    state, probes = run.state, batches[:PROBES]
     with run.precision:
         taught = [run.runner(run.teacher.model, batch) for batch in probes]
         # once whole: transformers lets those layers record their states that are there at the first run

@@ -6,18 +6,19 @@ import itertools
 import json
 import math
 import shutil
+import signal
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from homodistil.axes.stack import LAYERS
 from homodistil.compress.shrink import select
 from homodistil.distill import checkpoint
-from homodistil.distill.collate import batches, heldout_batches
+from homodistil.distill.collate import Draw, draws, heldout_draws
 from homodistil.distill.ending import full_disk_explained, stop_requested
 from homodistil.distill.heldout import measure
 from homodistil.distill.learning import calibrate, learn, score
@@ -72,21 +73,30 @@ def distil(
     display = display or Display.silent()
     with full_disk_explained(run_dir.path):
         run = prepare(recipe, resume=resume, texts=texts)
-        with stop_requested() as stop, display.showing(run.state.step, run.schedule.steps):
+        alone = run.processes.count == 1
+        if not run.processes.main:
+            display = Display.silent()
+        with stop_requested(insisting=alone) as stop, display.showing(run.state.step, run.schedule.steps):
             if run.vocabulary is not None:
                 display.say(f"vocabulary: {len(run.vocabulary.rows):,} of {run.vocabulary.before:,} tokens")
             if run.recipe.batch != (recipe.batch or BATCH):
                 display.say(
                     f"batch: {run.recipe.batch}, so that {recipe.tokens} tokens are {run.schedule.steps:,} steps"
                 )
+            if not alone:
+                display.say(
+                    f"{run.processes.count} processes: {run.recipe.accumulate} batches of {run.recipe.batch} a step"
+                )
             _train(run, display, stop)
-        shutil.rmtree(run_dir.checkpoints)
+        run.processes.wait()
+        if run.processes.main:
+            shutil.rmtree(run_dir.checkpoints)
     return _result(run_dir, recipe)
 
 
 def _train(run: Run, display: Display, stop: list[int]) -> None:
-    recipe, state, schedule, device = run.recipe, run.state, run.schedule, run.accelerator.device
-    feed = batches(run.corpus.train, run.collate, recipe.batch, start=state.step * recipe.accumulate)
+    recipe, state, schedule, processes = run.recipe, run.state, run.schedule, run.processes
+    feed = draws(run.corpus.train, recipe.batch, start=state.step * recipe.accumulate)
     evaluations = {round(schedule.steps * (k + 1) / recipe.evaluations) for k in range(recipe.evaluations)}
     saved_at = time.monotonic()
     if state.step == 0:
@@ -101,12 +111,16 @@ def _train(run: Run, display: Display, stop: list[int]) -> None:
         scored = schedule.measured(step)
 
         # forward, losses, backward
-        tokens, learnt = 0, list(itertools.islice(feed, recipe.accumulate))
-        for batch in learnt:
-            tokens += sum(int(mask.sum()) for name, mask in batch.items() if name.endswith("attention_mask"))
-            terms = learn(run, {k: v.to(device) for k, v in batch.items()}, step, scored=scored)
+        read, learnt = 0, list(itertools.islice(feed, recipe.accumulate))
+        for batch in map(run.batch, processes.share(learnt)):
+            read += sum(int(mask.sum()) for name, mask in batch.items() if name.endswith("attention_mask"))
+            terms = learn(run, batch, step, scored=scored)
             state.sums = {name: state.sums.get(name, 0.0) + term for name, term in terms.items()}
             state.batches += 1
+        parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
+        processes.sum_gradients(parameters)
+        together = processes.total({"tokens": read, "asked to stop": len(stop)})
+        tokens, stopping = int(together["tokens"]), together["asked to stop"] > 0
         state.tokens += tokens
 
         # importance, from the gradients as they are: clipping would weigh a step by its norm
@@ -117,7 +131,6 @@ def _train(run: Run, display: Display, stop: list[int]) -> None:
         learning_rate = rate(recipe.optim, step, schedule.steps, narrower=state.projections.narrower)
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate
-        parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, recipe.optim.clip or math.inf)
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
@@ -131,7 +144,7 @@ def _train(run: Run, display: Display, stop: list[int]) -> None:
         # evaluate
         stage = schedule.stage(step)
         record: dict[str, Any] = {"step": step, "tokens": state.tokens}
-        if step == stage.end or step in evaluations:
+        if processes.main and (step == stage.end or step in evaluations):
             record["heldout"] = _heldout(run, saved=step == stage.end)
 
         # log
@@ -144,33 +157,36 @@ def _train(run: Run, display: Display, stop: list[int]) -> None:
             if step == stage.end:
                 record["target"] = stage.target
             state.sums, state.batches = {}, 0
-            run.dir.append_metrics(record)
+            if processes.main:
+                run.dir.append_metrics(record)
         display.step(step, tokens, time.perf_counter() - started, record)
 
         # save: the student first, because a checkpoint of this step says that it is there
-        if step == stage.end:
+        if processes.main and step == stage.end:
             _save_target(run, stage.target)
             display.say(f"{stage.target}: saved to {run.dir.student(stage.target)}")
         due = time.monotonic() - saved_at >= 60 * recipe.checkpoint_minutes
-        if step < schedule.steps and (due or stop):
+        if processes.main and step < schedule.steps and (due or stopping):
             checkpoint.save(run.dir.checkpoints, state, recipe.digest())
             saved_at = time.monotonic()
 
         # stop
-        if step < schedule.steps and stop:
+        if step < schedule.steps and stopping:
+            # a launcher kills all others when one has ended
+            processes.wait()
             raise RunStopped(
-                stop[0],
+                stop[0] if stop else signal.SIGTERM,
                 f"Stopped at step {step} of {schedule.steps}; everything is saved. "
                 f"Go on with: homodistil distil --resume {run.dir.path}",
             )
 
 
-def _cut(run: Run, widths: Mapping[str, int], batches: Sequence[dict[str, Tensor]], display: Display) -> None:
+def _cut(run: Run, widths: Mapping[str, int], learnt: Sequence[Draw], display: Display) -> None:
     """Cut the student to `widths`, one layer after the other first; nothing happens if it has them."""
-    state = run.state
+    state, processes = run.state, run.processes
     while state.layout.depth > widths.get(LAYERS, state.layout.depth):
         before = state.origin[LAYERS]
-        left, caused = all_but_one(run, batches)
+        left, caused = processes.as_main(all_but_one(run, [run.batch(draw) for draw in learnt[:PROBES]]))
         state.shrink(left, compensate=False)
         gone = ({*before.tolist()} - {*state.origin[LAYERS].tolist()}).pop()
         display.say(
@@ -178,20 +194,21 @@ def _cut(run: Run, widths: Mapping[str, int], batches: Sequence[dict[str, Tensor
             f"others {', '.join(f'{k}: {c:.3f}' for k, c in zip(before, caused, strict=True) if k != gone)}"
         )
     keep = select(state.layout, state.layout.sizes(state.student), state.importance.ranking(), widths)
+    keep = processes.as_main({axis: units.cpu() for axis, units in keep.items()})
     if not keep:
         return
     state.shrink(keep, compensate=run.recipe.cutting.compensate != "none")
+    processes.copy_main(state.student)
 
 
 def _heldout(run: Run, *, saved: bool) -> dict[str, float]:
     """The student on held-out data, as it is or with its weights rounded as they will be saved."""
-    device, student = run.accelerator.device, run.state.student
+    student = run.state.student
     if saved:
         # back in its own precision, in which everything beside it computes
         student = as_saved(student, run.teacher).to(student.dtype)
-    held = heldout_batches(run.corpus.heldout, run.collate, run.recipe.batch)
-    moved = ({k: v.to(device) for k, v in batch.items()} for batch in held)
-    return measure(run.runner, student, run.teacher.model, run.objective, moved, descent(run), run.precision)
+    held = map(run.batch, heldout_draws(run.corpus.heldout, run.recipe.batch))
+    return measure(run.runner, student, run.teacher.model, run.objective, held, descent(run), run.precision)
 
 
 def _save_target(run: Run, target: str) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from torch import Tensor
 
 from homodistil.axes.families import read_family, register
 from homodistil.compress.plan import Planned, plan, refuse_growth, teacher_figures
@@ -20,11 +20,12 @@ from homodistil.compress.schedule import Schedule
 from homodistil.compress.vocabulary import Vocabulary
 from homodistil.distill import checkpoint
 from homodistil.distill.checkpoint import State
-from homodistil.distill.collate import Collate
+from homodistil.distill.collate import Collate, Draw
 from homodistil.distill.data import Corpus
 from homodistil.distill.inputs import packs, read, refuse_other_options
 from homodistil.distill.objective import Objective
 from homodistil.distill.outputs import Runner
+from homodistil.distill.processes import Processes
 from homodistil.distill.start import first_state, first_student, round_products
 from homodistil.distill.teacher import INPUTS, LANGUAGE_MODELS, Teacher, load_teacher
 from homodistil.distill.trim import Texts, trim, trim_to
@@ -71,7 +72,7 @@ class Run:
         collate: sequences or images to batches.
         precision: the context in which forward passes compute.
         state: what steps change; on the device, and as far as the newest checkpoint.
-        accelerator: the device and its backward pass.
+        processes: this one and the others that share its steps.
     """
 
     recipe: Recipe
@@ -89,7 +90,11 @@ class Run:
     collate: Collate
     precision: AbstractContextManager[Any]
     state: State
-    accelerator: Accelerator
+    processes: Processes
+
+    def batch(self, draw: Draw) -> dict[str, Tensor]:
+        """What both models read, on this process's device."""
+        return {name: tensor.to(self.processes.device) for name, tensor in self.collate(*draw).items()}
 
 
 def prepare(recipe: Recipe, *, resume: bool, texts: Iterable[str] | None) -> Run:
@@ -98,23 +103,25 @@ def prepare(recipe: Recipe, *, resume: bool, texts: Iterable[str] | None) -> Run
     Raises:
         UserError: something that the user can correct. Nothing has been written unless all of it holds.
     """
+    processes = Processes.launched()
+    run = processes.main_first(lambda: _prepared(recipe, resume, texts, processes))
+    processes.refuse_different(run.state.step, run.dir.checkpoints)
+    return run
+
+
+def _prepared(recipe: Recipe, resume: bool, texts: Iterable[str] | None, processes: Processes) -> Run:
     run_dir = RunDir(Path(recipe.out))
-    if not resume:
+    new = processes.main and not resume
+    if new:
         run_dir.refuse_taken()
-    accelerator = Accelerator()
-    if accelerator.num_processes > 1:
-        raise UserError(
-            f"Cannot run in {accelerator.num_processes} processes.",
-            "A run is one process for now.",
-            "Start it without a launcher.",
-        )
+    recipe = replace(recipe, accumulate=_accumulate(recipe, processes.count))
     if recipe.family is not None:
         register(read_family(recipe.family))
     teacher = load_teacher(recipe.teacher, trust_remote_code=recipe.trust_remote_code)
     refuse_other_options(recipe, teacher)
     figures = teacher_figures(teacher.layout, teacher.layout.shape(teacher.model))
     vocabulary = None
-    if recipe.trim_vocab and resume and run_dir.vocabulary.exists():
+    if recipe.trim_vocab and not new and run_dir.vocabulary.exists():
         vocabulary = Vocabulary.from_json(run_dir.vocabulary.read_text())
         teacher = trim(teacher, vocabulary)
     elif recipe.trim_vocab:
@@ -132,20 +139,21 @@ def prepare(recipe: Recipe, *, resume: bool, texts: Iterable[str] | None) -> Run
     steps = _steps(recipe, corpus, planned)
     recipe = replace(recipe, cutting=_cutting(recipe, teacher, steps / len(planned)))
     schedule = _schedule(recipe, planned, whole, steps)
-    if not resume:
+    if new:
         run_dir.create(recipe.to_yaml())
-    if vocabulary is not None and not run_dir.vocabulary.exists():
+    if processes.main and vocabulary is not None and not run_dir.vocabulary.exists():
         write_text(run_dir.vocabulary, vocabulary.as_json())
 
-    if accelerator.device.type == "cpu":
+    if processes.device.type == "cpu":
         _keep_freed_memory()
-    teacher.model.to(accelerator.device)
+    teacher.model.to(processes.device)
     state = first_state(recipe, teacher, origin)
-    bf16 = recipe.precision == "bf16" or (recipe.precision == "auto" and _computes_bf16(accelerator.device))
+    bf16 = recipe.precision == "bf16" or (recipe.precision == "auto" and _computes_bf16(processes.device))
     if bf16:
         round_products(teacher.model)
     checkpoint.restore(run_dir.checkpoints, state, recipe.digest())
-    run_dir.rewind_metrics(state.step)
+    if processes.main:
+        run_dir.rewind_metrics(state.step)
     return Run(
         recipe=recipe,
         dir=run_dir,
@@ -167,10 +175,23 @@ def prepare(recipe: Recipe, *, resume: bool, texts: Iterable[str] | None) -> Run
         ),
         objective=Objective(teacher.kind, losses, state.projections),
         collate=collate,
-        precision=torch.autocast(accelerator.device.type, dtype=torch.bfloat16, enabled=bf16),
+        precision=torch.autocast(processes.device.type, dtype=torch.bfloat16, enabled=bf16),
         state=state,
-        accelerator=accelerator,
+        processes=processes,
     )
+
+
+def _accumulate(recipe: Recipe, processes: int) -> int:
+    """How many batches make one step, of which every process takes equally many."""
+    batches = recipe.accumulate or processes
+    if batches % processes:
+        raise UserError(
+            f"Cannot share {batches} batch{'es' if batches > 1 else ''} a step among {processes} processes.",
+            "Each process must get equally many of the batches whose gradients make one step (accumulate).",
+            f"Use --accumulate {processes}, or a multiple of it; a run that is resumed keeps what it was started "
+            "with, and takes as many processes as divide it.",
+        )
+    return batches
 
 
 def _keep_freed_memory() -> None:

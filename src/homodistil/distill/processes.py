@@ -1,0 +1,122 @@
+"""Several processes as one run: each learns from its share of a step's batches, and all hold the same student.
+
+A launcher (`torchrun`, `accelerate launch`) starts them, one a device. Gradients are summed over them, so that every
+optimizer takes the same step. What is cut, and what the layers that stay take over, is decided by the main process and
+told to the others: rounding on another device must not make another student. The main process alone writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast, broadcast_object_list, gather_object, reduce
+from torch import Tensor, nn
+
+from homodistil.errors import UserError
+
+T = TypeVar("T")
+
+PATIENCE = timedelta(days=1)
+"""How long processes wait for each other: the main one may tokenise for hours, and a launcher notices the dead."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Those of this run, seen from one of them.
+
+    Attributes:
+        state: this one's device and number, and the way to the others.
+    """
+
+    state: PartialState
+
+    @classmethod
+    def launched(cls) -> Processes:
+        """Those that the launcher has started, or this one alone."""
+        # without a device accelerate joins processes only if it is told that they compute on the CPU
+        return cls(PartialState(cpu=not torch.accelerator.is_available(), timeout=PATIENCE))
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        device: torch.device = self.state.device
+        return device
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return int(self.state.num_processes)
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the one that decides and writes."""
+        return bool(self.state.is_main_process)
+
+    def share(self, items: Sequence[T]) -> Sequence[T]:
+        """This process's part of what all have."""
+        return items[self.state.process_index :: self.count]
+
+    def total(self, values: Mapping[str, float]) -> dict[str, float]:
+        """The sum over all processes of each value; all give the same names in the same order."""
+        if self.count == 1:
+            return dict(values)
+        summed = reduce(torch.tensor([*values.values()], device=self.device), "sum")
+        return dict(zip(values, summed.tolist(), strict=True))
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace each gradient by its sum over all processes, which have them of the same parameters."""
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if self.count == 1 or not gradients:
+            return
+        # as one vector, because hundreds of small messages would each wait for the slowest process
+        summed: Tensor = reduce(torch.cat([g.flatten() for g in gradients]), "sum")
+        for gradient, part in zip(gradients, torch.split(summed, [g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+    def as_main(self, value: T) -> T:
+        """The main process's value, of anything that can be pickled; tensors must lie on the CPU."""
+        return broadcast_object_list([value])[0] if self.count > 1 else value
+
+    @torch.no_grad()
+    def copy_main(self, model: nn.Module) -> None:
+        """Give a model the parameters that the main process's has."""
+        if self.count > 1:
+            for parameter in model.parameters():
+                broadcast(parameter.data)
+
+    def main_first(self, make: Callable[[], T]) -> T:
+        """What `make` makes, here and in all others, in the main process first: they find what it has written.
+
+        Raises:
+            UserError: in all processes, if `make` does in one of them.
+        """
+        made: list[T] = []
+        for turn in (self.main, not self.main):
+            refusal: UserError | None = None
+            if turn:
+                try:
+                    made.append(make())
+                except UserError as error:
+                    refusal = error
+            refusals: list[Any] = gather_object([refusal])
+            if first := next((r for r in refusals if r is not None), None):
+                raise first
+        return made[0]
+
+    def wait(self) -> None:
+        """Go on when all have come here."""
+        self.state.wait_for_everyone()
+
+    def refuse_different(self, step: int, folder: object) -> None:
+        """Raise UserError if processes have come to different steps, as where only some see a run's checkpoints."""
+        if len(steps := set(gather_object([step]))) > 1:
+            raise UserError(
+                f"Cannot resume from {folder}: processes found checkpoints of the steps {sorted(steps)}.",
+                "All processes must see the same checkpoints.",
+                "Move the run's folder to a disk that all machines share.",
+            )

@@ -1,0 +1,152 @@
+"""Several processes are one run: what they make, what they write, how they stop."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import homodistil
+
+TARGET = "hidden=24,heads=3,ffn=48,layers=1"
+# no compensation, because the main process alone listens to what layers read; a rate at which rounding stays rounding
+OPTIONS: dict[str, Any] = {
+    "steps": 12,
+    "batch": 4,
+    "accumulate": 2,
+    "text": {"length": 32},
+    "cutting": {"compensate": "none", "ramp_start": 0.4, "ramp_end": 0.8},
+    "optim": {"learning_rate": 1e-4},
+    "precision": "fp32",
+    "log_every": 3,
+}
+
+DRIVER = """
+import os, signal, sys
+from pathlib import Path
+from safetensors.torch import save_file
+import homodistil
+from homodistil import errors
+from homodistil.distill import learning, loop
+from homodistil.distill.checkpoint import State
+
+teacher, corpus, out, verb = sys.argv[1:]
+rank = int(os.environ["RANK"])
+train, learn = loop._train, loop.learn
+
+def kept(run, *rest):
+    train(run, *rest)
+    held = {name: p.detach().clone() for name, p in run.state.student.named_parameters()}
+    save_file(held, Path(out).with_suffix(f".{rank}"))
+
+def struck(run, batch, step, **options):
+    if step == 7 and rank == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+    return learn(run, batch, step, **options)
+
+def strayed(state, keep, **options):
+    shrink(state, keep, **options)
+    for parameter in state.student.parameters():
+        parameter.data.mul_(1.1)
+
+select, all_but_one, shrink = loop.select, loop.all_but_one, State.shrink
+loop._train = kept
+if verb == "distil" and rank == 1:
+    # another device: it ranks, turns and compensates otherwise
+    loop.select = lambda *given: select(*given[:2], {axis: -scores for axis, scores in given[2].items()}, given[3])
+    loop.all_but_one = lambda *given: ({"layers": 1 - all_but_one(*given)[0]["layers"]}, all_but_one(*given)[1])
+    learning.turn = lambda *given: None
+    State.shrink = strayed
+if verb == "stop":
+    loop.learn = struck
+try:
+    if verb == "resume":
+        homodistil.resume(out if rank == 0 else out + "-elsewhere")
+    else:
+        homodistil.distil(teacher, corpus, TARGET, out, **OPTIONS)
+except (errors.UserError, errors.RunStopped) as ended:
+    Path(out).with_suffix(f".{rank}").write_text(str(ended))
+""".replace("TARGET", repr(TARGET)).replace("OPTIONS", repr(OPTIONS))
+
+
+def _launch(*words: object) -> subprocess.CompletedProcess[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*launcher, *map(str, words)], capture_output=True, text=True, env=environment, check=False, timeout=240
+    )
+
+
+def _drive(folder: Path, teacher: Path, corpus: Path, out: Path, verb: str) -> None:
+    (folder / "driver.py").write_text(DRIVER)
+    done = _launch(folder / "driver.py", teacher, corpus, out, verb)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def alone(masked_lm: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """The student that a single process makes of the same batches."""
+    folder = tmp_path_factory.mktemp("alone")
+    result = homodistil.distil(masked_lm, corpus, TARGET, folder / "run", **OPTIONS)
+    return load_file(result.students[TARGET] / "model.safetensors")
+
+
+def test_two_processes_make_the_student_that_one_makes(
+    masked_lm: Path, corpus: Path, alone: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    """The same but for rounding, though one would cut otherwise; each holds it bit for bit; one of them writes."""
+    out = tmp_path / "run"
+    _drive(tmp_path, masked_lm, corpus, out, "distil")
+    made = load_file(out / "students" / TARGET / "model.safetensors")
+    assert made.keys() == alone.keys()
+    for name, tensor in made.items():
+        torch.testing.assert_close(tensor, alone[name], rtol=1e-4, atol=1e-5)
+    first, second = (load_file(out.with_suffix(f".{rank}")) for rank in (0, 1))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    records = homodistil.rundir.RunDir(out).read_metrics()
+    assert [r["step"] for r in records] == sorted({r["step"] for r in records})
+    assert records[-1]["tokens"] == OPTIONS["steps"] * OPTIONS["batch"] * OPTIONS["accumulate"] * 32
+    assert {p.name for p in out.iterdir()} == {"metrics.jsonl", "recipe.yaml", "students", "units"}
+
+
+def test_all_stop_where_one_is_asked_to_and_any_number_of_them_goes_on(
+    masked_lm: Path, corpus: Path, alone: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    """At the same step, saved, however often they are asked; resumed alone, the run ends with the same student."""
+    out = tmp_path / "run"
+    _drive(tmp_path, masked_lm, corpus, out, "stop")
+    for rank in (0, 1):
+        assert (
+            f"Stopped at step 7 of {OPTIONS['steps']}; everything is saved." in out.with_suffix(f".{rank}").read_text()
+        )
+
+    # of two machines, only one has the checkpoints
+    elsewhere = tmp_path / "run-elsewhere"
+    shutil.copytree(out, elsewhere, ignore=lambda *_: {"step-00000007"})
+    _drive(tmp_path, masked_lm, corpus, out, "resume")
+    for rank in (0, 1):
+        assert "processes found checkpoints of the steps [0, 7]" in out.with_suffix(f".{rank}").read_text()
+
+    result = homodistil.resume(out)
+    for name, tensor in load_file(result.students[TARGET] / "model.safetensors").items():
+        torch.testing.assert_close(tensor, alone[name], rtol=1e-4, atol=1e-5)
+
+
+def test_what_the_main_process_refuses_is_said_once(masked_lm: Path, corpus: Path, tmp_path: Path) -> None:
+    """Three batches cannot be shared between two; all end at once, and nothing is written."""
+    out = tmp_path / "run"
+    words = [masked_lm, "--data", corpus, "--target", "0.5", "--out", out, "--accumulate", 3]
+    done = _launch("-m", "homodistil.cli", "distil", *words)
+    assert done.returncode != 0
+    assert done.stderr.count("Cannot share 3 batches a step among 2 processes.") == 2
+    assert done.stderr.count("Use --accumulate 2, or a multiple of it") == 1
+    assert not out.exists()
