@@ -29,7 +29,8 @@ import homodistil
 from homodistil.axes.layout import Layout
 from homodistil.compress import importance
 from homodistil.distill import heldout, learning, loop
-from homodistil.distill.prepare import batch_for, prepare
+from homodistil.distill.defaults import batch_for
+from homodistil.distill.prepare import prepare
 from homodistil.distill.student import save_student
 from homodistil.distill.teacher import load_teacher
 from homodistil.errors import RunStopped, UserError
@@ -277,7 +278,7 @@ def test_outputs_are_asked_of_the_uncut_student_alone(
 def test_the_learning_rate_rises_and_falls_as_a_function_of_the_step() -> None:
     """Linear up over the warm-up, at its highest at the end of it, linear down to the floor."""
     optim = Optim(learning_rate=1.0, warmup=0.1, floor=0.2)
-    rates = [loop.rate(optim, step, 100) for step in range(1, 101)]
+    rates = [learning.rate(optim, step, 100) for step in range(1, 101)]
     assert rates[:10] == pytest.approx([0.1 * k for k in range(1, 11)])
     assert max(rates) == rates[9] == 1
     assert all(a > b for a, b in itertools.pairwise(rates[9:]))
@@ -286,10 +287,10 @@ def test_the_learning_rate_rises_and_falls_as_a_function_of_the_step() -> None:
 
 def test_the_learning_rate_goes_with_how_much_narrower_the_student_is() -> None:
     """Half the width, twice the rate; with a power of 0 one rate for all widths."""
-    whole, half = (loop.rate(Optim(learning_rate=1e-3), 50, 100, narrower=n) for n in (1.0, 2.0))
+    whole, half = (learning.rate(Optim(learning_rate=1e-3), 50, 100, narrower=n) for n in (1.0, 2.0))
     assert half == pytest.approx(2 * whole)
     constant = Optim(learning_rate=1e-3, width_power=0.0)
-    assert loop.rate(constant, 50, 100, narrower=2.0) == loop.rate(constant, 50, 100)
+    assert learning.rate(constant, 50, 100, narrower=2.0) == learning.rate(constant, 50, 100)
 
 
 @pytest.mark.parametrize(("target", "narrower"), [("0.5", 2.0), ("layers=1", 1.0)])
@@ -302,8 +303,8 @@ def test_a_run_learns_faster_as_its_student_gets_narrower(
     optim, steps = load(tmp_path / "run" / "recipe.yaml").optim, len(records)
     assert optim.learning_rate == pytest.approx(0.384 / 48)
     first, last = (records[k]["learning_rate"] for k in (0, -1))
-    assert first == pytest.approx(loop.rate(optim, 1, steps))
-    assert last == pytest.approx(narrower * loop.rate(optim, steps, steps))
+    assert first == pytest.approx(learning.rate(optim, 1, steps))
+    assert last == pytest.approx(narrower * learning.rate(optim, steps, steps))
 
 
 def test_a_run_may_start_from_a_student_of_its_teacher(masked_lm: Path, corpus: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 from collections.abc import Iterator
 
 import torch
@@ -16,6 +17,7 @@ from homodistil.distill.collate import Draw
 from homodistil.distill.ending import refuse_nonfinite
 from homodistil.distill.leaving import descent
 from homodistil.distill.prepare import Run
+from homodistil.settings import Optim
 
 _FROM_MODEL = {
     "sensitivity": importance.sensitivity,
@@ -104,3 +106,18 @@ def learn(run: Run, batch: dict[str, Tensor], step: int, *, scored: bool) -> dic
         state.importance.update(scores)
     torch.autograd.backward(run.objective.total(terms) / run.recipe.accumulate)
     return values
+
+
+def rate(optim: Optim, step: int, steps: int, *, narrower: float = 1.0) -> float:
+    """The learning rate at the `step`-th of `steps` steps: linear up, then linear down.
+
+    Args:
+        optim: how the student learns; its learning rate is known.
+        step: from 1.
+        steps: of the run.
+        narrower: the teacher's hidden width over the student's.
+    """
+    assert optim.learning_rate is not None
+    rise = math.ceil(optim.warmup * steps)
+    share = step / rise if step <= rise else optim.floor + (1 - optim.floor) * (steps - step + 1) / (steps - rise + 1)
+    return float(optim.learning_rate * share * narrower**optim.width_power)

@@ -19,18 +19,18 @@ from homodistil.axes.stack import LAYERS
 from homodistil.compress.shrink import select
 from homodistil.distill import checkpoint
 from homodistil.distill.collate import Draw, draws, heldout_draws
+from homodistil.distill.defaults import BATCH
 from homodistil.distill.ending import full_disk_explained, stop_requested
 from homodistil.distill.heldout import measure
-from homodistil.distill.learning import calibrate, learn, score
+from homodistil.distill.learning import calibrate, learn, rate, score
 from homodistil.distill.leaving import PROBES, all_but_one, descent
-from homodistil.distill.prepare import BATCH, Run, prepare
+from homodistil.distill.prepare import Run, prepare
 from homodistil.distill.student import as_saved, save_student
 from homodistil.errors import RunStopped
 from homodistil.recipe import Recipe
 from homodistil.report.card import card
 from homodistil.report.live import Display
 from homodistil.rundir import RunDir, write_text
-from homodistil.settings import Optim
 
 
 @dataclass(frozen=True)
@@ -228,21 +228,6 @@ def _save_target(run: Run, target: str) -> None:
 def _named_at_start(axis: str, layers: Sequence[int]) -> str:
     kind, _, layer = axis.partition(".")
     return f"{kind}.{layers[int(layer)]}" if layer else axis
-
-
-def rate(optim: Optim, step: int, steps: int, *, narrower: float = 1.0) -> float:
-    """The learning rate at the `step`-th of `steps` steps: linear up, then linear down.
-
-    Args:
-        optim: how the student learns; its learning rate is known.
-        step: from 1.
-        steps: of the run.
-        narrower: the teacher's hidden width over the student's.
-    """
-    assert optim.learning_rate is not None
-    rise = math.ceil(optim.warmup * steps)
-    share = step / rise if step <= rise else optim.floor + (1 - optim.floor) * (steps - step + 1) / (steps - rise + 1)
-    return float(optim.learning_rate * share * narrower**optim.width_power)
 
 
 def _result(run_dir: RunDir, recipe: Recipe) -> Result:

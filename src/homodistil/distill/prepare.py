@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import math
 import sys
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
@@ -22,33 +21,25 @@ from homodistil.distill import checkpoint
 from homodistil.distill.checkpoint import State
 from homodistil.distill.collate import Collate, Draw
 from homodistil.distill.data import Corpus
-from homodistil.distill.inputs import packs, read, refuse_other_options
+from homodistil.distill.defaults import (
+    accumulate_for,
+    batch_for,
+    computes_bf16,
+    cutting_for,
+    losses_for,
+    optim_for,
+    schedule_for,
+    steps_for,
+)
+from homodistil.distill.inputs import read, refuse_other_options
 from homodistil.distill.objective import Objective
 from homodistil.distill.outputs import Runner
 from homodistil.distill.processes import Processes
 from homodistil.distill.start import first_state, first_student, round_products
 from homodistil.distill.teacher import INPUTS, LANGUAGE_MODELS, Teacher, load_teacher
 from homodistil.distill.trim import Texts, trim, trim_to
-from homodistil.errors import UserError
 from homodistil.recipe import Recipe
 from homodistil.rundir import RunDir, write_text
-from homodistil.settings import Cutting, Losses, Optim
-
-BATCH, SMALLEST = 32, 4
-"""Sequences in a batch, where the recipe does not say and where it leaves too few steps."""
-RATE = 0.384
-"""The learning rate times the teacher's hidden width, where the recipe does not say."""
-STEPS = 1000
-"""Steps to each target that a language model's batch is chosen for."""
-RAMP, LONGEST = 0.1, 0.4
-"""The share of a target's steps in which it is cut, where the recipe does not say; and of a short run at most."""
-RAMP_STEPS = 50
-"""Steps in which a language model is cut, as far as `LONGEST` allows."""
-CUT_EVERY = 8
-"""Steps between two measurements of importance, each with a cut after it while there is something to cut: both together
-are a small part of the run, even where a measurement is a backward pass of its own."""
-CUTS = 16
-"""Of them until the last cut, at least: a short run measures and cuts at more of its steps."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +105,7 @@ def _prepared(recipe: Recipe, resume: bool, texts: Iterable[str] | None, process
     new = processes.main and not resume
     if new:
         run_dir.refuse_taken()
-    recipe = replace(recipe, accumulate=_accumulate(recipe, processes.count))
+    recipe = replace(recipe, accumulate=accumulate_for(recipe, processes.count))
     if recipe.family is not None:
         register(read_family(recipe.family))
     teacher = load_teacher(recipe.teacher, trust_remote_code=recipe.trust_remote_code)
@@ -129,16 +120,16 @@ def _prepared(recipe: Recipe, resume: bool, texts: Iterable[str] | None, process
             teacher, Texts(texts if texts is not None else recipe.data, recipe.text.column, recipe.text.target)
         )
     # before the data is read, in whose order batches show
-    recipe = replace(recipe, batch=recipe.batch or batch_for(recipe, teacher), optim=_optim(recipe, teacher))
-    losses = _losses(recipe, teacher)
+    recipe = replace(recipe, batch=recipe.batch or batch_for(recipe, teacher), optim=optim_for(recipe, teacher))
+    losses = losses_for(recipe, teacher)
     origin = teacher if recipe.student is None else first_student(recipe, teacher, vocabulary, losses)
     whole = origin.layout.shape(origin.model)
     planned = plan(origin.layout, whole, recipe.target)
     refuse_growth(planned)
     corpus, collate = read(recipe, teacher, texts)
-    steps = _steps(recipe, corpus, planned)
-    recipe = replace(recipe, cutting=_cutting(recipe, teacher, steps / len(planned)))
-    schedule = _schedule(recipe, planned, whole, steps)
+    steps = steps_for(recipe, corpus, planned)
+    recipe = replace(recipe, cutting=cutting_for(recipe, teacher, steps / len(planned)))
+    schedule = schedule_for(recipe, planned, whole, steps)
     if new:
         run_dir.create(recipe.to_yaml())
     if processes.main and vocabulary is not None and not run_dir.vocabulary.exists():
@@ -148,7 +139,7 @@ def _prepared(recipe: Recipe, resume: bool, texts: Iterable[str] | None, process
         _keep_freed_memory()
     teacher.model.to(processes.device)
     state = first_state(recipe, teacher, origin)
-    bf16 = recipe.precision == "bf16" or (recipe.precision == "auto" and _computes_bf16(processes.device))
+    bf16 = recipe.precision == "bf16" or (recipe.precision == "auto" and computes_bf16(processes.device))
     if bf16:
         round_products(teacher.model)
     checkpoint.restore(run_dir.checkpoints, state, recipe.digest())
@@ -181,19 +172,6 @@ def _prepared(recipe: Recipe, resume: bool, texts: Iterable[str] | None, process
     )
 
 
-def _accumulate(recipe: Recipe, processes: int) -> int:
-    """How many batches make one step, of which every process takes equally many."""
-    batches = recipe.accumulate or processes
-    if batches % processes:
-        raise UserError(
-            f"Cannot share {batches} batch{'es' if batches > 1 else ''} a step among {processes} processes.",
-            "Each process must get equally many of the batches whose gradients make one step (accumulate).",
-            f"Use --accumulate {processes}, or a multiple of it; a run that is resumed keeps what it was started "
-            "with, and takes as many processes as divide it.",
-        )
-    return batches
-
-
 def _keep_freed_memory() -> None:
     """Tell glibc to keep what is freed: a step frees and asks for the same sizes, and new pages cost more than sums."""
     if sys.platform != "linux" or not hasattr(library := ctypes.CDLL(None), "mallopt"):
@@ -202,90 +180,3 @@ def _keep_freed_memory() -> None:
     library.mallopt(mmap_max, 0)
     library.mallopt(trim_threshold, 2**31 - 1)
     library.mallopt(top_pad, 64 << 20)
-
-
-def batch_for(recipe: Recipe, teacher: Teacher) -> int:
-    """Sequences in a batch, where the recipe does not say: a power of two that leaves `STEPS` to each target.
-
-    A language model learns far more from many small steps than from few large ones, as long as there are few. The
-    similarities that a sentence encoder learns from are those within a batch, so its batches stay as they are; and so
-    do those of texts and pairs that are not packed, which may be far shorter than `text.length`.
-    """
-    if teacher.kind not in LANGUAGE_MODELS or not packs(recipe, teacher) or recipe.steps is not None:
-        return BATCH
-    a_batch = recipe.token_budget() / (recipe.text.length * recipe.accumulate * STEPS * len(recipe.target))
-    return min(BATCH, 1 << math.floor(math.log2(max(SMALLEST, a_batch))))
-
-
-def _steps(recipe: Recipe, corpus: Corpus, planned: list[Planned]) -> int:
-    a_step = corpus.mean_tokens * recipe.batch * recipe.accumulate
-    steps = recipe.steps or max(1, round(recipe.token_budget() / a_step))
-    if steps < 2 * len(planned):
-        raise UserError(
-            f"Cannot reach {len(planned)} target{'s' if len(planned) > 1 else ''} in {steps} "
-            f"step{'s' if steps > 1 else ''}.",
-            "Each target needs at least two steps, one to cut and one to settle.",
-            f"Use --steps {100 * len(planned)}, or --tokens {round(100 * len(planned) * a_step)}, or more.",
-        )
-    return steps
-
-
-def _cutting(recipe: Recipe, teacher: Teacher, steps: float) -> Cutting:
-    """What is cut when, with the end of the ramp of a run of so many steps to each target."""
-    start, end = recipe.cutting.ramp_start, recipe.cutting.ramp_end
-    if end is None:
-        least = RAMP_STEPS / steps if teacher.kind in LANGUAGE_MODELS else RAMP
-        end = min(1.0, start + min(LONGEST, max(RAMP, least)))
-    return replace(recipe.cutting, ramp_end=end)
-
-
-def _schedule(recipe: Recipe, planned: list[Planned], whole: dict[str, int], steps: int) -> Schedule:
-    assert recipe.cutting.ramp_end is not None
-    schedule = Schedule.over(
-        whole,
-        [(p.target, p.shape) for p in planned],
-        steps=steps,
-        ramp=(recipe.cutting.ramp_start, recipe.cutting.ramp_end),
-        grain=recipe.cutting.grain,
-    )
-    return replace(schedule, every=max(1, min(CUT_EVERY, schedule.last_cut() // CUTS)))
-
-
-def _optim(recipe: Recipe, teacher: Teacher) -> Optim:
-    """How the student learns, with the rate that the teacher's width decides."""
-    if recipe.optim.learning_rate is not None:
-        return recipe.optim
-    return replace(recipe.optim, learning_rate=RATE / teacher.model.config.hidden_size)
-
-
-def _losses(recipe: Recipe, teacher: Teacher) -> Losses:
-    """The losses, with what the teacher decides.
-
-    Raises:
-        UserError: the attention of this family cannot be compared.
-    """
-    family, wanted = teacher.layout.family, recipe.losses
-    assert family is not None
-    if wanted.attention and not family.attention_loss:
-        raise UserError(
-            f"Cannot compare the attention of a {family.name} model (losses.attention = {wanted.attention}).",
-            "Queries and keys are compared where every token attends to every other.",
-            "Use --losses.attention 0, or leave it out.",
-        )
-    # where the residual stream has no norm on it, a few states would be all of a plain mean
-    unnormed = teacher.kind in ("causal-lm", "seq2seq-lm") or teacher.reads == "images"
-    kind = ("relative" if unnormed else "mse") if wanted.hidden_kind == "auto" else wanted.hidden_kind
-    weights = {
-        "prediction": 0.5 if teacher.kind == "similarity" else 1.0,
-        "hidden": 20.0 if kind == "relative" else 60.0,
-        "attention": 0.1 if family.attention_loss else 0.0,
-    }
-    left_open = {name: weight for name, weight in weights.items() if getattr(wanted, name) is None}
-    return replace(wanted, hidden_kind=kind, **left_open)  # type: ignore[arg-type]
-
-
-def _computes_bf16(device: torch.device) -> bool:
-    """Whether the machine has instructions for bf16; emulated, it is slower than fp32."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return device.type == "cpu" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
