@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,6 +40,30 @@ def test_commands_of_the_readme_run(encoder: Path, corpus: Path, tmp_path: Path,
         words = [swaps.get(word, word) for word in command.split()]
         extra = ["--batch", "8", "--text.length", "32"] if words[0] == "distil" and "--data" in words else []
         assert main([*words, *extra]) == 0, capsys.readouterr().err
+
+
+def test_the_launcher_of_the_readme_starts_a_run(encoder: Path, corpus: Path, tmp_path: Path) -> None:
+    """With two processes and a tiny teacher."""
+    (line,) = re.findall(r"^    torchrun (.+)$", README, re.MULTILINE)
+    swaps = {"8": "2", "path/to/teacher": str(encoder), "corpus.txt": str(corpus)}
+    words = [swaps.get(word, word) for word in line.split()]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        *words,
+        "--steps",
+        "4",
+        "--batch",
+        "4",
+        "--text.length",
+        "32",
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "2 processes: 2 batches of 4 a step" in done.stdout
+    assert (tmp_path / "runs/half/students/0.5/config.json").exists()
 
 
 def test_python_of_the_readme_runs(
