@@ -100,8 +100,8 @@ def test_small_tasks_get_more_epochs_and_narrow_models_higher_rates() -> None:
     task = TASKS["rte"]
     epochs = [defaults(task, rows, 768).epochs for rows in (1_000, 5_000, 400_000)]
     assert epochs == [10, 6, 3]
-    rates = [defaults(task, 5_000, hidden).learning_rate for hidden in (768, 384, 64)]
-    assert rates == pytest.approx([3e-5, 6e-5, 1e-4])
+    rates = [defaults(task, 5_000, hidden).learning_rate for hidden in (768, 384, 120)]
+    assert rates == pytest.approx([3e-5, 6e-5, 1.92e-4])
     assert defaults(TASKS["squad"], 5_000, 768).length == 384
 
 
