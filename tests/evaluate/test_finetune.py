@@ -85,11 +85,11 @@ def test_the_grid_chooses_on_training_rows_alone(encoder: Path, monkeypatch: pyt
 
     def spy(_: Path, inner: Splits, settings: Settings, *, seed: int, trust_remote_code: bool) -> dict[str, float]:
         seen.append((settings.learning_rate, inner))
-        return {"score": -abs(settings.learning_rate - 1e-4)}
+        return {"score": settings.learning_rate}
 
     monkeypatch.setattr(finetuning, "finetune", spy)
-    assert best_of_grid(encoder, splits, EASY).learning_rate == 1e-4
-    assert [rate for rate, _ in seen] == list(finetuning.GRID)
+    assert best_of_grid(encoder, splits, EASY).learning_rate == 2 * EASY.learning_rate
+    assert [rate / EASY.learning_rate for rate, _ in seen] == pytest.approx([0.5, 1, 2])
     for _, inner in seen:
         used = [*inner.train["text"], *inner.evaluated["held"]["text"]]
         assert sorted(used) == sorted(splits.train["text"])
