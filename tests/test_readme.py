@@ -47,19 +47,9 @@ def test_the_launcher_of_the_readme_starts_a_run(encoder: Path, corpus: Path, tm
     (line,) = re.findall(r"^    torchrun (.+)$", README, re.MULTILINE)
     swaps = {"8": "2", "path/to/teacher": str(encoder), "corpus.txt": str(corpus)}
     words = [swaps.get(word, word) for word in line.split()]
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        *words,
-        "--steps",
-        "4",
-        "--batch",
-        "4",
-        "--text.length",
-        "32",
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    short = ["--steps", "4", "--batch", "4", "--text.length", "32"]
+    command = [sys.executable, "-m", "torch.distributed.run", *words, *short]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     assert "2 processes: 2 batches of 4 a step" in done.stdout

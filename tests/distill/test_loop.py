@@ -232,7 +232,8 @@ def test_a_short_run_of_a_language_model_takes_time_to_be_cut(
 def test_the_batch_that_a_budget_leaves_is_written_down_and_kept(masked_lm: Path, corpus: Path, tmp_path: Path) -> None:
     """A run says what it took, and goes on with that."""
     result = homodistil.distil(masked_lm, corpus, "0.5", tmp_path / "run", tokens="2k", text={"length": 32})
-    assert yaml.safe_load((result.out / "recipe.yaml").read_text())["batch"] == 4
+    written = yaml.safe_load((result.out / "recipe.yaml").read_text())
+    assert (written["batch"], written["accumulate"]) == (4, 1)
     assert homodistil.resume(result.out) == result
 
 

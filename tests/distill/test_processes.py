@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 import homodistil
 
 TARGET = "hidden=24,heads=3,ffn=48,layers=1"
-# no compensation, because the main process alone listens to what layers read; a rate at which rounding stays rounding
+# no compensation, which is solved from the main process's own batches; a rate at which rounding stays rounding
 OPTIONS: dict[str, Any] = {
     "steps": 12,
     "batch": 4,
@@ -79,7 +79,8 @@ except (errors.UserError, errors.RunStopped) as ended:
 
 def _launch(*words: object) -> subprocess.CompletedProcess[str]:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    # on the CPU everywhere: two processes cannot share a GPU
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run(
         [*launcher, *map(str, words)], capture_output=True, text=True, env=environment, check=False, timeout=240
     )

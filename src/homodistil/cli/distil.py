@@ -117,8 +117,7 @@ def _as_declared(words: list[str], switches: set[str]) -> list[str]:
 def _show_result(result: Result) -> None:
     from accelerate import PartialState
 
-    state = PartialState()
-    if not state.is_main_process:
+    if not PartialState().is_main_process:
         return
     for target, folder in result.students.items():
         held = "  ".join(f"{name} {value:.4f}" for name, value in result.heldout[target].items())

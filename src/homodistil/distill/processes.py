@@ -1,6 +1,6 @@
 """Several processes as one run: each learns from its share of a step's batches, and all hold the same student.
 
-A launcher (`torchrun`, `accelerate launch`) starts them, one a device. Gradients are summed over them, so that every
+A launcher (`torchrun`) starts them, one a device. Gradients are summed over them, so that every
 optimizer takes the same step. What is cut, and what the layers that stay take over, is decided by the main process and
 told to the others: rounding on another device must not make another student. The main process alone writes.
 """
