@@ -101,6 +101,7 @@ def _one_shot(source: Path, text: Path, out: Path) -> None:
     scores, moments = Importance("output", window=CALIBRATION, decay=0.0), InputMoments(student, layout)
     feed = batches(corpus.train, Collator(teacher.tokenizer, False, 0), 32, start=0)
     for index, batch in zip(range(CALIBRATION), feed, strict=False):
+        moments.fade()
         with moments.listening(batch["ordinary"]), torch.enable_grad():
             made = run(student, batch)
         scores.update(importance.output(layout, student, made.hidden[-1], batch["attention_mask"], index))

@@ -96,10 +96,11 @@ def _seen(model: Any, path: str, ids: Tensor) -> Tensor:
 def test_moments_are_of_the_tokens_that_count_and_fade() -> None:
     """Mean and covariance of a layer's input are over the mask's tokens; later batches weigh more than earlier ones."""
     model = make(BertModel)
-    moments = InputMoments(model, Layout.of(model), decay=0.5)
+    moments = InputMoments(model, Layout.of(model))
     path = "encoder.layer.0.output.dense"
     batches = (IDS, IDS.flip(0))
     for ids in batches:
+        moments.fade(0.5)
         with moments.listening(MASK), torch.no_grad():
             model(ids, attention_mask=MASK)
     rows = [_seen(model, path, ids) for ids in batches]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -16,20 +17,25 @@ from safetensors.torch import load_file
 import homodistil
 
 TARGET = "hidden=24,heads=3,ffn=48,layers=1"
-# no compensation, which is solved from the main process's own batches; a rate at which rounding stays rounding
+# a rate at which rounding stays rounding
 OPTIONS: dict[str, Any] = {
     "steps": 12,
     "batch": 4,
     "accumulate": 2,
     "text": {"length": 32},
-    "cutting": {"compensate": "none", "ramp_start": 0.4, "ramp_end": 0.8},
+    "cutting": {"ramp_start": 0.4, "ramp_end": 0.8},
     "optim": {"learning_rate": 1e-4},
     "precision": "fp32",
     "log_every": 3,
 }
+CUTTINGS: dict[str, dict[str, Any]] = {
+    "calibrated": {},
+    # everything that is measured is measured on batches that are shared
+    "on the way": {"importance": "output", "calibration": 0, "basis": "teacher"},
+}
 
 DRIVER = """
-import os, signal, sys
+import json, os, signal, sys
 from pathlib import Path
 from safetensors.torch import save_file
 import homodistil
@@ -37,7 +43,7 @@ from homodistil import errors
 from homodistil.distill import learning, loop
 from homodistil.distill.checkpoint import State
 
-teacher, corpus, out, verb = sys.argv[1:]
+teacher, corpus, out, verb, options = sys.argv[1:]
 rank = int(os.environ["RANK"])
 train, learn = loop._train, loop.learn
 
@@ -71,10 +77,14 @@ try:
     if verb == "resume":
         homodistil.resume(out if rank == 0 else out + "-elsewhere")
     else:
-        homodistil.distil(teacher, corpus, TARGET, out, **OPTIONS)
+        homodistil.distil(teacher, corpus, TARGET, out, **json.loads(options))
 except (errors.UserError, errors.RunStopped) as ended:
     Path(out).with_suffix(f".{rank}").write_text(str(ended))
-""".replace("TARGET", repr(TARGET)).replace("OPTIONS", repr(OPTIONS))
+""".replace("TARGET", repr(TARGET))
+
+
+def _options(cutting: str) -> dict[str, Any]:
+    return OPTIONS | {"cutting": OPTIONS["cutting"] | CUTTINGS[cutting]}
 
 
 def _launch(*words: object) -> subprocess.CompletedProcess[str]:
@@ -86,26 +96,26 @@ def _launch(*words: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-def _drive(folder: Path, teacher: Path, corpus: Path, out: Path, verb: str) -> None:
+def _drive(folder: Path, teacher: Path, corpus: Path, out: Path, verb: str, cutting: str) -> None:
     (folder / "driver.py").write_text(DRIVER)
-    done = _launch(folder / "driver.py", teacher, corpus, out, verb)
+    done = _launch(folder / "driver.py", teacher, corpus, out, verb, json.dumps(_options(cutting)))
     assert done.returncode == 0, done.stderr
 
 
-@pytest.fixture(scope="module")
-def alone(masked_lm: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+def _alone(teacher: Path, corpus: Path, out: Path, cutting: str) -> dict[str, torch.Tensor]:
     """The student that a single process makes of the same batches."""
-    folder = tmp_path_factory.mktemp("alone")
-    result = homodistil.distil(masked_lm, corpus, TARGET, folder / "run", **OPTIONS)
+    result = homodistil.distil(teacher, corpus, TARGET, out, **_options(cutting))
     return load_file(result.students[TARGET] / "model.safetensors")
 
 
+@pytest.mark.parametrize("cutting", CUTTINGS)
 def test_two_processes_make_the_student_that_one_makes(
-    masked_lm: Path, corpus: Path, alone: dict[str, torch.Tensor], tmp_path: Path
+    masked_lm: Path, corpus: Path, tmp_path: Path, cutting: str
 ) -> None:
     """The same but for rounding, though one would cut otherwise; each holds it bit for bit; one of them writes."""
     out = tmp_path / "run"
-    _drive(tmp_path, masked_lm, corpus, out, "distil")
+    alone = _alone(masked_lm, corpus, tmp_path / "alone", cutting)
+    _drive(tmp_path, masked_lm, corpus, out, "distil", cutting)
     made = load_file(out / "students" / TARGET / "model.safetensors")
     assert made.keys() == alone.keys()
     for name, tensor in made.items():
@@ -120,11 +130,11 @@ def test_two_processes_make_the_student_that_one_makes(
 
 
 def test_all_stop_where_one_is_asked_to_and_any_number_of_them_goes_on(
-    masked_lm: Path, corpus: Path, alone: dict[str, torch.Tensor], tmp_path: Path
+    masked_lm: Path, corpus: Path, tmp_path: Path
 ) -> None:
     """At the same step, saved, however often they are asked; resumed alone, the run ends with the same student."""
     out = tmp_path / "run"
-    _drive(tmp_path, masked_lm, corpus, out, "stop")
+    _drive(tmp_path, masked_lm, corpus, out, "stop", "calibrated")
     for rank in (0, 1):
         assert (
             f"Stopped at step 7 of {OPTIONS['steps']}; everything is saved." in out.with_suffix(f".{rank}").read_text()
@@ -133,10 +143,11 @@ def test_all_stop_where_one_is_asked_to_and_any_number_of_them_goes_on(
     # of two machines, only one has the checkpoints
     elsewhere = tmp_path / "run-elsewhere"
     shutil.copytree(out, elsewhere, ignore=lambda *_: {"step-00000007"})
-    _drive(tmp_path, masked_lm, corpus, out, "resume")
+    _drive(tmp_path, masked_lm, corpus, out, "resume", "calibrated")
     for rank in (0, 1):
         assert "processes found checkpoints of the steps [0, 7]" in out.with_suffix(f".{rank}").read_text()
 
+    alone = _alone(masked_lm, corpus, tmp_path / "alone", "calibrated")
     result = homodistil.resume(out)
     for name, tensor in load_file(result.students[TARGET] / "model.safetensors").items():
         torch.testing.assert_close(tensor, alone[name], rtol=1e-4, atol=1e-5)

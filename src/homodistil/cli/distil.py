@@ -117,6 +117,8 @@ def _as_declared(words: list[str], switches: set[str]) -> list[str]:
 def _show_result(result: Result) -> None:
     from accelerate import PartialState
 
+    # a backend that is not told of the end complains of it
+    PartialState().destroy_process_group()
     if not PartialState().is_main_process:
         return
     for target, folder in result.students.items():

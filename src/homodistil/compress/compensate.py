@@ -24,6 +24,8 @@ from homodistil.compress.depth import moved_up
 
 RIDGE = 0.01
 """Of the mean variance, added to each: units that say the same must not be told apart by rounding."""
+FADING = 0.9
+"""What earlier observations keep of their weight at a later one: a student that is cut reads something else."""
 
 
 class Inputs(NamedTuple):
@@ -44,29 +46,35 @@ class InputMoments:
         model: the model to listen to.
         layout: its axes.
         covariance: whether covariances are kept; they are as large as the square of the inputs' width.
-        decay: what earlier observations keep of their weight at a later one.
     """
 
-    def __init__(self, model: PreTrainedModel, layout: Layout, *, covariance: bool = True, decay: float = 0.9) -> None:
-        self.model, self.layout, self.covariance, self.decay = model, layout, covariance, decay
+    def __init__(self, model: PreTrainedModel, layout: Layout, *, covariance: bool = True) -> None:
+        self.model, self.layout, self.covariance = model, layout, covariance
         self.counts: dict[str, Tensor] = {}
         self.sums: dict[str, Tensor] = {}
         self.products: dict[str, Tensor] = {}
 
     @property
     def inputs(self) -> dict[str, Inputs]:
-        """For each layer, by module name, what it reads."""
+        """For each layer that has read any token that counts, by module name, what it reads."""
         found = {}
         for name, total in self.sums.items():
+            if not self.counts[name]:
+                continue
             mean = total / self.counts[name]
             second = self.products.get(name)
             covariance = None if second is None else second / self.counts[name] - torch.outer(mean, mean)
             found[name] = Inputs(mean, covariance)
         return found
 
+    def fade(self, kept: float = FADING) -> None:
+        """Let what has been seen weigh `kept` times as much beside what will be; with 0 it is forgotten."""
+        for store in self._stores.values():
+            store |= {name: kept * value for name, value in store.items()}
+
     @contextlib.contextmanager
     def listening(self, mask: Tensor, target: Tensor | None = None) -> Iterator[None]:
-        """Observe the forward passes inside the block.
+        """Add up what is read in the forward passes inside the block.
 
         Args:
             mask: (batch, sequence), 1 for the tokens that count. Leave special tokens out as well as padding: some
@@ -85,16 +93,14 @@ class InputMoments:
                 # float32, because a product of bf16 vectors may be summed in bf16, which loses small terms
                 seen[id(x)] = (x, rows, rows.float().sum(0), rows.new_tensor(len(rows), dtype=torch.float32))
             _, rows, total, count = seen[id(x)]
-            if not len(rows):
-                return
-            kept = self.decay if name in self.sums else 0.0
             if self.covariance and self._has_input_alone(name):
                 with torch.autocast(x.device.type, enabled=False):
                     # in the precision in which the model computes: the products are summed in float32 inside
                     product = (rows.T @ rows).float()
-                self.products[name] = product + kept * self.products[name] if kept else product
-            self.sums[name] = total + kept * self.sums[name] if kept else total
-            self.counts[name] = count + kept * self.counts[name] if kept else count
+                self.products[name] = product + self.products.get(name, 0)
+            # a new tensor in any case: what layers read together they do not hold together
+            self.sums[name] = total + self.sums.get(name, 0)
+            self.counts[name] = count + self.counts.get(name, 0)
 
         of_target = read_the_target(self.layout, self.model)
         handles: list[RemovableHandle] = []
@@ -117,7 +123,7 @@ class InputMoments:
 
     def drop(self, layers: Tensor) -> None:
         """Forget the layers that leave, and know the others by their new numbers; `layers` are those that stay."""
-        for store in (self.counts, self.sums, self.products):
+        for store in self._stores.values():
             left = moved_up(self.layout, store, layers)
             store.clear()
             store |= left
@@ -125,15 +131,17 @@ class InputMoments:
 
     def state(self) -> dict[str, Tensor]:
         """Everything that is remembered, as named tensors."""
-        # layers that read one tensor share their sums, which a file of tensors must not
-        stores = {"sum": self.sums, "count": self.counts, "product": self.products}
-        return {f"{kind}/{name}": v.clone() for kind, store in stores.items() for name, v in store.items()}
+        return {f"{kind}/{name}": v for kind, store in self._stores.items() for name, v in store.items()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take back what `state` gave."""
-        for kind, store in (("sum", self.sums), ("count", self.counts), ("product", self.products)):
+        for kind, store in self._stores.items():
             store.clear()
             store |= {k.partition("/")[2]: v for k, v in state.items() if k.startswith(f"{kind}/")}
+
+    @property
+    def _stores(self) -> dict[str, dict[str, Tensor]]:
+        return {"sum": self.sums, "count": self.counts, "product": self.products}
 
     def _has_input_alone(self, name: str) -> bool:
         cuttable = [p for p in read_dim(self.layout, name) if isinstance(p, str) and p not in self.layout.fixed]

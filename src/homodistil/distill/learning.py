@@ -45,6 +45,7 @@ def calibrate(run: Run, feed: Iterator[Draw]) -> Iterator[Draw]:
         _turn_heads(run, measured)
         run.processes.copy_main(state.student)
     for index, draw in enumerate(measured):
+        state.moments.fade()
         learn(run, run.batch(draw), -index, scored=True)
         score(state)
         state.optimizer.zero_grad(set_to_none=True)
@@ -103,7 +104,9 @@ def learn(run: Run, batch: dict[str, Tensor], step: int, *, scored: bool) -> dic
         # what must be kept are the teacher's outputs, so that only the uncut student is asked, where there is a
         # calibration; before the backward pass, which frees the graph
         scores = importance.output(state.layout, state.student, mine.hidden[-1], mine.masks[-1], run.recipe.seed + step)
-        state.importance.update(scores)
+        # calibration is measured whole by every process
+        for measured in [scores] if step <= 0 else run.processes.each(scores):
+            state.importance.update(measured)
     torch.autograd.backward(run.objective.total(terms) / run.recipe.accumulate)
     return values
 

@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from homodistil.axes.stack import LAYERS
+from homodistil.compress.compensate import FADING
 from homodistil.compress.shrink import select
 from homodistil.distill import checkpoint
 from homodistil.distill.collate import Draw, draws, heldout_draws
@@ -111,6 +112,9 @@ def _train(run: Run, display: Display, stop: list[int]) -> None:
         scored = schedule.measured(step)
 
         # forward, losses, backward
+        if scored:
+            # what was seen before is in the sum over all processes once
+            state.moments.fade(FADING if processes.main else 0.0)
         read, learnt = 0, list(itertools.islice(feed, recipe.accumulate))
         for batch in map(run.batch, processes.share(learnt)):
             read += sum(int(mask.sum()) for name, mask in batch.items() if name.endswith("attention_mask"))
@@ -118,7 +122,9 @@ def _train(run: Run, display: Display, stop: list[int]) -> None:
             state.sums = {name: state.sums.get(name, 0.0) + term for name, term in terms.items()}
             state.batches += 1
         parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
-        processes.sum_gradients(parameters)
+        processes.sum_up(p.grad for p in parameters if p.grad is not None)
+        if scored:
+            processes.sum_up(state.moments.state().values())
         together = processes.total({"tokens": read, "asked to stop": len(stop)})
         tokens, stopping = int(together["tokens"]), together["asked to stop"] > 0
         state.tokens += tokens

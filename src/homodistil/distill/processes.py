@@ -1,8 +1,9 @@
 """Several processes as one run: each learns from its share of a step's batches, and all hold the same student.
 
-A launcher (`torchrun`) starts them, one a device. Gradients are summed over them, so that every
-optimizer takes the same step. What is cut, and what the layers that stay take over, is decided by the main process and
-told to the others: rounding on another device must not make another student. The main process alone writes.
+A launcher (`torchrun`) starts them, one a device. Gradients, and what layers read, are summed over them, so that every
+optimizer takes the same step and every cut knows all that was read. What is cut, and what the layers that stay take
+over, is decided by the main process and told to the others: rounding on another device must not make another student.
+The main process alone writes.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast, broadcast_object_list, gather_object, reduce
+from accelerate.utils import broadcast, broadcast_object_list, gather, gather_object, reduce
 from torch import Tensor, nn
 
 from homodistil.errors import UserError
@@ -68,15 +69,20 @@ class Processes:
         summed = reduce(torch.tensor([*values.values()], device=self.device), "sum")
         return dict(zip(values, summed.tolist(), strict=True))
 
-    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replace each gradient by its sum over all processes, which have them of the same parameters."""
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        if self.count == 1 or not gradients:
+    def sum_up(self, tensors: Iterable[Tensor]) -> None:
+        """Replace each tensor by its sum over all processes, which give as many, as large, of one type."""
+        mine = list(tensors)
+        if self.count == 1 or not mine:
             return
         # as one vector, because hundreds of small messages would each wait for the slowest process
-        summed: Tensor = reduce(torch.cat([g.flatten() for g in gradients]), "sum")
-        for gradient, part in zip(gradients, torch.split(summed, [g.numel() for g in gradients]), strict=True):
-            gradient.copy_(part.view_as(gradient))
+        summed: Tensor = reduce(torch.cat([tensor.flatten() for tensor in mine]), "sum")
+        for tensor, part in zip(mine, torch.split(summed, [tensor.numel() for tensor in mine]), strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+    def each(self, tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+        """What all processes give, in their order: of the same names, and as large."""
+        parts = {name: tensor.chunk(self.count) for name, tensor in gather(dict(tensors)).items()}
+        return [{name: chunks[process] for name, chunks in parts.items()} for process in range(self.count)]
 
     def as_main(self, value: T) -> T:
         """The main process's value, of anything that can be pickled; tensors must lie on the CPU."""
