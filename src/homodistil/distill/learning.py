@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import math
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
@@ -16,14 +17,12 @@ from homodistil.distill.checkpoint import State
 from homodistil.distill.collate import Draw
 from homodistil.distill.ending import refuse_nonfinite
 from homodistil.distill.leaving import descent
+from homodistil.distill.outputs import Outputs
 from homodistil.distill.prepare import Run
 from homodistil.settings import Optim
 
-_FROM_MODEL = {
-    "sensitivity": importance.sensitivity,
-    "platon": importance.sensitivity,
-    "magnitude": importance.magnitude,
-}
+_FROM_GRADIENTS = {"sensitivity": importance.sensitivity, "platon": importance.sensitivity}
+_FROM_MODEL = {**_FROM_GRADIENTS, "magnitude": importance.magnitude}
 
 
 def calibrate(run: Run, feed: Iterator[Draw]) -> Iterator[Draw]:
@@ -44,9 +43,15 @@ def calibrate(run: Run, feed: Iterator[Draw]) -> Iterator[Draw]:
         # before anything is measured of the dimensions that are turned
         _turn_heads(run, measured)
         run.processes.copy_main(state.student)
-    for index, draw in enumerate(measured):
+    for index, batch in enumerate(map(run.batch, measured)):
         state.moments.fade()
-        learn(run, run.batch(draw), -index, scored=True)
+        if state.importance.method in _FROM_GRADIENTS:
+            learn(run, batch, -index, scored=True)
+        else:
+            with run.precision, _listening(state, batch):
+                mine = run.runner(state.student, batch)
+            if state.importance.method == "output":
+                state.importance.update(_output(run, mine, -index))
         score(state)
         state.optimizer.zero_grad(set_to_none=True)
     return itertools.chain(measured, feed)
@@ -64,6 +69,16 @@ def _turn_heads(run: Run, draws: list[Draw]) -> None:
         with torch.no_grad(), run.precision, moments.listening(batch["ordinary"], batch.get("decoder_ordinary")):
             run.runner(state.student, batch)
     turn(state.student, layout, moments)
+
+
+def _listening(state: State, batch: dict[str, Tensor]) -> AbstractContextManager[None]:
+    return state.moments.listening(batch["ordinary"], batch.get("decoder_ordinary"))
+
+
+def _output(run: Run, made: Outputs, number: int) -> importance.Scores:
+    """What moves the last states that the student has just made, of the batch of this number."""
+    state, seed = run.state, run.recipe.seed + number
+    return importance.output(state.layout, state.student, made.hidden[-1], made.masks[-1], seed)
 
 
 def score(state: State) -> None:
@@ -88,25 +103,21 @@ def learn(run: Run, batch: dict[str, Tensor], step: int, *, scored: bool) -> dic
         UserError: one of them is no number.
     """
     state = run.state
-    tokens = batch["ordinary"], batch.get("decoder_ordinary")
-    watch = state.moments.listening(*tokens) if scored else contextlib.nullcontext()
     with run.precision:
         with torch.no_grad():
             theirs = run.runner(run.teacher.model, batch)
-        with watch:
+        with _listening(state, batch) if scored else contextlib.nullcontext():
             mine = run.runner(state.student, batch)
         terms = run.objective.terms(mine, theirs, batch, descent(run))
     here = {name: term.item() for name, term in terms.items()}
     # all processes, so that none goes on where another refuses
     values = {name: total / run.processes.count for name, total in run.processes.total(here).items()}
     refuse_nonfinite(values, max(step, 0), run.dir)
-    if scored and state.importance.method == "output" and (step <= 0 or not run.recipe.cutting.calibration):
+    if scored and state.importance.method == "output" and not run.recipe.cutting.calibration:
         # what must be kept are the teacher's outputs, so that only the uncut student is asked, where there is a
         # calibration; before the backward pass, which frees the graph
-        scores = importance.output(state.layout, state.student, mine.hidden[-1], mine.masks[-1], run.recipe.seed + step)
-        # calibration is measured whole by every process
-        for measured in [scores] if step <= 0 else run.processes.each(scores):
-            state.importance.update(measured)
+        for scores in run.processes.each(_output(run, mine, step)):
+            state.importance.update(scores)
     torch.autograd.backward(run.objective.total(terms) / run.recipe.accumulate)
     return values
 
