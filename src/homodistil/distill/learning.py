@@ -109,16 +109,17 @@ def learn(run: Run, batch: dict[str, Tensor], step: int, *, scored: bool) -> dic
         with _listening(state, batch) if scored else contextlib.nullcontext():
             mine = run.runner(state.student, batch)
         terms = run.objective.terms(mine, theirs, batch, descent(run))
-    here = {name: term.item() for name, term in terms.items()}
-    # all processes, so that none goes on where another refuses
-    values = {name: total / run.processes.count for name, total in run.processes.total(here).items()}
-    refuse_nonfinite(values, max(step, 0), run.dir)
     if scored and state.importance.method == "output" and not run.recipe.cutting.calibration:
         # what must be kept are the teacher's outputs, so that only the uncut student is asked, where there is a
         # calibration; before the backward pass, which frees the graph
         for scores in run.processes.each(_output(run, mine, step)):
             state.importance.update(scores)
     torch.autograd.backward(run.objective.total(terms) / run.recipe.accumulate)
+    # once, and after all of it has been asked for: a GPU would stand still while its numbers are waited for
+    here = dict(zip(terms, torch.stack([*terms.values()]).tolist(), strict=True))
+    # all processes, so that none goes on where another refuses
+    values = {name: total / run.processes.count for name, total in run.processes.total(here).items()}
+    refuse_nonfinite(values, max(step, 0), run.dir)
     return values
 
 

@@ -117,8 +117,8 @@ def _train(run: Run, display: Display, stop: list[int]) -> None:
             state.moments.fade(FADING if processes.main else 0.0)
         read, learnt = 0, list(itertools.islice(feed, recipe.accumulate))
         for batch in map(run.batch, processes.share(learnt)):
-            read += sum(int(mask.sum()) for name, mask in batch.items() if name.endswith("attention_mask"))
             terms = learn(run, batch, step, scored=scored)
+            read += sum(int(mask.sum()) for name, mask in batch.items() if name.endswith("attention_mask"))
             state.sums = {name: state.sums.get(name, 0.0) + term for name, term in terms.items()}
             state.batches += 1
         parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
