@@ -1,4 +1,4 @@
-"""What the README says is run."""
+"""What the README and the guide say is run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ import pytest
 
 from homodistil.cli import main
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+GUIDE = (ROOT / "docs" / "guide.md").read_text()
 
 
 def test_the_readme_is_short() -> None:
@@ -21,24 +23,45 @@ def test_the_readme_is_short() -> None:
     assert len(README.splitlines()) <= 150
 
 
-def test_commands_of_the_readme_run(encoder: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                    capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+@pytest.mark.parametrize(
+    ("page", "verbs"),
+    [
+        (README, ["plan", "distil", "distil", "trim", "evaluate", "report", "families"]),
+        (GUIDE, ["plan", "distil", "evaluate", "report"]),
+    ],
+    ids=["README", "guide"],
+)
+def test_commands_run(
+    page: str,
+    verbs: list[str],
+    encoder: Path,
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """Each `homodistil` line, with a tiny teacher and budgets that fit it."""
     monkeypatch.chdir(tmp_path)
-    commands = re.findall(r"^    (?:\$ )?homodistil (.+)$", README.replace("\\\n", " "), re.MULTILINE)
-    assert [c.split()[0] for c in commands] == ["plan", "distil", "distil", "trim", "evaluate", "report", "families"]
+    commands = re.findall(r"^    (?:\$ )?homodistil (.+)$", page.replace("\\\n", " "), re.MULTILINE)
+    assert [c.split()[0] for c in commands] == verbs
     rows = [{"text": f"the {a} man sees a {b} cat", "label": a} for a in ("old", "big") for b in ("red", "blue")] * 4
     (tmp_path / "reviews.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     swaps = {
         "path/to/all-MiniLM-L6-v2": str(encoder),
+        "path/to/teacher": str(encoder),
         "corpus.txt": str(corpus),
         "held-out.txt": str(corpus),
+        "6.3M,layers=3": "hidden=24,layers=1",
         "8M": "hidden=24",
         "20M": "4k",
+        "2M": "4k",
     }
     for command in commands:
         words = [swaps.get(word, word) for word in command.split()]
         extra = ["--batch", "8", "--text.length", "32"] if words[0] == "distil" and "--data" in words else []
+        if words[0] == "evaluate" and "--lengths" not in words:
+            # the teacher reads no more than 64 tokens
+            extra = ["--lengths", "16"]
         assert main([*words, *extra]) == 0, capsys.readouterr().err
 
 
