@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 
 import torch
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from homodistil.compress.plan import Planned
 from homodistil.compress.schedule import Schedule
@@ -125,7 +126,8 @@ def losses_for(recipe: Recipe, teacher: Teacher) -> Losses:
             "Use --losses.attention 0, or leave it out.",
         )
     # where the residual stream has no norm on it, a few states would be all of a plain mean
-    unnormed = teacher.kind in ("causal-lm", "seq2seq-lm") or teacher.reads == "images"
+    decodes = type(teacher.model.config) in MODEL_FOR_CAUSAL_LM_MAPPING and not family.attention_loss
+    unnormed = decodes or teacher.kind in ("causal-lm", "seq2seq-lm") or teacher.reads == "images"
     kind = ("relative" if unnormed else "mse") if wanted.hidden_kind == "auto" else wanted.hidden_kind
     weights = {
         "prediction": 0.5 if teacher.kind == "similarity" else 1.0,

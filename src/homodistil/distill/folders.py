@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import transformers
@@ -24,75 +23,20 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING
 from homodistil.axes.binding import families_of
 from homodistil.errors import UserError
 
-Pooling = Literal["mean", "cls", "max"]
-"""How token states become an embedding."""
-
 # a next-sentence head learns nothing from plain text; such checkpoints hold a masked language model as well
 _INSTEAD = {"BertForPreTraining": "BertForMaskedLM"}
-_SENTENCE_MODULES = {"Transformer", "Pooling", "Normalize"}
 
 
-def folders_of(source: str) -> tuple[Path | None, str]:
-    """The sentence-transformers folder, if it is one, and where the transformer itself is.
-
-    Raises:
-        UserError: there is nothing at the path, or the folder has modules that would have to be cut.
-    """
-    path = Path(source).expanduser()
-    if not path.exists():
-        if source.startswith((".", "/", "~")) or source.count("/") > 1 or path.suffix in (".bin", ".safetensors"):
-            raise UserError(
-                f"Cannot find the teacher {source}.",
-                "A teacher is a folder that `save_pretrained` wrote, or the name of a model on the hub.",
-                "Check the path.",
-            )
-        return None, source
-    if not (path / "modules.json").exists():
-        return None, str(path)
-    modules = json.loads((path / "modules.json").read_text())
-    names = {m["type"].rpartition(".")[2]: m["path"] for m in modules}
-    if strange := set(names) - _SENTENCE_MODULES:
-        raise UserError(
-            f"Cannot distil the sentence encoder {source}: it has a module {', '.join(sorted(strange))}.",
-            f"The modules of a sentence encoder must be {', '.join(sorted(_SENTENCE_MODULES))}; others have "
-            "weights that no table describes.",
-            "Use a sentence encoder without them, or give the folder of its transformer alone.",
-        )
-    return path, str(path / names["Transformer"])
-
-
-def pooling_of(folder: Path) -> Pooling:
-    """How a sentence-transformers folder pools.
-
-    Raises:
-        UserError: in another way than ours, or in several.
-    """
-    modules = json.loads((folder / "modules.json").read_text())
-    entry = next((m for m in modules if m["type"].endswith("Pooling")), None)
-    options = json.loads((folder / entry["path"] / "config.json").read_text()) if entry else {}
-    names: dict[str, Pooling] = {
-        "pooling_mode_mean_tokens": "mean",
-        "pooling_mode_cls_token": "cls",
-        "pooling_mode_max_tokens": "max",
-    }
-    # folders written before version 5 have one flag a mode, later ones name the mode
-    chosen = (
-        [options["pooling_mode"]]
-        if "pooling_mode" in options
-        else [names.get(k, k) for k, on in options.items() if k.startswith("pooling_mode") and on]
-    )
-    if len(chosen) != 1 or chosen[0] not in ("mean", "cls", "max"):
-        raise UserError(
-            f"Cannot distil the sentence encoder {folder}: it pools by {', '.join(map(str, chosen)) or 'nothing'}.",
-            "Pooling must be one of mean, cls and max.",
-            "Use a sentence encoder with one of them, or give the folder of its transformer alone.",
-        )
-    pooling: Pooling = chosen[0]
-    return pooling
-
-
-def model_class_of(source: str, folder: str, trust: bool) -> tuple[type[PreTrainedModel], Any]:
+def model_class_of(
+    source: str, folder: str, trust: bool, *, headless: bool = False
+) -> tuple[type[PreTrainedModel], Any]:
     """The class that the checkpoint says it is, and its configuration, after checking that its family is known.
+
+    Args:
+        source: what the user calls it.
+        folder: where it lies, or its name on the hub.
+        trust: run code that comes with it.
+        headless: its base class, whatever it says: a sentence encoder is opened without a head.
 
     Raises:
         UserError: there is no configuration, its family is unknown, or transformers has no such class.
@@ -101,13 +45,14 @@ def model_class_of(source: str, folder: str, trust: bool) -> tuple[type[PreTrain
         raw, _ = PretrainedConfig.get_config_dict(folder)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"Cannot load the teacher {source}: {_first_line(error)}",
+            f"Cannot load the teacher {source}: {first_line(error)}",
             "A teacher is a folder with a config.json, or the name of a model on a hub that can be reached.",
             "Check the name, or download the model first and give its folder.",
         ) from error
     families_of(raw.get("model_type", "unknown"))
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
-    name = (raw.get("architectures") or [MODEL_MAPPING[type(config)].__name__])[0]
+    base = MODEL_MAPPING[type(config)].__name__
+    name = base if headless else (raw.get("architectures") or [base])[0]
     name = _INSTEAD.get(name, name)
     model_class = getattr(transformers, name, None)
     if model_class is None:
@@ -145,7 +90,7 @@ def load_model(source: str, folder: str, model_class: type[PreTrainedModel], con
             )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise UserError(
-                f"Cannot load the teacher {source}: {_first_line(error)}",
+                f"Cannot load the teacher {source}: {first_line(error)}",
                 "The folder or hub must hold whole safetensors that fit the configuration.",
                 "Download the model again, or check that config.json belongs to it.",
             ) from error
@@ -175,7 +120,7 @@ def load_tokenizer(source: str, folder: Path | str, trust: bool) -> PreTrainedTo
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
-            f"Cannot load the tokenizer of {source}: {_first_line(error)}",
+            f"Cannot load the tokenizer of {source}: {first_line(error)}",
             "A teacher comes with its tokenizer, which reads the text for both models.",
             "Save the tokenizer into the teacher's folder with `tokenizer.save_pretrained`.",
         ) from error
@@ -198,7 +143,7 @@ def load_image_processor(source: str, folder: str, config: Any, trust: bool) -> 
         made = processor(Image.new("RGB" if config.num_channels == 3 else "L", (64, 48)), return_tensors="pt")
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise UserError(
-            f"Cannot load the image processor of {source}: {_first_line(error)}",
+            f"Cannot load the image processor of {source}: {first_line(error)}",
             "A teacher of images comes with its preprocessor_config.json, which says how they are resized and scaled.",
             "Save the image processor into its folder with `processor.save_pretrained`, or install what it asks for.",
         ) from error
@@ -232,5 +177,6 @@ def check_vocabulary(source: str, tokenizer: PreTrainedTokenizerBase, size: int)
         )
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error of a library says first, as far as a line may go."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

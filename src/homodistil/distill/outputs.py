@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from homodistil.axes.layout import Layout
 from homodistil.axes.shape import product
 from homodistil.distill.attention import QueriesKeys, captured
-from homodistil.distill.folders import Pooling
+from homodistil.distill.sentence import Pooling
 from homodistil.distill.teacher import INPUTS, LANGUAGE_MODELS, Kind
 
 Batch = Mapping[str, Tensor]
@@ -165,9 +165,12 @@ def _both_sides(model: PreTrainedModel, batch: Batch) -> tuple[Any, tuple[Tensor
 def embed(states: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
     """Pool token states (batch, sequence, hidden) over the mask and normalise, as sentence encoders do."""
     weights = mask[..., None].to(states.dtype)
+    # the last token of each text, on whichever side it is padded
+    last = mask.shape[1] - 1 - mask.flip(1).argmax(1)
     pooled: Callable[[], Tensor] = {
         "mean": lambda: (states * weights).sum(1) / weights.sum(1).clamp(min=1e-9),
         "cls": lambda: states[:, 0],
+        "lasttoken": lambda: states.take_along_dim(last[:, None, None], 1)[:, 0],
         "max": lambda: states.masked_fill(weights == 0, torch.finfo(states.dtype).min).amax(1),
     }[pooling]
     return F.normalize(pooled().float(), dim=-1)

@@ -17,15 +17,13 @@ from transformers import (
 from homodistil.axes.layout import Layout, on_meta
 from homodistil.distill.attention import IMPLEMENTATION
 from homodistil.distill.folders import (
-    Pooling,
     check_vocabulary,
-    folders_of,
     load_image_processor,
     load_model,
     load_tokenizer,
     model_class_of,
-    pooling_of,
 )
+from homodistil.distill.sentence import Pooling, folders_of, pooling_of
 from homodistil.errors import UserError
 
 Kind = Literal["masked-lm", "causal-lm", "seq2seq-lm", "similarity", "labels", "token-labels", "span"]
@@ -109,7 +107,7 @@ def load_teacher(source: str, *, trust_remote_code: bool = False) -> Teacher:
             weights, a head without a loss of ours, a sentence encoder with modules that would have to be cut.
     """
     sentence_folder, folder = folders_of(source)
-    model_class, config = model_class_of(source, folder, trust_remote_code)
+    model_class, config = model_class_of(source, folder, trust_remote_code, headless=sentence_folder is not None)
     kind = _kind(model_class)
     pooling: Pooling = "mean" if _reads(model_class) == "text" else "cls"
     pooling = pooling_of(sentence_folder) if sentence_folder else pooling
@@ -153,8 +151,8 @@ def architecture(source: str, *, trust_remote_code: bool = False) -> tuple[Layou
     Raises:
         UserError: there is no configuration, or its family is unknown.
     """
-    _, folder = folders_of(source)
-    model_class, config = model_class_of(source, folder, trust_remote_code)
+    sentence_folder, folder = folders_of(source, weights=False)
+    model_class, config = model_class_of(source, folder, trust_remote_code, headless=sentence_folder is not None)
     model = on_meta(model_class, config)
     layout = Layout.of(model)
     return layout, layout.shape(model)
@@ -166,8 +164,8 @@ def unloaded(source: str, *, trust_remote_code: bool = False) -> tuple[PreTraine
     Raises:
         UserError: there is no configuration or tokenizer, its family is unknown, or it reads images.
     """
-    sentence_folder, folder = folders_of(source)
-    model_class, config = model_class_of(source, folder, trust_remote_code)
+    sentence_folder, folder = folders_of(source, weights=False)
+    model_class, config = model_class_of(source, folder, trust_remote_code, headless=sentence_folder is not None)
     if _reads(model_class) == "images":
         raise no_tokenizer(source)
     return on_meta(model_class, config), load_tokenizer(source, sentence_folder or folder, trust_remote_code)

@@ -12,6 +12,8 @@ from torch import Tensor
 from homodistil.errors import UserError
 from homodistil.evaluate.language import causal_predictions, masked_predictions
 from homodistil.evaluate.models import Opened
+from homodistil.evaluate.similarity import embed
+from homodistil.evaluate.towers import has_towers
 
 
 def agreement(student: Opened, teacher: Opened, ids: Tensor, texts: Sequence[str]) -> dict[str, float]:
@@ -29,7 +31,8 @@ def agreement(student: Opened, teacher: Opened, ids: Tensor, texts: Sequence[str
         `top1`, the share of predicted tokens on which both choose alike, and `kl`, the mean divergence
         KL(teacher ‖ student) in nats, where both have a language model; `hidden_cka`, the linear centred kernel
         alignment of the last hidden states (Kornblith et al. 2019), 1 for equal up to rotation and scale;
-        `similarity`, Spearman's correlation of the cosine similarities of all pairs of texts.
+        `similarity`, Spearman's correlation of the cosine similarities of all pairs of texts, by a sentence encoder's
+        own embedding, or by the mean of the last hidden states.
 
     Raises:
         UserError: the student has tokens that its teacher does not know.
@@ -150,7 +153,9 @@ def _last_hidden(opened: Opened, ids: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _embeddings(opened: Opened, texts: Sequence[str], batch: int = 32) -> Tensor:
-    """Mean-pooled last hidden states, (texts, width)."""
+    """A sentence encoder's own embeddings, or mean-pooled last hidden states, (texts, width)."""
+    if has_towers(opened.source):
+        return torch.from_numpy(embed(opened.source, texts, batch=batch))
     pooled = []
     length = min(opened.longest, 512)
     for at in range(0, len(texts), batch):

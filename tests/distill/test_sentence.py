@@ -1,0 +1,150 @@
+"""Sentence encoders: how they pool, where they lie, what their students are."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+from transformers import AutoTokenizer, BertForMaskedLM, BertModel, PreTrainedTokenizerBase
+
+import homodistil
+from conftest import make
+from homodistil.distill.collate import padded
+from homodistil.distill.defaults import losses_for
+from homodistil.distill.outputs import Runner
+from homodistil.distill.teacher import load_teacher
+from homodistil.errors import UserError
+from homodistil.evaluate.agreement import agreement
+from homodistil.evaluate.language import blocks
+from homodistil.evaluate.models import open_model
+from homodistil.recipe import Recipe
+from zoo import tiny
+
+TEXTS = ["the cat sees a dog", "a man", "one old house near the big red tree likes the small blue man", "two"]
+QUICK: dict[str, Any] = {"steps": 6, "batch": 4, "text": {"length": 24}}
+
+
+@pytest.fixture(scope="module")
+def as_encoder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerBase) -> Callable[..., Path]:
+    """Saves a model as a sentence encoder that pools in some way, and returns the folder."""
+
+    def save(model: Any, pooling: str, *, side: str = "right") -> Path:
+        plain, folder = (tmp_path_factory.mktemp(name) for name in ("plain", "encoder"))
+        model.save_pretrained(plain)
+        tokenizer.save_pretrained(plain)
+        # a decoder has no use for types of tokens
+        reads = AutoTokenizer.from_pretrained(
+            plain, padding_side=side, model_input_names=["input_ids", "attention_mask"]
+        )
+        reads.save_pretrained(plain)
+        parts = [Transformer(str(plain)), Pooling(model.config.hidden_size, pooling), Normalize()]
+        SentenceTransformer(modules=parts).save(str(folder))
+        return folder
+
+    return save
+
+
+@pytest.fixture(scope="module")
+def decoder(as_encoder: Callable[..., Path]) -> Path:
+    """One that pools its last token, padded on the left, and says that it is a language model, as Qwen3's encoders."""
+    folder = as_encoder(tiny("Qwen3"), "lasttoken", side="left")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": ["Qwen3ForCausalLM"]}))
+    return folder
+
+
+def _embedded(source: Path) -> torch.Tensor:
+    """By the forward pass that distillation compares."""
+    teacher = load_teacher(str(source))
+    assert teacher.kind == "similarity"
+    run = Runner(teacher.kind, teacher.layout, teacher.pooling, attention=False, prediction=True)
+    ids = teacher.tokenizer(TEXTS)["input_ids"]
+    with torch.no_grad():
+        made = run(teacher.model, padded(ids, teacher.tokenizer)).prediction
+    assert made is not None
+    return made
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "max", "lasttoken"])
+def test_an_embedding_is_what_sentence_transformers_makes(pooling: str, as_encoder: Callable[..., Path]) -> None:
+    """For each way of pooling, of texts of other lengths in one batch."""
+    folder = as_encoder(make(BertModel), pooling)
+    expected = SentenceTransformer(str(folder)).encode(TEXTS)
+    np.testing.assert_allclose(_embedded(folder), expected, atol=1e-5)
+
+
+def test_a_decoder_that_embeds_is_distilled_into_one(decoder: Path, corpus: Path, tmp_path: Path) -> None:
+    """Whatever its configuration calls it; its student embeds by the last token on either side of the padding."""
+    np.testing.assert_allclose(_embedded(decoder), SentenceTransformer(str(decoder)).encode(TEXTS), atol=1e-5)
+    student = homodistil.distil(decoder, corpus, "hidden=24,ffn=48", tmp_path / "run", **QUICK).students
+    folder = student["hidden=24,ffn=48"]
+    encoder = SentenceTransformer(str(folder))
+    assert encoder.get_embedding_dimension() == 24
+    assert encoder.tokenizer.padding_side == "left"
+    np.testing.assert_allclose(_embedded(folder), encoder.encode(TEXTS), atol=1e-5)
+
+
+def test_states_of_a_decoder_that_embeds_are_compared_relative_to_their_size(decoder: Path, encoder: Path) -> None:
+    """As those of a language model: no norm keeps its residual stream small. An encoder's are compared as they are."""
+    recipe = Recipe(teacher="", data="", target=["0.5"], out="")
+    assert losses_for(recipe, load_teacher(str(decoder))).hidden_kind == "relative"
+    assert losses_for(recipe, load_teacher(str(encoder))).hidden_kind == "mse"
+
+
+def test_similarities_are_those_of_the_encoder_itself(as_encoder: Callable[..., Path]) -> None:
+    """Two encoders that differ in how they pool, and in nothing else, do not agree."""
+    made = make(BertModel)
+    first, second = (open_model(str(as_encoder(made, pooling))) for pooling in ("cls", "mean"))
+    ids = blocks(first, TEXTS * 8, 8, 2)
+    assert agreement(first, first, ids, TEXTS)["similarity"] == pytest.approx(1)
+    assert agreement(first, second, ids, TEXTS)["similarity"] < 0.99
+    assert agreement(first, second, ids, TEXTS)["hidden_cka"] == pytest.approx(1)
+
+
+def test_a_way_of_pooling_that_we_do_not_know_is_refused(as_encoder: Callable[..., Path]) -> None:
+    """By name, with those that we know."""
+    folder = as_encoder(make(BertModel), "weightedmean")
+    with pytest.raises(UserError, match=r"pools by weightedmean(?s:.*)mean, cls, max, lasttoken"):
+        load_teacher(str(folder))
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Path], None]:
+    """Puts a folder where the hub's client keeps what it has fetched under a name; nothing else can be fetched."""
+    cache = tmp_path / "hub"
+    for name, value in (("HF_HUB_CACHE", str(cache)), ("HF_HUB_OFFLINE", True)):
+        monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+
+    def put(name: str, folder: Path) -> None:
+        place = cache / f"models--{name.replace('/', '--')}"
+        (place / "refs").mkdir(parents=True)
+        (place / "refs" / "main").write_text("0" * 40)
+        shutil.copytree(folder, place / "snapshots" / ("0" * 40))
+
+    return put
+
+
+def test_a_sentence_encoder_of_the_hub_gives_a_sentence_encoder(
+    decoder: Path, corpus: Path, tmp_path: Path, hub: Callable[[str, Path], None]
+) -> None:
+    """As one in a folder does: with its modules, and planned as what it is."""
+    hub("somebody/encoder", decoder)
+    assert homodistil.plan("somebody/encoder", "0.5") == homodistil.plan(decoder, "0.5")
+    student = homodistil.distil("somebody/encoder", corpus, "0.5", tmp_path / "run", **QUICK).students["0.5"]
+    assert SentenceTransformer(str(student))[1].pooling_mode == "lasttoken"
+
+
+def test_a_plain_transformer_of_the_hub_stays_one(masked_lm: Path, hub: Callable[[str, Path], None]) -> None:
+    """A name without modules is what transformers opens."""
+    hub("somebody/language", masked_lm)
+    teacher = load_teacher("somebody/language")
+    assert isinstance(teacher.model, BertForMaskedLM)
+    assert teacher.sentence_folder is None
