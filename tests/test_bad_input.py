@@ -56,8 +56,12 @@ def _broken_teacher(kind: str, folder: Path, tokenizer: Any) -> None:
             make(BertForMaskedLM, vocab_size=20).save_pretrained(folder)
     if kind != "no tokenizer":
         tokenizer.save_pretrained(folder)
-    if kind == "dense module":
-        parts = {"Transformer": "", "Dense": "1_Dense"}
+    if kind in ("strange module", "module without weights"):
+        parts = {"Transformer": "", "Pooling": "1_Pooling", "CNN" if kind == "strange module" else "Dense": "2_Last"}
+        (folder / "1_Pooling").mkdir()
+        (folder / "1_Pooling" / "config.json").write_text(
+            json.dumps({"word_embedding_dimension": 48, "pooling_mode_mean_tokens": True})
+        )
         modules = [{"path": path, "type": f"sentence_transformers.models.{name}"} for name, path in parts.items()]
         (folder / "modules.json").write_text(json.dumps(modules))
 
@@ -73,7 +77,8 @@ def _broken_teacher(kind: str, folder: Path, tokenizer: Any) -> None:
         ("broken configuration", "config.json"),
         ("no tokenizer", "tokenizer"),
         ("tokenizer of another", "vocabulary"),
-        ("dense module", "Dense"),
+        ("strange module", "a module CNN"),
+        ("module without weights", "Cannot load the sentence encoder"),
     ],
 )
 def test_a_teacher_that_cannot_be_used_is_refused(

@@ -12,20 +12,24 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 from transformers import AutoTokenizer, BertForMaskedLM, BertModel, PreTrainedTokenizerBase
 
 import homodistil
 from conftest import make
 from homodistil.distill.collate import padded
 from homodistil.distill.defaults import losses_for
+from homodistil.distill.objective import Objective
 from homodistil.distill.outputs import Runner
+from homodistil.distill.projections import Projections
+from homodistil.distill.sentence import EMBEDDING, folded
 from homodistil.distill.teacher import load_teacher
 from homodistil.errors import UserError
 from homodistil.evaluate.agreement import agreement
 from homodistil.evaluate.language import blocks
 from homodistil.evaluate.models import open_model
 from homodistil.recipe import Recipe
+from homodistil.settings import Losses
 from zoo import tiny
 
 TEXTS = ["the cat sees a dog", "a man", "one old house near the big red tree likes the small blue man", "two"]
@@ -36,7 +40,7 @@ QUICK: dict[str, Any] = {"steps": 6, "batch": 4, "text": {"length": 24}}
 def as_encoder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerBase) -> Callable[..., Path]:
     """Saves a model as a sentence encoder that pools in some way, and returns the folder."""
 
-    def save(model: Any, pooling: str, *, side: str = "right") -> Path:
+    def save(model: Any, pooling: str, *tail: Any, side: str = "right") -> Path:
         plain, folder = (tmp_path_factory.mktemp(name) for name in ("plain", "encoder"))
         model.save_pretrained(plain)
         tokenizer.save_pretrained(plain)
@@ -45,7 +49,7 @@ def as_encoder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTo
             plain, padding_side=side, model_input_names=["input_ids", "attention_mask"]
         )
         reads.save_pretrained(plain)
-        parts = [Transformer(str(plain)), Pooling(model.config.hidden_size, pooling), Normalize()]
+        parts = [Transformer(str(plain)), Pooling(model.config.hidden_size, pooling), *tail, Normalize()]
         SentenceTransformer(modules=parts).save(str(folder))
         return folder
 
@@ -66,11 +70,15 @@ def _embedded(source: Path) -> torch.Tensor:
     teacher = load_teacher(str(source))
     assert teacher.kind == "similarity"
     run = Runner(teacher.kind, teacher.layout, teacher.pooling, attention=False, prediction=True)
+    width = teacher.model.config.hidden_size
+    same = Projections(teacher.states, pooled=False, narrow=width, wide=width)
     ids = teacher.tokenizer(TEXTS)["input_ids"]
     with torch.no_grad():
-        made = run(teacher.model, padded(ids, teacher.tokenizer)).prediction
-    assert made is not None
-    return made
+        made = run(teacher.model, padded(ids, teacher.tokenizer))
+        answers = Objective(teacher.kind, Losses(), same, teacher.tail).answers(made, made)
+    assert answers is not None
+    assert torch.equal(*answers)
+    return answers[0]
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "max", "lasttoken"])
@@ -90,6 +98,55 @@ def test_a_decoder_that_embeds_is_distilled_into_one(decoder: Path, corpus: Path
     assert encoder.get_embedding_dimension() == 24
     assert encoder.tokenizer.padding_side == "left"
     np.testing.assert_allclose(_embedded(folder), encoder.encode(TEXTS), atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def tailed(as_encoder: Callable[..., Path]) -> Path:
+    """One with two layers after its pooling, as EmbeddingGemma and LaBSE have them."""
+    torch.manual_seed(0)
+    return as_encoder(make(BertModel), "mean", Dense(48, 64), Dense(64, 20, bias=False, activation_function=None))
+
+
+def test_a_projection_is_folded_into_the_first_layer_after_the_pooling(tailed: Path) -> None:
+    """What reads a student's pooled states says what the tail says of them projected."""
+    tail = load_teacher(str(tailed)).tail
+    assert tail is not None
+    projection, pooled = torch.randn(24, 48), torch.randn(5, 24)
+    expected = tail({EMBEDDING: pooled @ projection})[EMBEDDING]
+    torch.testing.assert_close(folded(tail, projection)({EMBEDDING: pooled})[EMBEDDING], expected, rtol=1e-4, atol=1e-5)
+    assert tail.get_parameter("0.linear.weight").shape == (64, 48)
+
+
+def test_an_encoder_keeps_its_layers_after_the_pooling(tailed: Path, corpus: Path, tmp_path: Path) -> None:
+    """Embeddings stay as wide as the teacher's; those of an uncut student that has not learnt are the teacher's own."""
+    teacher = SentenceTransformer(str(tailed)).encode(TEXTS)
+    np.testing.assert_allclose(_embedded(tailed), teacher, atol=1e-5)
+    options = QUICK | {"optim": {"learning_rate": 1e-9}, "precision": "fp32"}
+    made = homodistil.distil(tailed, corpus, ["1.0", "0.5"], tmp_path / "run", **options).students
+    whole, half = (SentenceTransformer(str(made[target])).encode(TEXTS) for target in ("1.0", "0.5"))
+    np.testing.assert_allclose(whole, teacher, atol=1e-5)
+    assert half.shape == teacher.shape
+    np.testing.assert_allclose(_embedded(made["0.5"]), half, atol=1e-5)
+
+
+def test_a_tail_is_learnt_with(tailed: Path, corpus: Path, tmp_path: Path) -> None:
+    """Of a student that is cut, what comes out behind it gets nearer to the teacher's."""
+    options = QUICK | {"steps": 60, "evaluations": 60, "losses": {"hidden": 0.0, "attention": 0.0, "embedding": 0.0}}
+    homodistil.distil(tailed, corpus, "0.5", tmp_path / "run", **options)
+    records = homodistil.rundir.RunDir(tmp_path / "run").read_metrics()
+    held = [r["heldout"]["prediction"] for r in records if "heldout" in r]
+    assert held[-1] < 0.5 * max(held)
+
+
+@pytest.mark.parametrize(("pooling", "first"), [("max", None), ("mean", Normalize())])
+def test_a_tail_that_does_not_read_pooled_states_is_refused(
+    pooling: str, first: Any, as_encoder: Callable[..., Path]
+) -> None:
+    """A projection stands before it, and passes neither a maximum nor a normalisation."""
+    parts = [first] if first is not None else []
+    folder = as_encoder(make(BertModel), pooling, *parts, Dense(48, 20))
+    with pytest.raises(UserError, match=r"Dense modules must read the pooled states"):
+        load_teacher(str(folder))
 
 
 def test_states_of_a_decoder_that_embeds_are_compared_relative_to_their_size(decoder: Path, encoder: Path) -> None:

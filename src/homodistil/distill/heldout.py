@@ -45,8 +45,8 @@ def measure(
         for name, term in terms.items():
             sums[name] += term.item()
         sums["batches"] += 1
-        if mine.prediction is not None and theirs.prediction is not None:
-            said.append((_answer(run.kind, mine.prediction), _answer(run.kind, theirs.prediction)))
+        if answers := objective.answers(mine, theirs):
+            said.append((_answer(run.kind, answers[0]), _answer(run.kind, answers[1])))
             labels.append(batch["labels"].cpu() if "labels" in batch else torch.empty(0))
     count = sums.pop("batches")
     result = {name: total / count for name, total in sums.items()}

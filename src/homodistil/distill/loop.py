@@ -228,7 +228,7 @@ def _save_target(run: Run, target: str) -> None:
     kept = {_named_at_start(axis, layers): ids.tolist() for axis, ids in origin.items()}
     whole = {axis: run.start[widths(axis)] for axis in kept}
     write_text(run.dir.units(target), json.dumps({"start": run.start, "teacher": whole, "kept": kept}))
-    save_student(run.dir.student(target), run.state.student, run.teacher, text)
+    save_student(run.dir.student(target), run.state.student, run.teacher, text, run.state.projections.last)
 
 
 def _named_at_start(axis: str, layers: Sequence[int]) -> str:

@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from homodistil.distill import losses
 from homodistil.distill.attention import QueriesKeys
 from homodistil.distill.descent import Descent
 from homodistil.distill.outputs import Batch, Outputs
 from homodistil.distill.projections import Projections
+from homodistil.distill.sentence import EMBEDDING
 from homodistil.distill.teacher import Kind
 from homodistil.settings import Losses
 
@@ -27,11 +29,13 @@ class Objective:
         kind: what the models predict.
         weights: of the five terms, none of them left open; a term of weight 0 is not computed.
         projections: W of the hidden and embedding terms.
+        tail: of a sentence encoder, the layers after its pooling (see `sentence`).
     """
 
     kind: Kind
     weights: Losses
     projections: Projections
+    tail: nn.Module | None = None
 
     @property
     def relative(self) -> bool:
@@ -53,8 +57,8 @@ class Objective:
             theirs = teacher.tokens if w.prediction else None
             both = losses.tokens(student.tokens, theirs, batch["labels"], w.temperature)
             terms |= {n: t for n, t in zip(("lm", "prediction"), both, strict=True) if getattr(w, n)}
-        if w.prediction and student.prediction is not None and teacher.prediction is not None:
-            terms["prediction"] = self._prediction(student.prediction, teacher.prediction)
+        if w.prediction and (answers := self.answers(student, teacher)):
+            terms["prediction"] = self._prediction(*answers)
         if w.hidden:
             terms["hidden"] = self._hidden(student, teacher, descent)
         if w.attention:
@@ -68,6 +72,18 @@ class Objective:
                 student.hidden[0], teacher.hidden[0], self.projections[0], student.masks[0], relative=self.relative
             )
         return terms
+
+    def answers(self, student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor] | None:
+        """What both predict, if they were asked to: logits (rows, classes), or normalised embeddings (batch, width)."""
+        mine, theirs = student.prediction, teacher.prediction
+        if mine is None or theirs is None:
+            return None
+        if self.kind != "similarity":
+            return mine, theirs
+        if self.tail is not None:
+            mine = self.tail({EMBEDDING: mine @ self.projections.last})[EMBEDDING]
+            theirs = self.tail({EMBEDDING: theirs})[EMBEDDING]
+        return F.normalize(mine.float(), dim=-1), F.normalize(theirs.float(), dim=-1)
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
         """The weighted sum, which is what the student learns from."""

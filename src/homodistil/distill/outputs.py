@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -61,7 +60,7 @@ class Outputs:
             source, then those of the target.
         masks: for each hidden state, which of its rows are no padding, (batch, sequence).
         attention: queries and keys of each layer, empty if not asked for.
-        prediction: logits (rows, classes), or normalised embeddings (batch, hidden); None if not asked for.
+        prediction: logits (rows, classes), or pooled states (batch, hidden); None if not asked for.
         pooled: the pooler's vector (batch, hidden) of a bare encoder that has one.
         tokens: for language models, in place of `prediction`.
     """
@@ -162,8 +161,8 @@ def _both_sides(model: PreTrainedModel, batch: Batch) -> tuple[Any, tuple[Tensor
     return said, first + then, (source,) * len(first) + (target,) * len(then)
 
 
-def embed(states: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
-    """Pool token states (batch, sequence, hidden) over the mask and normalise, as sentence encoders do."""
+def pool(states: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
+    """Pool token states (batch, sequence, hidden) over the mask, as sentence encoders do."""
     weights = mask[..., None].to(states.dtype)
     # the last token of each text, on whichever side it is padded
     last = mask.shape[1] - 1 - mask.flip(1).argmax(1)
@@ -173,11 +172,11 @@ def embed(states: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
         "lasttoken": lambda: states.take_along_dim(last[:, None, None], 1)[:, 0],
         "max": lambda: states.masked_fill(weights == 0, torch.finfo(states.dtype).min).amax(1),
     }[pooling]
-    return F.normalize(pooled().float(), dim=-1)
+    return pooled()
 
 
 def _similarity(run: Runner, model: PreTrainedModel, raw: Any, last: Tensor, batch: Batch) -> Tensor:
-    return embed(last, batch["attention_mask"], run.pooling)
+    return pool(last, batch["attention_mask"], run.pooling)
 
 
 def _labels(run: Runner, model: PreTrainedModel, raw: Any, last: Tensor, batch: Batch) -> Tensor:

@@ -138,6 +138,8 @@ def _prepared(recipe: Recipe, resume: bool, texts: Iterable[str] | None, process
     if processes.device.type == "cpu":
         _keep_freed_memory()
     teacher.model.to(processes.device)
+    if teacher.tail is not None:
+        teacher.tail.to(processes.device)
     state = first_state(recipe, teacher, origin)
     bf16 = recipe.precision == "bf16" or (recipe.precision == "auto" and computes_bf16(processes.device))
     if bf16:
@@ -164,7 +166,7 @@ def _prepared(recipe: Recipe, resume: bool, texts: Iterable[str] | None, process
             prediction=bool(losses.prediction) or (losses.lm > 0 and teacher.kind in LANGUAGE_MODELS),
             inputs=INPUTS[teacher.reads],
         ),
-        objective=Objective(teacher.kind, losses, state.projections),
+        objective=Objective(teacher.kind, losses, state.projections, teacher.tail),
         collate=collate,
         precision=torch.autocast(processes.device.type, dtype=torch.bfloat16, enabled=bf16),
         state=state,

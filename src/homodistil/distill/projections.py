@@ -1,4 +1,7 @@
-"""The projections W of the hidden losses: from the student's hidden width to the teacher's. Never exported."""
+"""The projections W of the hidden losses: from the student's hidden width to the teacher's.
+
+They are not part of a student, but for that of the last states where a sentence encoder has a tail (see `sentence`).
+"""
 
 from __future__ import annotations
 
@@ -34,6 +37,11 @@ class Projections(nn.Module):
     def __getitem__(self, state: int) -> Tensor:
         weight: Tensor = self.weights[state]
         return weight
+
+    @property
+    def last(self) -> Tensor:
+        """That of the last hidden states."""
+        return self[self.layers]
 
     @property
     def narrower(self) -> float:

@@ -1,14 +1,22 @@
-"""Sentence encoders as sentence-transformers keeps them: found, on the hub too, and written again around a student."""
+"""Sentence encoders as sentence-transformers keeps them: found, on the hub too, and written again around a student.
+
+Some have layers after the pooling, their **tail**, which reads the teacher's hidden width. It is kept as it is: a
+student's pooled states go through the projection W of its last hidden states first, which is folded into the tail's
+first layer when the student is saved. So its embeddings are as wide as its teacher's.
+"""
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+from torch import Tensor, nn
 
 from homodistil.distill.folders import first_line
 from homodistil.errors import UserError
@@ -16,7 +24,10 @@ from homodistil.errors import UserError
 Pooling = Literal["mean", "cls", "max", "lasttoken"]
 """How token states become an embedding."""
 
-_MODULES = {"Transformer", "Pooling", "Normalize"}
+EMBEDDING = "sentence_embedding"
+"""Under which name the modules of sentence-transformers hand on what they make of a text."""
+
+_MODULES = {"Transformer", "Pooling", "Dense", "Normalize"}
 _POOLINGS: dict[str, Pooling] = {
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_cls_token": "cls",
@@ -106,15 +117,65 @@ def pooling_of(folder: Path) -> Pooling:
     return pooling
 
 
-def write_modules(folder: Path, source: Path, width: int) -> None:
+def tail_of(folder: Path, pooling: Pooling, *, trust_remote_code: bool = False) -> nn.Sequential | None:
+    """The layers after the pooling of a sentence-transformers folder, frozen, in float32; None if there are none.
+
+    They take and give features, as all modules of sentence-transformers do (see `EMBEDDING`).
+
+    Raises:
+        UserError: they cannot be opened, or read something else than the pooled states.
+    """
+    names = [m["type"].rpartition(".")[2] for m in json.loads((folder / "modules.json").read_text())]
+    if "Dense" not in names:
+        return None
+
+    from sentence_transformers import SentenceTransformer
+
+    try:
+        parts: Iterable[Any] = SentenceTransformer(str(folder), device="cpu", trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
+        raise UserError(
+            f"Cannot load the sentence encoder {folder}: {first_line(error)}",
+            "sentence-transformers must open it, with the weights of its Dense modules.",
+            "Download it again, or give the folder of its transformer alone.",
+        ) from error
+    tail = [part for part in parts if type(part).__name__ == "Dense"]
+    last = len(names) - 1 - names[::-1].index("Dense")
+    if (
+        pooling == "max"
+        or "Normalize" in names[:last]
+        or any({part.module_input_name, part.module_output_name} != {EMBEDDING} for part in tail)
+        or getattr(tail[0], "use_residual", False)
+    ):
+        raise UserError(
+            f"Cannot distil the sentence encoder {folder}: its modules are {', '.join(names)}, pooled by {pooling}.",
+            "Dense modules must read the pooled states themselves, by mean, first or last token, and the first of them "
+            "without a way around it, so that a narrower student can take its teacher's place.",
+            "Give the folder of its transformer alone.",
+        )
+    return nn.Sequential(*tail).float().requires_grad_(False).eval()
+
+
+def folded(tail: nn.Sequential, projection: Tensor) -> nn.Sequential:
+    """A tail that reads a student's pooled states: its first layer reads what `projection`, (narrow, wide), makes."""
+    made = copy.deepcopy(tail).cpu()
+    first: Any = made[0]
+    first.in_features, first.linear.in_features = (len(projection),) * 2
+    first.linear.weight = nn.Parameter(first.linear.weight @ projection.detach().cpu().T, requires_grad=False)
+    return made
+
+
+def write_modules(folder: Path, source: Path, width: int, tail: nn.Sequential | None) -> None:
     """Make a model's folder a sentence encoder's, so that both libraries open it.
 
     Args:
         folder: holds the transformer, which stays in the folder itself.
         source: the sentence-transformers folder whose other modules it gets.
-        width: of its embeddings.
+        width: of the transformer's states.
+        tail: the layers after the pooling, if there are any.
     """
     modules = json.loads((source / "modules.json").read_text())
+    layers: Any = iter(tail or ())
     for module in modules:
         place = source / module["path"]
         if module["type"].endswith("Transformer"):
@@ -123,6 +184,9 @@ def write_modules(folder: Path, source: Path, width: int) -> None:
             module["path"] = ""
             continue
         (folder / module["path"]).mkdir(parents=True, exist_ok=True)
+        if module["type"].endswith("Dense"):
+            next(layers).save(str(folder / module["path"]))
+            continue
         for file in place.glob("*.json"):
             options = json.loads(file.read_text())
             for key in ("word_embedding_dimension", "embedding_dimension"):

@@ -6,9 +6,10 @@ import copy
 from pathlib import Path
 
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from homodistil.distill.sentence import write_modules
+from homodistil.distill.sentence import folded, write_modules
 from homodistil.distill.teacher import Teacher
 from homodistil.rundir import disk_failure, writing_folder
 
@@ -18,8 +19,18 @@ def as_saved(student: PreTrainedModel, teacher: Teacher) -> PreTrainedModel:
     return student if student.dtype == teacher.dtype else copy.deepcopy(student).to(teacher.dtype)
 
 
-def save_student(path: Path, student: PreTrainedModel, teacher: Teacher, card: str) -> None:
+def save_student(
+    path: Path, student: PreTrainedModel, teacher: Teacher, card: str, projection: Tensor | None = None
+) -> None:
     """Write configuration, weights, tokenizer or image processor, and model card; whole or not at all.
+
+    Args:
+        path: the folder.
+        student: the model.
+        teacher: whose student it is.
+        card: what its README.md says.
+        projection: W of the last hidden states, (narrow, wide), through which a sentence encoder's tail reads them; it
+            reads them as they are by default.
 
     Raises:
         UserError: the disk is full or gone.
@@ -30,7 +41,10 @@ def save_student(path: Path, student: PreTrainedModel, teacher: Teacher, card: s
             student.save_pretrained(folder)
             teacher.processor.save_pretrained(folder)
             if teacher.sentence_folder is not None:
-                write_modules(folder, teacher.sentence_folder, student.config.hidden_size)
+                tail = teacher.tail
+                if tail is not None and projection is not None:
+                    tail = folded(tail, projection)
+                write_modules(folder, teacher.sentence_folder, student.config.hidden_size, tail)
             (folder / "README.md").write_text(card)
     except (OSError, SafetensorError) as error:
         raise disk_failure(path, error) from error

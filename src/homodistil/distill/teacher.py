@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import nn
 from transformers import (
     BaseImageProcessor,
     PreTrainedModel,
@@ -23,7 +24,7 @@ from homodistil.distill.folders import (
     load_tokenizer,
     model_class_of,
 )
-from homodistil.distill.sentence import Pooling, folders_of, pooling_of
+from homodistil.distill.sentence import Pooling, folders_of, pooling_of, tail_of
 from homodistil.errors import UserError
 
 Kind = Literal["masked-lm", "causal-lm", "seq2seq-lm", "similarity", "labels", "token-labels", "span"]
@@ -63,6 +64,7 @@ class Teacher:
         kind: what it predicts.
         pooling: how token states become an embedding, for the kind `similarity`.
         sentence_folder: the sentence-transformers folder it came in, or None.
+        tail: the layers after the pooling, or None.
         dtype: of its weights where it lies, in which its students are saved too.
     """
 
@@ -73,6 +75,7 @@ class Teacher:
     kind: Kind
     pooling: Pooling
     sentence_folder: Path | None
+    tail: nn.Sequential | None
     dtype: torch.dtype
 
     @property
@@ -110,7 +113,10 @@ def load_teacher(source: str, *, trust_remote_code: bool = False) -> Teacher:
     model_class, config = model_class_of(source, folder, trust_remote_code, headless=sentence_folder is not None)
     kind = _kind(model_class)
     pooling: Pooling = "mean" if _reads(model_class) == "text" else "cls"
-    pooling = pooling_of(sentence_folder) if sentence_folder else pooling
+    tail = None
+    if sentence_folder is not None:
+        pooling = pooling_of(sentence_folder)
+        tail = tail_of(sentence_folder, pooling, trust_remote_code=trust_remote_code)
     model = load_model(source, folder, model_class, config)
     if _reads(model_class) == "text":
         processor = load_tokenizer(source, sentence_folder or folder, trust_remote_code)
@@ -142,7 +148,8 @@ def load_teacher(source: str, *, trust_remote_code: bool = False) -> Teacher:
     if model._supports_sdpa:
         # other models, which bend scores or add to them, keep the attention that transformers chose for them
         attend(model, IMPLEMENTATION)
-    return Teacher(source, model, processor, layout, kind, pooling, sentence_folder, config.dtype or torch.float32)
+    dtype = config.dtype or torch.float32
+    return Teacher(source, model, processor, layout, kind, pooling, sentence_folder, tail, dtype)
 
 
 def architecture(source: str, *, trust_remote_code: bool = False) -> tuple[Layout, dict[str, int]]:
