@@ -130,7 +130,7 @@ def test_an_encoder_keeps_its_layers_after_the_pooling(tailed: Path, corpus: Pat
 
 
 def test_students_learn_through_their_tail(tailed: Path, corpus: Path, tmp_path: Path) -> None:
-    """Where embeddings alone are compared they get nearer to the teacher's, and the projection before the tail moves."""
+    """Where embeddings alone are compared, they get nearer to the teacher's, and the projection before it moves."""
     options = QUICK | {"steps": 60, "evaluations": 60, "losses": {"hidden": 0.0, "attention": 0.0, "embedding": 0.0}}
     student = homodistil.distil(tailed, corpus, "0.5", tmp_path / "run", **options).students["0.5"]
     kept = json.loads((tmp_path / "run" / "units" / "0.5.json").read_text())["kept"]["hidden"]
