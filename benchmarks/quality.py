@@ -5,8 +5,8 @@
     python benchmarks/quality_tables.py                         # what has been finished
 
 A finished run is one line of --results, a fine-tuned task another; what is there is not run again, but for a student
-whose folder is gone when a task asks for it. Nothing is chosen on what is reported: settings are the package's
-defaults, the same for all arms but for what makes the arm.
+whose folder is gone when a task asks for it. What was interrupted goes on from its last checkpoint. Nothing is chosen
+on what is reported: settings are the package's defaults, the same for all arms but for what makes the arm.
 """
 
 from __future__ import annotations
@@ -71,21 +71,24 @@ def one(run: Run, data: Path, work: Path) -> dict[str, Any]:
 
 
 def distilled(run: Run, data: Path, work: Path) -> dict[str, Any]:
-    """Distil alone: the student's folder, and beside it the records of its steps."""
+    """Distil alone, or go on: the student's folder, and beside it the records of its steps."""
     source = fetch(run.teacher)
     learn, _ = text_of(run.teacher, data, work)
     out = work / run.name
-    shutil.rmtree(out, ignore_errors=True)
     options, start = ARMS[run.arm]
-    target = run.target
-    if start is not None:
-        options = {**options, "student": str(start(run, load_teacher(str(source)), work / f"{run.name}-start"))}
-        target = "1.0"
-    started = time.perf_counter()
-    result = homodistil.distil(
-        source, learn, target, out, tokens=run.tokens, seed=run.seed, checkpoint_minutes=60, **options
-    )
-    seconds = time.perf_counter() - started
+    target = run.target if start is None else "1.0"
+    # a run that was interrupted does not know how long it took
+    seconds: float | None = None
+    if (out / "recipe.yaml").exists():
+        result = homodistil.resume(out)
+    else:
+        if start is not None:
+            options = {**options, "student": str(start(run, load_teacher(str(source)), work / f"{run.name}-start"))}
+        started = time.perf_counter()
+        result = homodistil.distil(
+            source, learn, target, out, tokens=run.tokens, seed=run.seed, checkpoint_minutes=15, **options
+        )
+        seconds = round(time.perf_counter() - started, 1)
     shutil.rmtree(folder_of(run, work), ignore_errors=True)
     shutil.move(result.students[target], folder_of(run, work))
     shutil.move(out / "metrics.jsonl", path_of(run, work))
@@ -93,7 +96,7 @@ def distilled(run: Run, data: Path, work: Path) -> dict[str, Any]:
     tokens = metrics_of(run, work)[-1]["tokens"]
     return {
         "values": _prefixed("heldout", result.heldout[target]),
-        "seconds": round(seconds, 1),
+        "seconds": seconds,
         "tokens_seen": tokens,
     }
 

@@ -49,7 +49,7 @@ def gathered(results: Path) -> dict[tuple[str, str, str], Values]:
                 continue
             distil = line["kind"] == "distil"
             shown = line["values"] if distil else {f"{line['kind']}, fine-tuned": line["values"]["score"]}
-            # a run that was paused does not know how long it took
+            # a run that was interrupted or paused does not know how long it took
             counts = {name: line[name] for name in COUNTED if distil and line[name] is not None}
             for name, value in {**counts, **shown}.items():
                 values.setdefault(name, {}).setdefault(line["arm"], []).append(value)

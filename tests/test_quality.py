@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -72,6 +74,39 @@ def test_what_is_finished_is_not_run_again(tmp_path: Path, monkeypatch: pytest.M
     assert [{key: line[key] for key in asdict(run)} for run, line in zip([done, *left], lines, strict=True)] == [
         asdict(run) for run in [done, *left]
     ]
+
+
+def test_what_was_interrupted_goes_on(
+    masked_lm: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From where it was stopped, with the student that it would have had; how long it took is not known."""
+    import quality
+    from homodistil.distill import loop
+    from homodistil.distill.learning import learn
+    from homodistil.errors import RunStopped
+    from quality_arms import Run
+
+    monkeypatch.setattr(quality, "fetch", lambda _: masked_lm)
+    monkeypatch.setattr(quality, "text_of", lambda *_: (corpus, corpus))
+    monkeypatch.setattr(quality, "ARMS", {"short": ({"text": {"length": 32}}, None)})
+    whole, run = (Run(seed=0, teacher=name, target="0.5", arm="short", tokens="6k") for name in "ab")
+    done = quality.distilled(whole, tmp_path, tmp_path)
+    assert done["seconds"] > 0
+    steps: list[int] = []
+
+    def stopped(run: Any, batch: Any, step: int, **options: Any) -> dict[str, float]:
+        steps.append(step)
+        if steps == [1, 2, 3]:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return learn(run, batch, step, **options)
+
+    monkeypatch.setattr(loop, "learn", stopped)
+    with pytest.raises(RunStopped):
+        quality.distilled(run, tmp_path, tmp_path)
+    assert quality.distilled(run, tmp_path, tmp_path) == {**done, "seconds": None}
+    assert steps == sorted(set(steps))
+    students = [quality.folder_of(made, tmp_path) / "model.safetensors" for made in (whole, run)]
+    assert students[0].read_bytes() == students[1].read_bytes()
 
 
 def test_a_cell_is_the_mean_over_seeds_and_its_standard_error(
