@@ -28,8 +28,8 @@ from homodistil.reading import build
 
 MINILM = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
 WIDTHS = {
-    "minilm": {"1": "1.0", "1/2": "0.5", "1/3": "hidden=132,ffn=512"},
-    "bert-base": {"1": "1.0", "1/2": "0.5", "1/3": "hidden=264,ffn=1024"},
+    "minilm": {"1": "1.0", "1/2": "0.5", "1/3": "0.3333"},
+    "bert-base": {"1": "1.0", "1/2": "0.5", "1/3": "0.3333"},
 }
 
 

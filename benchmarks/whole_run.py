@@ -23,7 +23,7 @@ import steps
 from harness import OURS, Action, Contender, in_turns, medians, parser, report
 from homodistil.assets import fetch
 
-TARGET = "hidden=132,ffn=512"
+TARGET = "0.3333"
 SAMPLED = 10
 CALIBRATION = 4
 """Batches measured before the first step: as small a part of so short a run as 16 are of one of some hundred steps."""
