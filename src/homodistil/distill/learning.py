@@ -48,9 +48,11 @@ def calibrate(run: Run, feed: Iterator[Draw]) -> Iterator[Draw]:
         if state.importance.method in _FROM_GRADIENTS:
             learn(run, batch, -index, scored=True)
         else:
-            with run.precision, _listening(state, batch):
+            # no losses: nothing is learnt, and these methods do not ask for them
+            asked = state.importance.method == "output"
+            with torch.set_grad_enabled(asked), run.precision, _listening(state, batch):
                 mine = run.runner(state.student, batch)
-            if state.importance.method == "output":
+            if asked:
                 state.importance.update(_output(run, mine, -index))
         score(state)
         state.optimizer.zero_grad(set_to_none=True)

@@ -78,7 +78,7 @@ def _from_hub(name: str, weights: bool) -> Path | None:
     """The folder of a sentence encoder, fetched once; None if the hub has no modules of that name, or is not there."""
     try:
         hf_hub_download(name, "modules.json")
-    except (EntryNotFoundError, HfHubHTTPError, HFValidationError):
+    except (OSError, EntryNotFoundError, HfHubHTTPError, HFValidationError):
         # a plain transformer, or nothing; transformers will say what
         return None
     wanted = [*_WITHOUT_WEIGHTS, *(["*.safetensors"] if weights else [])]
