@@ -118,7 +118,7 @@ def learn(run: Run, batch: dict[str, Tensor], step: int, *, scored: bool) -> dic
             state.importance.update(scores)
     torch.autograd.backward(run.objective.total(terms) / run.recipe.accumulate)
     # once, and after all of it has been asked for: a GPU would stand still while its numbers are waited for
-    here = dict(zip(terms, torch.stack([*terms.values()]).tolist(), strict=True))
+    here = dict(zip(terms, torch.stack([*terms.values()]).cpu().tolist(), strict=True))
     # all processes, so that none goes on where another refuses
     values = {name: total / run.processes.count for name, total in run.processes.total(here).items()}
     refuse_nonfinite(values, max(step, 0), run.dir)
