@@ -121,6 +121,8 @@ def main() -> None:
     options = parser(__doc__, "cut", 5)
     options.add_argument("--shape", choices=list(steps.WIDTHS), default="minilm")
     chosen = options.parse_args()
+    if chosen.shape != "minilm":
+        chosen.json = chosen.json.with_stem(f"{chosen.json.stem}-{chosen.shape}")
     ids = torch.randint(1000, 20000, (4, 32), generator=torch.Generator().manual_seed(0))
     with tempfile.TemporaryDirectory() as scratch:
         folder = steps.teacher_with_head(chosen.shape, Path(scratch) / "teacher")
