@@ -7,10 +7,12 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import HfHubHTTPError
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 from transformers import AutoTokenizer, BertForMaskedLM, BertModel, PreTrainedTokenizerBase
@@ -201,6 +203,17 @@ def test_a_sentence_encoder_of_the_hub_gives_a_sentence_encoder(
     assert homodistil.plan("somebody/encoder", "0.5") == homodistil.plan(decoder, "0.5")
     student = homodistil.distil("somebody/encoder", corpus, "0.5", tmp_path / "run", **QUICK).students["0.5"]
     assert SentenceTransformer(str(student))[1].pooling_mode == "lasttoken"
+
+
+def test_a_hub_that_is_busy_does_not_make_a_sentence_encoder_a_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That its modules could not be asked for is said, and nothing is guessed."""
+
+    def busy(*_: Any) -> None:
+        raise HfHubHTTPError("429: too many requests", response=MagicMock())
+
+    monkeypatch.setattr("homodistil.distill.sentence.hf_hub_download", busy)
+    with pytest.raises(UserError, match="Cannot load the teacher somebody/encoder: 429"):
+        load_teacher("somebody/encoder")
 
 
 def test_a_plain_transformer_of_the_hub_stays_one(masked_lm: Path, hub: Callable[[str, Path], None]) -> None:

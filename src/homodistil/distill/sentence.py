@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from huggingface_hub import hf_hub_download, snapshot_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 from torch import Tensor, nn
 
 from homodistil.distill.folders import first_line
@@ -78,18 +78,25 @@ def _from_hub(name: str, weights: bool) -> Path | None:
     """The folder of a sentence encoder, fetched once; None if the hub has no modules of that name, or is not there."""
     try:
         hf_hub_download(name, "modules.json")
-    except (OSError, EntryNotFoundError, HfHubHTTPError, HFValidationError):
+    except (EntryNotFoundError, RepositoryNotFoundError, HFValidationError):
         # a plain transformer, or nothing; transformers will say what
         return None
+    except (OSError, HfHubHTTPError) as error:
+        # a hub that is busy has not said that there are no modules
+        raise _unfetched(name, error) from error
     wanted = [*_WITHOUT_WEIGHTS, *(["*.safetensors"] if weights else [])]
     try:
         return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=["onnx/*", "openvino/*"]))
     except (OSError, HfHubHTTPError) as error:
-        raise UserError(
-            f"Cannot load the teacher {name}: {first_line(error)}",
-            "A sentence encoder is fetched whole, with its modules and its tokenizer.",
-            "Check the connection and the room on the disk, or download it first and give its folder.",
-        ) from error
+        raise _unfetched(name, error) from error
+
+
+def _unfetched(name: str, error: Exception) -> UserError:
+    return UserError(
+        f"Cannot load the teacher {name}: {first_line(error)}",
+        "A sentence encoder is fetched whole, with its modules and its tokenizer.",
+        "Check the connection and the room on the disk, or download it first and give its folder.",
+    )
 
 
 def pooling_of(folder: Path) -> Pooling:
@@ -144,7 +151,9 @@ def tail_of(folder: Path, pooling: Pooling, *, trust_remote_code: bool = False) 
     if (
         pooling == "max"
         or "Normalize" in names[:last]
-        or any({part.module_input_name, part.module_output_name} != {EMBEDDING} for part in tail)
+        or any(
+            getattr(part, f"module_{end}_name", EMBEDDING) != EMBEDDING for part in tail for end in ("input", "output")
+        )
         or getattr(tail[0], "use_residual", False)
     ):
         raise UserError(
