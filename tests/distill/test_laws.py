@@ -329,7 +329,7 @@ def test_heads_turn_before_they_lose_dimensions_and_the_student_says_the_same(
         # queries, keys and values with weight and bias, and what reads them, in two layers
         assert len(changed) == (2 * 7 if turned else 0)
         terms = _terms(run, run.batch(next(feed)))
-        assert all(float(term) < 1e-8 for name, term in terms.items() if name != "lm")
+        assert all(float(term) < 1e-5 for name, term in terms.items() if name != "lm")
 
 
 def test_calibration_is_left_out_where_nothing_is_cut(ready: Callable[..., Run]) -> None:

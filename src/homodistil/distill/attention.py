@@ -69,7 +69,9 @@ def _attend_plainly(
     if position_bias is not None:
         scores = scores + position_bias
     if attention_mask is not None:
-        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+        # added, so that gradients need not be masked too; half of what there is, so that nothing overflows
+        lowest = torch.finfo(scores.dtype).min / 2
+        scores += torch.zeros(attention_mask.shape, dtype=scores.dtype).masked_fill_(~attention_mask, lowest)
     return (scores.softmax(-1) @ value).transpose(1, 2).contiguous()
 
 

@@ -166,11 +166,12 @@ class _ScoreDistance(_LayerDistance):
             )
             # all products in one way and precision: for equal inputs they are equal, and sum and gradients exactly zero
             with torch.autocast(mask.device.type, enabled=False):
-                of_a, of_b, across_a, across_b = _inner(a, a), _inner(b, b), _inner(c, a), _inner(d, b)
-                total += (of_a * of_b).sum() - 2 * (across_a * across_b).sum() + (_inner(c, c) * _inner(d, d)).sum()
+                of_a, of_b, across_a, across_b = a.mT @ a, b.mT @ b, a.mT @ c, b.mT @ d
+                total += (of_a * of_b).sum() - 2 * (across_a * across_b).sum() + ((c.mT @ c) * (d.mT @ d)).sum()
                 if learns:
-                    of_queries[texts] = (a @ of_b - c @ across_b).mul_(2 * scale_s * keep)
-                    of_keys[texts] = (b @ of_a - d @ across_a).mul_(2 * keep)
+                    # lying down, because a narrow head's dimensions make slow last ones
+                    of_queries[texts] = (of_b @ a.mT - across_b @ c.mT).mT.mul_(2 * scale_s * keep)
+                    of_keys[texts] = (of_a @ b.mT - across_a @ d.mT).mT.mul_(2 * keep)
         ctx.save_for_backward(of_queries, of_keys)
         return total
 
@@ -205,10 +206,6 @@ class _MapDistance(_LayerDistance):
 def _probabilities(queries: Tensor, keys: Tensor, scale: float, hidden: Tensor) -> Tensor:
     scores = (queries @ keys.transpose(-1, -2)).float()
     return scores.mul_(scale).masked_fill_(hidden, -math.inf).softmax(-1)
-
-
-def _inner(a: Tensor, b: Tensor) -> Tensor:
-    return a.transpose(-1, -2) @ b
 
 
 def _texts(of: Tensor, each: int) -> Iterator[slice]:
