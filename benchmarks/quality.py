@@ -35,7 +35,7 @@ from homodistil.evaluate.probe import probe
 from homodistil.evaluate.records import machine
 from homodistil.evaluate.similarity import judged_pairs
 from homodistil.evaluate.tasks import TASKS, open_task
-from quality_arms import ARMS, ONLY_WITH_LM, TEACHER, Run, reactions, text_of
+from quality_arms import ARMS, ONLY, TEACHER, Run, reactions, text_of
 
 TARGETS = ("0.3", "0.5")
 SEEDS = (0, 1, 2)
@@ -51,7 +51,7 @@ def runs(options: argparse.Namespace) -> Iterator[Run]:
                     yield Run(seed=seed, teacher=teacher, target="1", arm=arm, tokens="0")
                     continue
                 for target in options.targets:
-                    if teacher == "rxnfp" or arm not in ONLY_WITH_LM:
+                    if ONLY.get(arm, teacher) == teacher:
                         yield Run(seed=seed, teacher=teacher, target=target, arm=arm, tokens=options.tokens)
 
 

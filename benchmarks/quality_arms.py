@@ -75,9 +75,11 @@ ARMS: dict[str, tuple[Options, Callable[[Run, Teacher, Path], Path] | None]] = {
     ),
     "paper": ({"preset": "paper"}, None),
     "one-rate": ({"optim": {"width_power": 0.0}}, None),
+    "no-cosine": ({"losses": {"cosine": 0.0}}, None),
 }
 """For each arm what it changes of the recipe, and what makes its first student if that is no copy of the teacher."""
-ONLY_WITH_LM = ("no-distillation", "paper")
+ONLY = {"no-distillation": "rxnfp", "paper": "rxnfp", "no-cosine": "minilm"}
+"""Arms of one teacher: the other has no language model, or no embeddings."""
 TEACHER = "teacher"
 """The arm that is not distilled, so that there is something to compare with."""
 

@@ -98,7 +98,8 @@ class Recipe:
         }
         for name, share in shares.items():
             _check(name, share, 0 <= share < 1, "a number from 0 to below 1", "0")
-        weights = {n: getattr(self.losses, n) for n in ("lm", "prediction", "hidden", "attention", "embedding")}
+        named = ("lm", "prediction", "hidden", "attention", "embedding", "cosine")
+        weights = {n: getattr(self.losses, n) for n in named}
         terms = {name: weight for name, weight in weights.items() if weight is not None}
         others = {
             "optim.learning_rate": self.optim.learning_rate or 0.0,

@@ -59,6 +59,10 @@ def _terms(run: Run, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         return run.objective.terms(mine, theirs, batch, descent(run))
 
 
+COSINE = {"cosine": 1.0}
+"""Of encoders alone, and by default of those that somebody has made sentence encoders of."""
+
+
 def _batch(run: Run) -> dict[str, Tensor]:
     return next(batches(run.corpus.train, run.collate, 4, start=0))
 
@@ -75,17 +79,18 @@ def test_an_uncut_student_has_exactly_zero_distillation_loss(
     model_class: type[PreTrainedModel], kind: str, precision: str, ready: Callable[..., Run]
 ) -> None:
     """Every term but the student's own language modelling is 0.0, in both precisions."""
-    run = ready(model_class, precision=precision, losses={"attention_kind": kind})
+    cosine = COSINE if model_class is BertModel else {}
+    run = ready(model_class, precision=precision, losses={"attention_kind": kind} | cosine)
     terms = {name: term.item() for name, term in _terms(run, _batch(run)).items()}
     own = terms.pop("lm", None)
     assert (own is not None) == (model_class is BertForMaskedLM)
-    assert terms == {"prediction": 0.0, "hidden": 0.0, "attention": 0.0, "embedding": 0.0}
+    assert terms == {"prediction": 0.0, "hidden": 0.0, "attention": 0.0, "embedding": 0.0} | dict.fromkeys(cosine, 0.0)
 
 
 @pytest.mark.parametrize("model_class", CLASSES)
 def test_padding_changes_no_loss(model_class: type[PreTrainedModel], ready: Callable[..., Run]) -> None:
     """The same texts in a longer batch have the same losses."""
-    run = ready(model_class, text={"length": 32, "packing": "texts"})
+    run = ready(model_class, text={"length": 32, "packing": "texts"}, losses=COSINE if model_class is BertModel else {})
     _cut(run)
     short = _batch(run)
     rows, width = short["input_ids"].shape
@@ -149,7 +154,7 @@ def test_a_term_of_weight_zero_is_not_computed(ready: Callable[..., Run], monkey
     def never(*_: object, **__: object) -> None:
         raise AssertionError("computed")
 
-    for name in ("tokens", "prediction", "attention_scores", "similarity"):
+    for name in ("tokens", "prediction", "attention_scores", "similarity", "cosine"):
         monkeypatch.setattr(losses, name, never)
     run.state.student.cls.register_forward_hook(never)
     run.teacher.model.cls.register_forward_hook(never)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -12,6 +13,7 @@ from unittest.mock import MagicMock
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from huggingface_hub.errors import HfHubHTTPError
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
@@ -19,6 +21,7 @@ from transformers import AutoTokenizer, BertForMaskedLM, BertModel, PreTrainedTo
 
 import homodistil
 from conftest import make
+from homodistil.distill import losses
 from homodistil.distill.collate import padded
 from homodistil.distill.defaults import losses_for
 from homodistil.distill.objective import Objective
@@ -131,17 +134,19 @@ def test_an_encoder_keeps_its_layers_after_the_pooling(tailed: Path, corpus: Pat
     np.testing.assert_allclose(_embedded(made["0.5"]), half, atol=1e-5)
 
 
-def test_students_learn_through_their_tail(tailed: Path, corpus: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("term", "left"), [("prediction", 0.5), ("cosine", 0.8)])
+def test_students_learn_through_their_tail(term: str, left: float, tailed: Path, corpus: Path, tmp_path: Path) -> None:
     """Where embeddings alone are compared, they get nearer to the teacher's, and the projection before it moves."""
-    options = QUICK | {"steps": 60, "evaluations": 60, "losses": {"hidden": 0.0, "attention": 0.0, "embedding": 0.0}}
+    others = dict.fromkeys(("prediction", "cosine", "hidden", "attention", "embedding"), 0.0)
+    options = QUICK | {"steps": 60, "evaluations": 60, "losses": others | {term: 1.0}}
     student = homodistil.distil(tailed, corpus, "0.5", tmp_path / "run", **options).students["0.5"]
     kept = json.loads((tmp_path / "run" / "units" / "0.5.json").read_text())["kept"]["hidden"]
     before, after = (SentenceTransformer(str(folder))[2].linear.weight for folder in (tailed, student))
     assert after.shape == (64, 24)
     assert not torch.allclose(after, before[:, kept], atol=1e-3)
     records = homodistil.rundir.RunDir(tmp_path / "run").read_metrics()
-    held = [r["heldout"]["prediction"] for r in records if "heldout" in r]
-    assert held[-1] < 0.5 * max(held)
+    held = [r["heldout"][term] for r in records if "heldout" in r]
+    assert held[-1] < left * max(held)
 
 
 @pytest.mark.parametrize(("pooling", "first"), [("max", None), ("mean", Normalize())])
@@ -160,6 +165,27 @@ def test_states_of_a_decoder_that_embeds_are_compared_relative_to_their_size(dec
     recipe = Recipe(teacher="", data="", target=["0.5"], out="")
     assert losses_for(recipe, load_teacher(str(decoder))).hidden_kind == "relative"
     assert losses_for(recipe, load_teacher(str(encoder))).hidden_kind == "mse"
+
+
+def test_embeddings_are_compared_where_they_are_what_a_teacher_is_for(
+    encoder: Path, tailed: Path, decoder: Path, save_teacher: Callable[..., Path]
+) -> None:
+    """By default those of sentence encoders, those of bare ones if asked for, and never a language model's."""
+    recipe = Recipe(teacher="", data="", target=["0.5"], out="")
+    asked = replace(recipe, losses=Losses(cosine=2.0))
+    bare, language_model = load_teacher(str(encoder)), load_teacher(str(save_teacher(BertForMaskedLM)))
+    assert [losses_for(recipe, load_teacher(str(folder))).cosine for folder in (tailed, decoder)] == [1, 1]
+    assert losses_for(recipe, bare).cosine == losses_for(recipe, language_model).cosine == 0
+    assert losses_for(asked, bare).cosine == 2
+    with pytest.raises(UserError, match=r"made for masked-lm"):
+        losses_for(asked, language_model)
+
+
+def test_the_loss_of_embeddings_is_one_minus_their_cosine() -> None:
+    """In the mean over texts, whatever their lengths."""
+    student, teacher = torch.randn(5, 7), torch.randn(5, 7)
+    expected = 1 - F.cosine_similarity(student, teacher).mean()
+    torch.testing.assert_close(losses.cosine(F.normalize(student), F.normalize(teacher)), expected)
 
 
 def test_similarities_are_those_of_the_encoder_itself(as_encoder: Callable[..., Path]) -> None:

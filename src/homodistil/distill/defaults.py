@@ -129,7 +129,14 @@ def losses_for(recipe: Recipe, teacher: Teacher) -> Losses:
     decodes = type(teacher.model.config) in MODEL_FOR_CAUSAL_LM_MAPPING and not family.attention_loss
     unnormed = decodes or teacher.kind in ("causal-lm", "seq2seq-lm") or teacher.reads == "images"
     kind = ("relative" if unnormed else "mse") if wanted.hidden_kind == "auto" else wanted.hidden_kind
+    if wanted.cosine and teacher.kind != "similarity":
+        raise UserError(
+            f"Cannot compare embeddings of texts of {teacher.source} (losses.cosine = {wanted.cosine}).",
+            f"The teacher must be a sentence encoder or a bare encoder; it is made for {teacher.kind}.",
+            "Use --losses.cosine 0, or leave it out.",
+        )
     weights = {
+        "cosine": 1.0 if teacher.sentence_folder is not None else 0.0,
         "prediction": 0.5 if teacher.kind == "similarity" else 1.0,
         "hidden": 20.0 if kind == "relative" else 60.0,
         "attention": 0.1 if family.attention_loss else 0.0,

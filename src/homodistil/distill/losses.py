@@ -76,6 +76,14 @@ def similarity(
     return F.kl_div(log_s, log_t, reduction="batchmean", log_target=True)
 
 
+def cosine(student: Float[Tensor, "batch wide"], teacher: Float[Tensor, "batch wide"]) -> Float[Tensor, ""]:
+    """One minus the cosine between embeddings of the same text, mean over texts; both are normalised already.
+
+    As half the squared distance, which is exactly zero where they agree.
+    """
+    return (student - teacher).square().sum(-1).mean() / 2
+
+
 def hidden(
     student: Float[Tensor, "batch seq narrow"],
     teacher: Float[Tensor, "batch seq wide"],

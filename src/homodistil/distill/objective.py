@@ -23,11 +23,13 @@ _ATTENTION = {"scores": losses.attention_scores, "probabilities": losses.attenti
 
 @dataclass(frozen=True)
 class Objective:
-    """L = L_lm + a_pred·L_pred + a_hid·L_hid + a_att·L_att + a_emb·L_emb (HomoDistil, section 2).
+    """L = L_lm + a_pred·L_pred + a_hid·L_hid + a_att·L_att + a_emb·L_emb + a_cos·L_cos (HomoDistil, section 2).
+
+    L_cos is ours.
 
     Attributes:
         kind: what the models predict.
-        weights: of the five terms, none of them left open; a term of weight 0 is not computed.
+        weights: of the six terms, none of them left open; a term of weight 0 is not computed.
         projections: W of the hidden and embedding terms.
         tail: of a sentence encoder, the layers after its pooling (see `sentence`).
     """
@@ -71,6 +73,8 @@ class Objective:
             terms["embedding"] = losses.hidden(
                 student.hidden[0], teacher.hidden[0], self.projections[0], student.masks[0], relative=self.relative
             )
+        if w.cosine and (embeddings := self._embeddings(student, teacher)):
+            terms["cosine"] = losses.cosine(*embeddings)
         return terms
 
     def answers(self, student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor] | None:
@@ -81,9 +85,20 @@ class Objective:
         if self.kind != "similarity":
             return mine, theirs
         if self.tail is not None:
-            mine = self.tail({EMBEDDING: mine @ self.projections.last})[EMBEDDING]
-            theirs = self.tail({EMBEDDING: theirs})[EMBEDDING]
-        return F.normalize(mine.float(), dim=-1), F.normalize(theirs.float(), dim=-1)
+            return self._embeddings(student, teacher)
+        return _normalised(mine), _normalised(theirs)
+
+    def _embeddings(self, student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor] | None:
+        """Of sentence encoders, normalised embeddings of the teacher's width (batch, width), if they were asked for."""
+        mine, theirs = student.prediction, teacher.prediction
+        if mine is None or theirs is None or self.kind != "similarity":
+            return None
+        # in float32, in which nothing is lost by the identity that W starts as
+        with torch.autocast(mine.device.type, enabled=False):
+            mine, theirs = mine.float() @ self.projections.last, theirs.float()
+        if self.tail is not None:
+            mine, theirs = (self.tail({EMBEDDING: x})[EMBEDDING] for x in (mine, theirs))
+        return _normalised(mine), _normalised(theirs)
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
         """The weighted sum, which is what the student learns from."""
@@ -112,6 +127,10 @@ class Objective:
                 losses.hidden(student.pooled[:, None], teacher.pooled[:, None], self.projections[len(states) + 1], once)
             )
         return torch.stack(states).mean()
+
+
+def _normalised(embeddings: Tensor) -> Tensor:
+    return F.normalize(embeddings.float(), dim=-1)
 
 
 def _with_heads(layer: QueriesKeys, heads: Tensor | None) -> QueriesKeys:

@@ -163,7 +163,7 @@ def _prepared(recipe: Recipe, resume: bool, texts: Iterable[str] | None, process
             layout=teacher.layout,
             pooling=teacher.pooling,
             attention=bool(losses.attention),
-            prediction=bool(losses.prediction) or (losses.lm > 0 and teacher.kind in LANGUAGE_MODELS),
+            prediction=bool(losses.prediction or losses.cosine) or (losses.lm > 0 and teacher.kind in LANGUAGE_MODELS),
             inputs=INPUTS[teacher.reads],
         ),
         objective=Objective(teacher.kind, losses, state.projections, teacher.tail),
