@@ -18,8 +18,8 @@ class Losses:
         attention: L_att, distance of each layer's attention; by default 0.1 for encoders whose layers attend to the
             whole sequence, and 0 for all others.
         embedding: L_emb, distance of the embeddings.
-        cosine: L_cos, of a sentence encoder: one minus the cosine between the embeddings of a text, the student's mapped
-            to the teacher's width; by default 1 for these, and 0 for encoders that nobody has made sentence encoders of.
+        cosine: L_cos, one minus the cosine between the embeddings of a text, the student's mapped to the teacher's
+            width; by default 1 for sentence encoders, and 0 for encoders that nobody has made into one.
         hidden_kind: what L_hid is: the mean squared error, or that relative to both sides' mean square at each token;
             `auto` is relative for causal language models, some of whose states are a thousand times the others, and for
             models of images.
