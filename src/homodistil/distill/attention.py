@@ -71,7 +71,7 @@ def _attend_plainly(
     if attention_mask is not None:
         # added, so that gradients need not be masked too; half of what there is, so that nothing overflows
         lowest = torch.finfo(scores.dtype).min / 2
-        scores += torch.zeros(attention_mask.shape, dtype=scores.dtype).masked_fill_(~attention_mask, lowest)
+        scores += scores.new_zeros(attention_mask.shape).masked_fill_(~attention_mask, lowest)
     return (scores.softmax(-1) @ value).transpose(1, 2).contiguous()
 
 
