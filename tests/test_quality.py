@@ -24,7 +24,7 @@ def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
 def _options(tmp_path: Path, **changes: Any) -> argparse.Namespace:
     values = {
         "seeds": [0, 1],
-        "arms": ["teacher", "homotopic", "paper"],
+        "arms": ["teacher", "homotopic", "paper", "no-cosine"],
         "teachers": ["minilm", "rxnfp"],
         "targets": ["0.3", "0.5"],
         "tokens": "1M",
@@ -40,13 +40,14 @@ def _options(tmp_path: Path, **changes: Any) -> argparse.Namespace:
 
 
 def test_a_seed_is_finished_before_the_next_begins(tmp_path: Path) -> None:
-    """So that arms can be compared whenever it is stopped; what needs a language model is for those that are one."""
+    """So that arms can be compared whenever it is stopped; some need a language model, and one needs embeddings."""
     from quality import runs
 
     made = list(runs(_options(tmp_path)))
     assert [run.seed for run in made] == sorted(run.seed for run in made)
     assert len({run.name for run in made}) == len(made)
     assert {run.teacher for run in made if run.arm == "paper"} == {"rxnfp"}
+    assert {run.teacher for run in made if run.arm == "no-cosine"} == {"minilm"}
     assert [run.target for run in made if run.arm == "teacher"] == ["1"] * 4
 
 

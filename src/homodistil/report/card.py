@@ -17,7 +17,7 @@ _MEANING = {
     "hidden": "hidden states",
     "attention": "attention",
     "embedding": "embeddings",
-    "cosine": "cosine to the teacher's embedding of a text, from one",
+    "cosine": "one minus the cosine to the teacher's embedding",
     "agreement": "agreement with the teacher",
     "accuracy": "tokens found",
     "teacher_accuracy": "tokens found by the teacher",
