@@ -335,7 +335,7 @@ def test_heads_turn_before_they_lose_dimensions_and_the_student_says_the_same(
         assert len(changed) == (2 * 7 if turned else 0)
         batch = run.batch(next(feed))
         terms = _terms(run, batch)
-        # by its own kernel, which subtracts sums of squares that are not small, it is no nearer to nothing than rounding
+        # its kernel subtracts sums of squares that are not small, so that by it nothing is no less than rounding
         assert abs(float(terms.pop("attention"))) < 1e-5
         assert all(float(term) < 1e-8 for name, term in terms.items() if name != "lm")
         layers = [run.runner(model, batch).attention for model in (run.state.student, run.teacher.model)]
