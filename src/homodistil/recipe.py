@@ -93,6 +93,7 @@ class Recipe:
             "cutting.decay": self.cutting.decay,
             "optim.warmup": self.optim.warmup,
             "optim.floor": self.optim.floor,
+            "optim.momentum": self.optim.momentum,
             "optim.beta1": self.optim.beta1,
             "optim.beta2": self.optim.beta2,
         }
@@ -104,6 +105,7 @@ class Recipe:
         others = {
             "optim.learning_rate": self.optim.learning_rate or 0.0,
             "optim.width_power": self.optim.width_power,
+            "optim.scale": self.optim.scale,
             "optim.weight_decay": self.optim.weight_decay,
             "optim.clip": self.optim.clip,
             "optim.eps": self.optim.eps,

@@ -121,9 +121,11 @@ class Cutting:
 
 @dataclass(frozen=True, kw_only=True)
 class Optim:
-    """How the student learns: AdamW, linear warm-up, linear decay, at a rate that goes with its width.
+    """How the student learns: Muon, linear warm-up, linear decay, at a rate that goes with its width.
 
     Args:
+        method: what moves matrices from units to units: `muon`, their momentum made orthogonal (Jordan et al. 2024), or
+            `adamw`. Everything else, such as embeddings, norms and biases, is moved by AdamW.
         learning_rate: at its highest, of a student as wide as its teacher; by default 0.384 over the teacher's hidden
             width, which is 1e-3 for 384 and 5e-4 for 768.
         width_power: the learning rate is multiplied by how many times narrower than its teacher the student is, to this
@@ -132,17 +134,22 @@ class Optim:
         warmup: the fraction of the steps over which it rises.
         floor: the fraction of the highest learning rate that is left at the end.
         weight_decay: of the student's matrices.
+        momentum: Muon's, what the average of gradients keeps of itself.
+        scale: Muon's, the root mean square of an update of a matrix, in learning rates.
         beta1: AdamW's.
         beta2: AdamW's.
         eps: AdamW's.
         clip: the norm that gradients are clipped to; 0 is no clipping.
     """
 
+    method: Literal["muon", "adamw"] = "muon"
     learning_rate: float | None = None
     width_power: float = 1.0
     warmup: float = 0.05
     floor: float = 0.0
     weight_decay: float = 0.01
+    momentum: float = 0.95
+    scale: float = 0.4
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-6

@@ -140,8 +140,8 @@ def _prepared(recipe: Recipe, resume: bool, texts: Iterable[str] | None, process
     teacher.model.to(processes.device)
     if teacher.tail is not None:
         teacher.tail.to(processes.device)
-    state = first_state(recipe, teacher, origin)
     bf16 = recipe.precision == "bf16" or (recipe.precision == "auto" and computes_bf16(processes.device))
+    state = first_state(recipe, teacher, origin, torch.bfloat16 if bf16 else torch.float32)
     if bf16:
         round_products(teacher.model)
     checkpoint.restore(run_dir.checkpoints, state, recipe.digest())

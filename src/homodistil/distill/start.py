@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
+from homodistil.axes.layout import Layout
 from homodistil.compress.compensate import InputMoments
 from homodistil.compress.importance import Importance, Method
 from homodistil.compress.vocabulary import Vocabulary
 from homodistil.distill.checkpoint import State, every_unit
+from homodistil.distill.optimizer import Muon, between_widths
 from homodistil.distill.projections import Projections
 from homodistil.distill.teacher import LANGUAGE_MODELS, Teacher, copy_of, load_teacher
 from homodistil.distill.trim import trim
 from homodistil.errors import UserError
 from homodistil.recipe import Recipe
-from homodistil.settings import Losses
+from homodistil.settings import Losses, Optim
 
 
 def first_student(recipe: Recipe, teacher: Teacher, vocabulary: Vocabulary | None, losses: Losses) -> Teacher:
@@ -70,8 +74,15 @@ def _read_alike(student: Teacher, teacher: Teacher) -> bool:
     return student.layout.fixed == teacher.layout.fixed
 
 
-def first_state(recipe: Recipe, teacher: Teacher, origin: Teacher) -> State:
-    """The state before the first step: the student is a copy of the teacher, or of the student that was given."""
+def first_state(recipe: Recipe, teacher: Teacher, origin: Teacher, dtype: torch.dtype) -> State:
+    """The state before the first step: the student is a copy of the teacher, or of the student that was given.
+
+    Args:
+        recipe: the run.
+        teacher: what the student is compared with.
+        origin: the student, or the teacher itself.
+        dtype: in which products are computed.
+    """
     student = copy_of(origin)
     family = teacher.layout.family
     assert family is not None
@@ -79,29 +90,31 @@ def first_state(recipe: Recipe, teacher: Teacher, origin: Teacher) -> State:
     narrow, wide = (m.config.hidden_size for m in (student, teacher.model))
     projections = Projections(origin.states, pooled=pooled, narrow=narrow, wide=wide).to(teacher.model.device)
     student.to(teacher.model.device)
-    matrices = [p for p in student.parameters() if p.dim() > 1]
-    others = [p for p in student.parameters() if p.dim() <= 1]
-    options = recipe.optim
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": matrices, "weight_decay": options.weight_decay},
-            # decay would pull norms and biases off the teacher's, and projections off the identity
-            {"params": [*others, *projections.parameters()], "weight_decay": 0.0},
-        ],
-        betas=(options.beta1, options.beta2),
-        eps=options.eps,
-        fused=True,
-    )
     method: Method = recipe.cutting.importance if recipe.cutting.importance != "auto" else _method(recipe, teacher)
     return State(
         layout=origin.layout,
         student=student,
         projections=projections,
-        optimizer=optimizer,
+        optimizer=_optimizer(recipe.optim, origin.layout, student, projections, dtype),
         importance=Importance(method, window=recipe.cutting.window, decay=recipe.cutting.decay),
         moments=InputMoments(student, origin.layout, covariance=recipe.cutting.compensate == "least-squares"),
         origin=every_unit(origin.layout, origin.layout.sizes(student)),
     )
+
+
+def _optimizer(
+    options: Optim, layout: Layout, student: nn.Module, projections: Projections, dtype: torch.dtype
+) -> torch.optim.Optimizer:
+    named = list(student.named_parameters())
+    by_muon = {n for n, _ in named if options.method == "muon" and between_widths(layout, n)}
+    moved = {"momentum": options.momentum, "scale": options.scale} if by_muon else {}
+    groups: list[dict[str, Any]] = [
+        {"params": [p for n, p in named if n in by_muon], "weight_decay": options.weight_decay, **moved},
+        {"params": [p for n, p in named if n not in by_muon and p.dim() > 1], "weight_decay": options.weight_decay},
+        # decay would pull norms and biases off the teacher's, and projections off the identity
+        {"params": [*(p for _, p in named if p.dim() <= 1), *projections.parameters()], "weight_decay": 0.0},
+    ]
+    return Muon(groups, dtype=dtype, betas=(options.beta1, options.beta2), eps=options.eps, fused=True)
 
 
 def _method(recipe: Recipe, teacher: Teacher) -> Method:

@@ -1,0 +1,106 @@
+"""Muon: matrices move by their momentum with its singular values made alike, everything else moves by AdamW.
+
+The gradient of a matrix is dominated by a few directions; made orthogonal, its momentum moves the others as far. Of
+Jordan et al. (2024, *Muon: an optimizer for hidden layers in neural networks*), with the size of updates of Liu et al.
+(2025, *Muon is scalable for LLM training*, equation 4). One moment a matrix, where AdamW has two.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from homodistil.axes.layout import Layout
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+"""a, b, c of Jordan et al.'s iteration: X becomes aX + b(XXᵀ)X + c(XXᵀ)²X."""
+ITERATIONS = 3
+"""Theirs are 5; students learn as well from 3 (`docs/log.md`), for three fifths of the products."""
+BLOCK = 128
+"""Rows that are made orthogonal together: what it costs grows with the square of them, and a matrix of thousands would
+take longer than the batch that it learns from."""
+
+
+class Muon(torch.optim.AdamW):
+    """AdamW, but for groups of matrices that have a `momentum`.
+
+    Such a group has `lr`, `weight_decay`, `momentum` and `scale`: the root mean square of the elements of an update, in
+    learning rates, if all singular values became 1. AdamW's lies between 0.2 and 0.4 (Liu et al. 2025).
+
+    Args:
+        groups: as `torch.optim.AdamW` takes them.
+        dtype: in which products of the iteration are computed.
+        adamw: options of `torch.optim.AdamW`.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], *, dtype: torch.dtype, **adamw: Any) -> None:
+        self.dtype = dtype
+        super().__init__(groups, **adamw)
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        """Move every parameter that has a gradient."""
+        of_matrices = [group for group in self.param_groups if "momentum" in group]
+        moved = [(p, p.grad, group) for group in of_matrices for p in group["params"] if p.grad is not None]
+        # AdamW passes over what has no gradient
+        for matrix, _, _ in moved:
+            matrix.grad = None
+        super().step()
+        for matrix, gradient, group in moved:
+            matrix.grad = gradient
+            self._move(matrix, gradient, group)
+
+    def _move(self, matrix: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        # named as AdamW's first moment is, so that it is cut and saved alike
+        state = self.state[matrix]
+        if not state:
+            state["exp_avg"] = torch.zeros_like(matrix)
+        average = state["exp_avg"]
+        average.lerp_(gradient, 1 - group["momentum"])
+        ahead = gradient.lerp(average, group["momentum"])
+        matrix.mul_(1 - group["lr"] * group["weight_decay"])
+        matrix.add_(evened(ahead, self.dtype), alpha=-group["lr"] * group["scale"])
+
+
+def evened(matrix: Float[Tensor, "rows columns"], dtype: torch.dtype) -> Float[Tensor, "rows columns"]:
+    """The matrix with singular values that are nearly alike, in blocks of at most `BLOCK` of its longer dimension.
+
+    They are scaled so that elements have a root mean square of 1 where all singular values of a block became the same.
+    Zeros stay zeros.
+
+    Args:
+        matrix: of any shape and size.
+        dtype: in which products are computed.
+    """
+    wide = matrix.shape[0] < matrix.shape[1]
+    x = matrix.T if wide else matrix
+    length, width = x.shape
+    count = math.ceil(length / BLOCK)
+    size = math.ceil(length / count)
+    blocks = F.pad(x, (0, 0, 0, count * size - length)).view(count, size, width)
+    blocks = orthogonalised(blocks, dtype) * math.sqrt(max(size, width))
+    x = blocks.reshape(count * size, width)[:length].to(matrix.dtype)
+    return x.T if wide else x
+
+
+def orthogonalised(matrices: Float[Tensor, "count rows columns"], dtype: torch.dtype) -> Tensor:
+    """Each matrix with its singular values brought near to 1, by Newton and Schulz's iteration, in `dtype`."""
+    a, b, c = COEFFICIENTS
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if tall else matrices
+    x = (x / x.norm(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)).to(dtype)
+    for _ in range(ITERATIONS):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
+
+
+def between_widths(layout: Layout, name: str) -> bool:
+    """Whether a parameter is a matrix from units to units, and no table of tokens, positions or classes."""
+    dims = layout.dims[name]
+    return len(dims) == 2 and all(any(part in layout.axes for part in dim) for dim in dims)

@@ -1,0 +1,141 @@
+"""Muon: singular values are evened and nothing else of a matrix is changed; what is no such matrix moves by AdamW."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import BertForMaskedLM
+
+import zoo
+from homodistil.axes.layout import Layout
+from homodistil.distill.optimizer import BLOCK, Muon, between_widths, evened
+from homodistil.distill.prepare import Run, prepare
+from homodistil.reading import build
+
+
+def _matrix(rows: int, columns: int, least: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A matrix with singular values from 1 down to `least`, and its singular vectors."""
+    drawn = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0))
+    left, _, right = torch.linalg.svd(drawn, full_matrices=False)
+    return (left * torch.linspace(1, least, min(rows, columns))) @ right, left, right
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(40, 40), (24, 96), (96, 24), (1, 30)])
+def test_singular_values_are_evened_and_singular_vectors_stay(rows: int, columns: int) -> None:
+    """Values that were up to five times apart lie between 0.68 and 1.21 of what gives elements a mean square of 1."""
+    matrix, left, right = _matrix(rows, columns, 0.2)
+    made = evened(matrix * 1e-4, torch.float32)
+    values = (left.T @ made @ right.T).diagonal()
+    torch.testing.assert_close((left * values) @ right, made, rtol=1e-3, atol=1e-3)
+    relative = values / math.sqrt(max(rows, columns))
+    assert relative.min() > 0.68
+    assert relative.max() < 1.21
+    assert 0.68 < made.square().mean().sqrt() < 1.21
+
+
+@pytest.mark.parametrize("length", [BLOCK + 2, 3 * BLOCK, 3 * BLOCK - 1])
+def test_a_long_matrix_is_evened_in_blocks_whichever_way_it_lies(length: int) -> None:
+    """Blocks of equal size along its longer dimension, the last one shorter where they do not divide it."""
+    matrix, _, _ = _matrix(length, 24, 0.2)
+    made = evened(matrix, torch.float32)
+    size = math.ceil(length / math.ceil(length / BLOCK))
+    parts = [evened(part, torch.float32) for part in matrix.split(size)]
+    # the last block is scaled as if it were whole
+    parts[-1] *= math.sqrt(size / len(parts[-1]))
+    torch.testing.assert_close(made, torch.cat(parts), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(evened(matrix.T, torch.float32), made.T, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_gradient_moves_nothing(dtype: torch.dtype) -> None:
+    """Zeros stay zeros, whole or in part; nothing is divided by nothing."""
+    assert not evened(torch.zeros(12, 300), dtype).any()
+    half = torch.zeros(2 * BLOCK, 12)
+    half[:BLOCK] = torch.randn(BLOCK, 12, generator=torch.Generator().manual_seed(0))
+    assert evened(half, dtype)[:BLOCK].all()
+    assert not evened(half, dtype)[BLOCK:].any()
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has its own from 2.9 on")
+def test_matrices_of_one_block_move_as_by_the_muon_of_torch() -> None:
+    """With as many iterations and its size of updates: weights stay equal over steps, decay included."""
+    generator = torch.Generator().manual_seed(0)
+    mine = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in ((40, 40), (20, 100), (100, 20))]
+    theirs = [torch.nn.Parameter(p.detach().clone()) for p in mine]
+    options = {"lr": 0.03, "weight_decay": 0.1, "momentum": 0.9}
+    ours = Muon([{"params": mine, "scale": 0.2, **options}], dtype=torch.bfloat16, fused=True)
+    other = torch.optim.Muon(theirs, ns_steps=3, adjust_lr_fn="match_rms_adamw", **options)
+    for _ in range(5):
+        for p, q in zip(mine, theirs, strict=True):
+            p.grad = torch.randn(p.shape, generator=generator)
+            q.grad = p.grad.clone()
+        ours.step()
+        other.step()
+    start = torch.randn((40, 40), generator=torch.Generator().manual_seed(0))
+    assert (mine[0] - start).abs().mean() > 0.01
+    for p, q in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", zoo.FAMILIES)
+def test_muon_moves_the_matrices_of_layers_and_no_table(name: str) -> None:
+    """Every matrix of a layer but its table of distances, and no embedding or classifier."""
+    model = zoo.tiny(name)
+    layout = Layout.of(model)
+    matrices = {n for n, p in model.named_parameters() if p.dim() == 2}
+    chosen = {n for n in matrices if between_widths(layout, n)}
+    of_layers = {n for n in matrices if re.search(r"\.\d+\.", n) and "relative_attention_bias" not in n}
+    assert of_layers
+    assert of_layers <= chosen
+    assert all("dense" in n or "transform" in n for n in chosen - of_layers)
+    tables = ("embed", "wte", "wpe", "relative_attention_bias", "decoder.weight", "lm_head.weight", "shared")
+    heads = ("classifier", "dense_prediction", "predictions.dense")
+    assert all(any(part in n for part in (*tables, *heads)) for n in matrices - chosen)
+
+
+@pytest.fixture
+def ready(save_teacher: Callable[..., Path], corpus: Path, tmp_path: Path) -> Callable[..., Run]:
+    """A run ready for its first step, by a method."""
+
+    def make_run(method: str) -> Run:
+        values = {"teacher": str(save_teacher(BertForMaskedLM)), "data": str(corpus), "target": "0.5",
+                  "out": str(tmp_path / method), "steps": 10, "batch": 4, "precision": "fp32",
+                  "text": {"length": 32}, "optim": {"method": method}}  # fmt: skip
+        return prepare(build(values), resume=False, texts=None)
+
+    return make_run
+
+
+def test_everything_else_moves_as_by_adamw_and_by_the_method_adamw_everything_does(
+    ready: Callable[..., Run],
+) -> None:
+    """A student of each method beside a copy that torch's AdamW moves by the same gradients."""
+    for method in ("muon", "adamw"):
+        state = ready(method).state
+        named = dict(state.student.named_parameters())
+        copies = {n: torch.nn.Parameter(p.detach().clone()) for n, p in named.items()}
+        options = state.optimizer.param_groups[-1]
+        plain = torch.optim.AdamW(
+            [{"params": [c for c in copies.values() if c.dim() > 1], "weight_decay": 0.01},
+             {"params": [c for c in copies.values() if c.dim() <= 1], "weight_decay": 0.0}],
+            lr=1e-3, betas=options["betas"], eps=options["eps"],
+        )  # fmt: skip
+        for group in state.optimizer.param_groups:
+            group["lr"] = 1e-3
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(3):
+            for n, p in named.items():
+                p.grad = torch.randn(p.shape, generator=generator)
+                copies[n].grad = p.grad.clone()
+            state.optimizer.step()
+            plain.step()
+        apart = {n for n, p in named.items() if not torch.allclose(p, copies[n], rtol=1e-5, atol=1e-6)}
+        expected = {n for n in named if method == "muon" and between_widths(state.layout, n)}
+        assert apart == expected
+        assert len(expected) == (0 if method == "adamw" else 13)
+        assert all(p.grad is not None for p in named.values())
