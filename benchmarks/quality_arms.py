@@ -75,6 +75,7 @@ ARMS: dict[str, tuple[Options, Callable[[Run, Teacher, Path], Path] | None]] = {
     ),
     "paper": ({"preset": "paper"}, None),
     "one-rate": ({"optim": {"width_power": 0.0}}, None),
+    "adamw": ({"optim": {"method": "adamw"}}, None),
     "no-cosine": ({"losses": {"cosine": 0.0}}, None),
 }
 """For each arm what it changes of the recipe, and what makes its first student if that is no copy of the teacher."""
