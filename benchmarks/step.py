@@ -52,6 +52,11 @@ def main() -> None:
                 counted[key] = steps.operations(run, batch)
                 del run
                 contenders[key] = Contender(steps.ours, teacher, target, recipe, environment=OURS)
+            # the optimizer that the peers have
+            contenders[f"ours, {precision}, width 1, AdamW"] = Contender(
+                steps.ours, teacher, "1.0", settings | {"precision": precision, "optim": {"method": "adamw"}},
+                environment=OURS,
+            )  # fmt: skip
             dtype = torch.bfloat16 if precision == "bf16" else torch.float32
             contenders[f"products, {precision}"] = Contender(products, PRODUCT, dtype)
         precision = chosen.precisions[0]

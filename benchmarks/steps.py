@@ -80,7 +80,7 @@ def batch_of(run: Run) -> dict[str, Tensor]:
 
 
 def step(run: Run, batch: dict[str, Tensor], *, scored: bool = False) -> None:
-    """One step of the loop: both forwards, losses, backward, clipping, AdamW, and a score if asked for."""
+    """One step of the loop: both forwards, losses, backward, clipping, the optimizer, and a score if asked for."""
     state = run.state
     if scored:
         state.moments.fade()

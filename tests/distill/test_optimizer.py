@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ from transformers import BertForMaskedLM
 
 import zoo
 from homodistil.axes.layout import Layout
-from homodistil.distill.optimizer import BLOCK, Muon, between_widths, evened
+from homodistil.distill import optimizer
+from homodistil.distill.optimizer import BLOCK, Muon, between_widths
 from homodistil.distill.prepare import Run, prepare
 from homodistil.reading import build
 
@@ -23,6 +25,11 @@ def _matrix(rows: int, columns: int, least: float) -> tuple[torch.Tensor, torch.
     drawn = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0))
     left, _, right = torch.linalg.svd(drawn, full_matrices=False)
     return (left * torch.linspace(1, least, min(rows, columns))) @ right, left, right
+
+
+def evened(matrix: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """One matrix, evened."""
+    return optimizer.evened(matrix[None], dtype)[0]
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(40, 40), (24, 96), (96, 24), (1, 30)])
@@ -44,7 +51,7 @@ def test_a_long_matrix_is_evened_in_blocks_whichever_way_it_lies(length: int) ->
     matrix, _, _ = _matrix(length, 24, 0.2)
     made = evened(matrix, torch.float32)
     size = math.ceil(length / math.ceil(length / BLOCK))
-    parts = [evened(part, torch.float32) for part in matrix.split(size)]
+    parts = [evened(part, torch.float32) for part in torch.split(matrix, size)]
     # the last block is scaled as if it were whole
     parts[-1] *= math.sqrt(size / len(parts[-1]))
     torch.testing.assert_close(made, torch.cat(parts), rtol=1e-4, atol=1e-4)
@@ -61,14 +68,38 @@ def test_no_gradient_moves_nothing(dtype: torch.dtype) -> None:
     assert not evened(half, dtype)[BLOCK:].any()
 
 
+def test_matrices_are_evened_each_by_itself_however_many_are_taken_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shapes mixed, one larger than what is taken together: as each moves alone."""
+
+    def moved(groups: list[list[torch.Size]]) -> list[torch.Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        matrices = [[torch.nn.Parameter(torch.zeros(shape)) for shape in shapes] for shapes in groups]
+        made: list[torch.optim.Optimizer] = [
+            Muon([{"params": m, "momentum": 0.9, "scale": 1.0, "lr": 1.0}], dtype=torch.float32) for m in matrices
+        ]
+        for matrix in (m for part in matrices for m in part):
+            matrix.grad = torch.randn(matrix.shape, generator=generator)
+        for one in made:
+            one.step()
+        return [m.detach() for part in matrices for m in part]
+
+    shapes = [torch.Size(s) for s in ((6, 4), (4, 6), (6, 4), (30, 30), (6, 4), (4, 6), (6, 4))]
+    monkeypatch.setattr(optimizer, "TOGETHER", 3 * 6 * 4)
+    together = [len(held) for held in optimizer._alike([torch.empty(shape) for shape in shapes])]
+    assert sorted(together) == [1, 1, 2, 3]
+    for one, other in zip(moved([shapes]), moved([[shape] for shape in shapes]), strict=True):
+        assert one.any()
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has its own from 2.9 on")
 def test_matrices_of_one_block_move_as_by_the_muon_of_torch() -> None:
     """With as many iterations and its size of updates: weights stay equal over steps, decay included."""
     generator = torch.Generator().manual_seed(0)
     mine = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in ((40, 40), (20, 100), (100, 20))]
     theirs = [torch.nn.Parameter(p.detach().clone()) for p in mine]
-    options = {"lr": 0.03, "weight_decay": 0.1, "momentum": 0.9}
-    ours = Muon([{"params": mine, "scale": 0.2, **options}], dtype=torch.bfloat16, fused=True)
+    options: dict[str, Any] = {"lr": 0.03, "weight_decay": 0.1, "momentum": 0.9}
+    ours: torch.optim.Optimizer = Muon([{"params": mine, "scale": 0.2, **options}], dtype=torch.bfloat16)
     other = torch.optim.Muon(theirs, ns_steps=3, adjust_lr_fn="match_rms_adamw", **options)
     for _ in range(5):
         for p, q in zip(mine, theirs, strict=True):

@@ -24,6 +24,8 @@ ITERATIONS = 3
 BLOCK = 128
 """Rows that are made orthogonal together: what it costs grows with the square of them, and a matrix of thousands would
 take longer than the batch that it learns from."""
+TOGETHER = 1 << 22
+"""Elements of matrices that are moved in one go, unless one has more: what the iteration holds is some times that."""
 
 
 class Muon(torch.optim.AdamW):
@@ -35,57 +37,83 @@ class Muon(torch.optim.AdamW):
     Args:
         groups: as `torch.optim.AdamW` takes them.
         dtype: in which products of the iteration are computed.
-        adamw: options of `torch.optim.AdamW`.
+        betas: AdamW's.
+        eps: AdamW's.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], *, dtype: torch.dtype, **adamw: Any) -> None:
+    def __init__(
+        self,
+        groups: list[dict[str, Any]],
+        *,
+        dtype: torch.dtype,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+    ) -> None:
         self.dtype = dtype
-        super().__init__(groups, **adamw)
+        super().__init__(groups, betas=betas, eps=eps, fused=True)
 
-    @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
         """Move every parameter that has a gradient."""
         of_matrices = [group for group in self.param_groups if "momentum" in group]
-        moved = [(p, p.grad, group) for group in of_matrices for p in group["params"] if p.grad is not None]
+        moved = [(p, p.grad) for group in of_matrices for p in group["params"] if p.grad is not None]
         # AdamW passes over what has no gradient
-        for matrix, _, _ in moved:
+        for matrix, _ in moved:
             matrix.grad = None
         super().step()
-        for matrix, gradient, group in moved:
+        for matrix, gradient in moved:
             matrix.grad = gradient
-            self._move(matrix, gradient, group)
+        for group in of_matrices:
+            for alike in _alike([p for p in group["params"] if p.grad is not None]):
+                self._move(alike, group)
 
-    def _move(self, matrix: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        # named as AdamW's first moment is, so that it is cut and saved alike
-        state = self.state[matrix]
-        if not state:
-            state["exp_avg"] = torch.zeros_like(matrix)
-        average = state["exp_avg"]
-        average.lerp_(gradient, 1 - group["momentum"])
-        ahead = gradient.lerp(average, group["momentum"])
-        matrix.mul_(1 - group["lr"] * group["weight_decay"])
-        matrix.add_(evened(ahead, self.dtype), alpha=-group["lr"] * group["scale"])
+    @torch.no_grad()
+    def _move(self, matrices: list[Tensor], group: dict[str, Any]) -> None:
+        ahead = []
+        for matrix in matrices:
+            # named as AdamW's first moment is, so that it is cut and saved alike
+            if not (state := self.state[matrix]):
+                state["exp_avg"] = torch.zeros_like(matrix)
+            assert matrix.grad is not None
+            average = state["exp_avg"].lerp_(matrix.grad, 1 - group["momentum"])
+            ahead.append(matrix.grad.lerp(average, group["momentum"]))
+        directions = evened(torch.stack(ahead), self.dtype)
+        for matrix, direction in zip(matrices, directions, strict=True):
+            matrix.mul_(1 - group["lr"] * group["weight_decay"])
+            matrix.add_(direction, alpha=-group["lr"] * group["scale"])
 
 
-def evened(matrix: Float[Tensor, "rows columns"], dtype: torch.dtype) -> Float[Tensor, "rows columns"]:
-    """The matrix with singular values that are nearly alike, in blocks of at most `BLOCK` of its longer dimension.
+def _alike(matrices: list[Tensor]) -> list[list[Tensor]]:
+    """Matrices of one shape together, as many as `TOGETHER` allows: small ones are many, and each call costs."""
+    lists: list[list[Tensor]] = []
+    open_lists: dict[torch.Size, list[Tensor]] = {}
+    for matrix in matrices:
+        held = open_lists.get(matrix.shape)
+        if held is None or (len(held) + 1) * matrix.numel() > TOGETHER:
+            held = open_lists[matrix.shape] = []
+            lists.append(held)
+        held.append(matrix)
+    return lists
+
+
+def evened(matrices: Float[Tensor, "count rows columns"], dtype: torch.dtype) -> Float[Tensor, "count rows columns"]:
+    """Each matrix with singular values that are nearly alike, in blocks of at most `BLOCK` of its longer dimension.
 
     They are scaled so that elements have a root mean square of 1 where all singular values of a block became the same.
     Zeros stay zeros.
 
     Args:
-        matrix: of any shape and size.
-        dtype: in which products are computed.
+        matrices: of any shape and size.
+        dtype: in which products of the iteration are computed.
     """
-    wide = matrix.shape[0] < matrix.shape[1]
-    x = matrix.T if wide else matrix
-    length, width = x.shape
-    count = math.ceil(length / BLOCK)
-    size = math.ceil(length / count)
-    blocks = F.pad(x, (0, 0, 0, count * size - length)).view(count, size, width)
-    blocks = orthogonalised(blocks, dtype) * math.sqrt(max(size, width))
-    x = blocks.reshape(count * size, width)[:length].to(matrix.dtype)
-    return x.T if wide else x
+    wide = matrices.shape[1] < matrices.shape[2]
+    x = matrices.mT if wide else matrices
+    length, width = x.shape[1:]
+    blocks = math.ceil(length / BLOCK)
+    size = math.ceil(length / blocks)
+    padded = F.pad(x, (0, 0, 0, blocks * size - length))
+    made = orthogonalised(padded.reshape(-1, size, width), dtype) * math.sqrt(max(size, width))
+    x = made.reshape(padded.shape)[:, :length].to(matrices.dtype)
+    return x.mT if wide else x
 
 
 def orthogonalised(matrices: Float[Tensor, "count rows columns"], dtype: torch.dtype) -> Tensor:

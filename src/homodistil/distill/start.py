@@ -114,7 +114,7 @@ def _optimizer(
         # decay would pull norms and biases off the teacher's, and projections off the identity
         {"params": [*(p for _, p in named if p.dim() <= 1), *projections.parameters()], "weight_decay": 0.0},
     ]
-    return Muon(groups, dtype=dtype, betas=(options.beta1, options.beta2), eps=options.eps, fused=True)
+    return Muon(groups, dtype=dtype, betas=(options.beta1, options.beta2), eps=options.eps)
 
 
 def _method(recipe: Recipe, teacher: Teacher) -> Method:
