@@ -14,7 +14,7 @@ from transformers import BertForMaskedLM
 
 import zoo
 from homodistil.axes.layout import Layout
-from homodistil.distill import optimizer
+from homodistil.distill import optimizer as module
 from homodistil.distill.optimizer import BLOCK, Muon, between_widths
 from homodistil.distill.prepare import Run, prepare
 from homodistil.reading import build
@@ -29,7 +29,7 @@ def _matrix(rows: int, columns: int, least: float) -> tuple[torch.Tensor, torch.
 
 def evened(matrix: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """One matrix, evened."""
-    return optimizer.evened(matrix[None], dtype)[0]
+    return module.evened(matrix[None], dtype)[0]
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(40, 40), (24, 96), (96, 24), (1, 30)])
@@ -84,8 +84,8 @@ def test_matrices_are_evened_each_by_itself_however_many_are_taken_together(monk
         return [m.detach() for part in matrices for m in part]
 
     shapes = [torch.Size(s) for s in ((6, 4), (4, 6), (6, 4), (30, 30), (6, 4), (4, 6), (6, 4))]
-    monkeypatch.setattr(optimizer, "TOGETHER", 3 * 6 * 4)
-    together = [len(held) for held in optimizer._alike([torch.empty(shape) for shape in shapes])]
+    monkeypatch.setattr(module, "TOGETHER", 3 * 6 * 4)
+    together = [len(held) for held in module._alike([torch.empty(shape) for shape in shapes])]
     assert sorted(together) == [1, 1, 2, 3]
     for one, other in zip(moved([shapes]), moved([[shape] for shape in shapes]), strict=True):
         assert one.any()
@@ -99,14 +99,15 @@ def test_matrices_of_one_block_move_as_by_the_muon_of_torch() -> None:
     mine = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in ((40, 40), (20, 100), (100, 20))]
     theirs = [torch.nn.Parameter(p.detach().clone()) for p in mine]
     options: dict[str, Any] = {"lr": 0.03, "weight_decay": 0.1, "momentum": 0.9}
-    ours: torch.optim.Optimizer = Muon([{"params": mine, "scale": 0.2, **options}], dtype=torch.bfloat16)
+    ours = Muon([{"params": mine, "scale": 0.2, **options}], dtype=torch.bfloat16)
     other = torch.optim.Muon(theirs, ns_steps=3, adjust_lr_fn="match_rms_adamw", **options)
+    both: list[torch.optim.Optimizer] = [ours, other]
     for _ in range(5):
         for p, q in zip(mine, theirs, strict=True):
             p.grad = torch.randn(p.shape, generator=generator)
             q.grad = p.grad.clone()
-        ours.step()
-        other.step()
+        for optimizer in both:
+            optimizer.step()
     start = torch.randn((40, 40), generator=torch.Generator().manual_seed(0))
     assert (mine[0] - start).abs().mean() > 0.01
     for p, q in zip(mine, theirs, strict=True):
