@@ -28,8 +28,8 @@ def _matrix(rows: int, columns: int, least: float) -> tuple[torch.Tensor, torch.
 
 
 def evened(matrix: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """One matrix, evened."""
-    return module.evened(matrix[None], dtype)[0]
+    """One matrix, evened by products in a number type."""
+    return module.evened(matrix[None].to(dtype))[0].to(matrix.dtype)
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(40, 40), (24, 96), (96, 24), (1, 30)])

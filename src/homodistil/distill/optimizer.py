@@ -75,8 +75,8 @@ class Muon(torch.optim.AdamW):
                 state["exp_avg"] = torch.zeros_like(matrix)
             assert matrix.grad is not None
             average = state["exp_avg"].lerp_(matrix.grad, 1 - group["momentum"])
-            ahead.append(matrix.grad.lerp(average, group["momentum"]))
-        directions = evened(torch.stack(ahead), self.dtype)
+            ahead.append(matrix.grad.lerp(average, group["momentum"]).to(self.dtype))
+        directions = evened(torch.stack(ahead))
         for matrix, direction in zip(matrices, directions, strict=True):
             matrix.mul_(1 - group["lr"] * group["weight_decay"])
             matrix.add_(direction, alpha=-group["lr"] * group["scale"])
@@ -95,15 +95,11 @@ def _alike(matrices: list[Tensor]) -> list[list[Tensor]]:
     return lists
 
 
-def evened(matrices: Float[Tensor, "count rows columns"], dtype: torch.dtype) -> Float[Tensor, "count rows columns"]:
+def evened(matrices: Float[Tensor, "count rows columns"]) -> Float[Tensor, "count rows columns"]:
     """Each matrix with singular values that are nearly alike, in blocks of at most `BLOCK` of its longer dimension.
 
     They are scaled so that elements have a root mean square of 1 where all singular values of a block became the same.
     Zeros stay zeros.
-
-    Args:
-        matrices: of any shape and size.
-        dtype: in which products of the iteration are computed.
     """
     wide = matrices.shape[1] < matrices.shape[2]
     x = matrices.mT if wide else matrices
@@ -111,17 +107,17 @@ def evened(matrices: Float[Tensor, "count rows columns"], dtype: torch.dtype) ->
     blocks = math.ceil(length / BLOCK)
     size = math.ceil(length / blocks)
     padded = F.pad(x, (0, 0, 0, blocks * size - length))
-    made = orthogonalised(padded.reshape(-1, size, width), dtype) * math.sqrt(max(size, width))
-    x = made.reshape(padded.shape)[:, :length].to(matrices.dtype)
+    made = orthogonalised(padded.reshape(-1, size, width)).mul_(math.sqrt(max(size, width)))
+    x = made.reshape(padded.shape)[:, :length]
     return x.mT if wide else x
 
 
-def orthogonalised(matrices: Float[Tensor, "count rows columns"], dtype: torch.dtype) -> Tensor:
-    """Each matrix with its singular values brought near to 1, by Newton and Schulz's iteration, in `dtype`."""
+def orthogonalised(matrices: Float[Tensor, "count rows columns"]) -> Float[Tensor, "count rows columns"]:
+    """Each matrix with its singular values brought near to 1, by Newton and Schulz's iteration."""
     a, b, c = COEFFICIENTS
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
-    x = (x / x.norm(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)).to(dtype)
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
     for _ in range(ITERATIONS):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
