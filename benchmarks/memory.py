@@ -44,8 +44,9 @@ def measured(teacher: Path, batch: int, length: int, losses: dict[str, Any]) -> 
     state = run.state
     weights = {p: p.numel() * p.element_size() for p in run.teacher.model.parameters()}
     learnt = [p for group in state.optimizer.param_groups for p in group["params"]]
-    # a weight, its gradient, and two moments
-    needed = sum(weights.values()) + 4 * sum(p.numel() * p.element_size() for p in learnt)
+    moments = [t for kept in state.optimizer.state.values() for t in kept.values()]
+    # gradients are as large as what is learnt
+    needed = sum(weights.values()) + sum(t.numel() * t.element_size() for t in [*learnt, *learnt, *moments])
     return _peak() - before, needed
 
 
