@@ -22,8 +22,8 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 3
 """Theirs are 5; students learn as well from 3 (`docs/log.md`), for three fifths of the products."""
 BLOCK = 128
-"""Rows that are made orthogonal together: what it costs grows with the square of them, and a matrix of thousands would
-take longer than the batch that it learns from."""
+"""Rows that are made orthogonal together: what an element costs grows with them, and in matrices of a thousand rows it
+would be more than what a batch costs."""
 TOGETHER = 1 << 22
 """Elements of matrices that are moved in one go, unless one has more: what the iteration holds is some times that."""
 
