@@ -15,7 +15,7 @@ from transformers import BertForMaskedLM
 import zoo
 from homodistil.axes.layout import Layout
 from homodistil.distill import optimizer as module
-from homodistil.distill.optimizer import BLOCK, Muon, between_widths
+from homodistil.distill.optimizer import BLOCK, NARROW, Muon, between_widths
 from homodistil.distill.prepare import Run, prepare
 from homodistil.reading import build
 
@@ -45,27 +45,31 @@ def test_singular_values_are_evened_and_singular_vectors_stay(rows: int, columns
     assert 0.68 < made.square().mean().sqrt() < 1.21
 
 
-@pytest.mark.parametrize("length", [BLOCK + 2, 3 * BLOCK, 3 * BLOCK - 1])
-def test_a_long_matrix_is_evened_in_blocks_whichever_way_it_lies(length: int) -> None:
+@pytest.mark.parametrize(
+    ("length", "width", "size"),
+    [(NARROW, 24, NARROW), (NARROW + 2, 24, 65), (3 * NARROW, 24, NARROW), (3 * NARROW - 1, NARROW, NARROW),
+     (NARROW + 1, NARROW + 1, 43), (4 * BLOCK, NARROW + 2, BLOCK)],
+)  # fmt: skip
+def test_a_long_matrix_is_evened_in_blocks_whichever_way_it_lies(length: int, width: int, size: int) -> None:
     """Blocks of equal size along its longer dimension, the last one shorter where they do not divide it."""
-    matrix, _, _ = _matrix(length, 24, 0.2)
+    matrix, _, _ = _matrix(length, width, 0.2)
     made = evened(matrix, torch.float32)
-    size = math.ceil(length / math.ceil(length / BLOCK))
-    parts = [evened(part, torch.float32) for part in torch.split(matrix, size)]
-    # the last block is scaled as if it were whole
-    parts[-1] *= math.sqrt(size / len(parts[-1]))
+    blocks = list(torch.split(matrix, size))
+    parts = [module.orthogonalised(part[None])[0] * math.sqrt(max(size, width)) for part in blocks]
+    assert len(blocks) == math.ceil(length / size)
     torch.testing.assert_close(made, torch.cat(parts), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(evened(matrix.T, torch.float32), made.T, rtol=1e-4, atol=1e-4)
+    if length > width:
+        torch.testing.assert_close(evened(matrix.T, torch.float32), made.T, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_no_gradient_moves_nothing(dtype: torch.dtype) -> None:
     """Zeros stay zeros, whole or in part; nothing is divided by nothing."""
     assert not evened(torch.zeros(12, 300), dtype).any()
-    half = torch.zeros(2 * BLOCK, 12)
-    half[:BLOCK] = torch.randn(BLOCK, 12, generator=torch.Generator().manual_seed(0))
-    assert evened(half, dtype)[:BLOCK].all()
-    assert not evened(half, dtype)[BLOCK:].any()
+    half = torch.zeros(2 * NARROW, 12)
+    half[:NARROW] = torch.randn(NARROW, 12, generator=torch.Generator().manual_seed(0))
+    assert evened(half, dtype)[:NARROW].all()
+    assert not evened(half, dtype)[NARROW:].any()
 
 
 def test_matrices_are_evened_each_by_itself_however_many_are_taken_together(monkeypatch: pytest.MonkeyPatch) -> None:

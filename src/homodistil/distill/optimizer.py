@@ -21,9 +21,9 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """a, b, c of Jordan et al.'s iteration: X becomes aX + b(XXᵀ)X + c(XXᵀ)²X."""
 ITERATIONS = 3
 """Theirs are 5; students learn as well from 3 (`docs/log.md`), for three fifths of the products."""
-BLOCK = 128
-"""Rows that are made orthogonal together: what an element costs grows with them, and in matrices of a thousand rows it
-would be more than what a batch costs."""
+NARROW, BLOCK = 128, 64
+"""Rows that are evened together at most: `NARROW` of matrices no wider than that, `BLOCK` of all others. What an
+element costs grows with them, and where a step reads few tokens it would be more than what those cost."""
 TOGETHER = 1 << 22
 """Elements of matrices that are moved in one go, unless one has more: what the iteration holds is some times that."""
 
@@ -96,7 +96,7 @@ def _alike(matrices: list[Tensor]) -> list[list[Tensor]]:
 
 
 def evened(matrices: Float[Tensor, "count rows columns"]) -> Float[Tensor, "count rows columns"]:
-    """Each matrix with singular values that are nearly alike, in blocks of at most `BLOCK` of its longer dimension.
+    """Each matrix with singular values that are nearly alike, in blocks of its longer dimension (see `BLOCK`).
 
     They are scaled so that elements have a root mean square of 1 where all singular values of a block became the same.
     Zeros stay zeros.
@@ -104,7 +104,7 @@ def evened(matrices: Float[Tensor, "count rows columns"]) -> Float[Tensor, "coun
     wide = matrices.shape[1] < matrices.shape[2]
     x = matrices.mT if wide else matrices
     length, width = x.shape[1:]
-    blocks = math.ceil(length / BLOCK)
+    blocks = math.ceil(length / (NARROW if width <= NARROW else BLOCK))
     size = math.ceil(length / blocks)
     padded = F.pad(x, (0, 0, 0, blocks * size - length))
     made = orthogonalised(padded.reshape(-1, size, width)).mul_(math.sqrt(max(size, width)))
