@@ -14,6 +14,8 @@ from transformers import BertForMaskedLM
 
 import zoo
 from homodistil.axes.layout import Layout
+from homodistil.compress.importance import magnitude
+from homodistil.compress.shrink import select
 from homodistil.distill import optimizer as module
 from homodistil.distill.optimizer import BLOCK, NARROW, Muon, between_widths
 from homodistil.distill.prepare import Run, prepare
@@ -175,3 +177,29 @@ def test_everything_else_moves_as_by_adamw_and_by_the_method_adamw_everything_do
         assert apart == expected
         assert len(expected) == (0 if method == "adamw" else 13)
         assert all(p.grad is not None for p in named.values())
+
+
+def test_after_a_cut_the_same_matrices_move_by_muon_with_the_momentum_of_what_stayed(ready: Callable[..., Run]) -> None:
+    """Units leave the momentum as they leave the matrix, and no matrix falls back to AdamW."""
+    state = ready("muon").state
+    layout = state.layout
+    generator = torch.Generator().manual_seed(0)
+
+    def step() -> None:
+        for parameter in state.student.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        state.optimizer.step()
+
+    step()
+    name = "bert.encoder.layer.1.intermediate.dense.weight"
+    before = state.optimizer.state[dict(state.student.named_parameters())[name]]["exp_avg"].clone()
+    shape = {"hidden": 24, "heads": 3, "head_dim": 8, "ffn": 40}
+    keep = select(layout, layout.sizes(state.student), magnitude(layout, state.student), shape)
+    state.shrink(keep, compensate=False)
+    named = dict(state.student.named_parameters())
+    after = state.optimizer.state[named[name]]["exp_avg"]
+    torch.testing.assert_close(after, before[keep["ffn.1"]][:, keep["hidden"]])
+    step()
+    by_muon = {id(p) for group in state.optimizer.param_groups if "momentum" in group for p in group["params"]}
+    assert {n for n, p in named.items() if id(p) in by_muon} == {n for n in named if between_widths(layout, n)}
+    assert all(list(state.optimizer.state[p]) == ["exp_avg"] for p in named.values() if id(p) in by_muon)
