@@ -157,6 +157,8 @@ def test_data_that_cannot_be_used_is_refused(kind: str, pattern: str, masked_lm:
         ({"target": "hidden=42,heads=4"}, "no multiple of 4"),
         ({"target": []}, "There is no target"),
         ({"target": "0.5", "steps": 1}, "at least two steps"),
+        ({"target": "0.5", "optim": {"scale": 0.0}}, r"optim.scale = 0.0(?s:.*)above 0"),
+        ({"target": "0.5", "optim": {"momentum": 1.0}}, r"optim.momentum = 1.0(?s:.*)below 1"),
         ({"target": "0.5", "text": {"length": 65}}, "at most 64|positions for 64"),
         ({"target": "0.5", "text": {"length": 2}}, "special tokens"),
         ({"target": "0.5", "losess": {}}, "Did you mean 'losses'"),

@@ -105,7 +105,6 @@ class Recipe:
         others = {
             "optim.learning_rate": self.optim.learning_rate or 0.0,
             "optim.width_power": self.optim.width_power,
-            "optim.scale": self.optim.scale,
             "optim.weight_decay": self.optim.weight_decay,
             "optim.clip": self.optim.clip,
             "optim.eps": self.optim.eps,
@@ -120,6 +119,8 @@ class Recipe:
         for name in ("temperature", "similarity_temperature"):
             value = getattr(self.losses, name)
             _check(f"losses.{name}", value, 0 < value < float("inf"), "above 0", "1")
+        scale = self.optim.scale
+        _check("optim.scale", scale, 0 < scale < float("inf"), "above 0", "0.4")
         crop, flip = self.images.crop, self.images.flip
         _check("images.crop", crop, 0 < crop <= 1, "above 0 and at most 1", "0.5")
         _check("images.flip", flip, 0 <= flip <= 1, "from 0 to 1", "0.5")
