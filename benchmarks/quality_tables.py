@@ -3,7 +3,8 @@
     python benchmarks/quality_tables.py                                     # mean and standard error over seeds
     python benchmarks/quality_tables.py --figures docs/figures --work runs/quality
 
-Pictures are the arms' measures, and, where --work still holds the records of runs, the losses along their paths.
+Pictures are the arms' measures, those against the budget where there are several, and, where --work still holds the
+records of runs, the losses along their paths.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 from PIL import Image
 
 from harness import RESULTS
+from homodistil.recipe import Recipe
 from homodistil.report.curves import INK, SERIES
 from homodistil.report.tables import markdown
 from quality import finished, metrics_of, path_of
@@ -69,7 +71,7 @@ def _cell(name: str, numbers: list[float]) -> str:
         return ""
     if name in COUNTED:
         return f"{statistics.mean(numbers):,.0f}"
-    error = statistics.stdev(numbers) / len(numbers) ** 0.5 if len(numbers) > 1 else None
+    error = _error(numbers)
     digits = 1 if name.endswith("fine-tuned") else 4
     text = f"{statistics.mean(numbers):.{digits}f}"
     return text + (f" ± {error:.{digits}f} ({len(numbers)})" if error is not None else " (1)")
@@ -102,6 +104,34 @@ def arms_figure(tables: dict[tuple[str, str, str], Values], target: str, tokens:
     return figure
 
 
+def budgets_figure(tables: dict[tuple[str, str, str], Values], target: str) -> Figure:
+    """The drawn measures against the budget: means with standard errors, of arms with several budgets."""
+    panels = [(teacher, name) for teacher, names in DRAWN.items() for name in names]
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    for axes, (teacher, name) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        by_tokens = {c[2]: values[name] for c, values in tables.items() if c[:2] == (teacher, target)}
+        budgets = {tokens: _count(tokens) for tokens in sorted(by_tokens, key=_count)}
+        for place, arm in enumerate(ARMS):
+            points = [(count, by_tokens[tokens][arm]) for tokens, count in budgets.items() if arm in by_tokens[tokens]]
+            if len(points) > 1:
+                lap, color = divmod(place, len(SERIES))
+                axes.errorbar(
+                    [count for count, _ in points],
+                    [statistics.mean(numbers) for _, numbers in points],
+                    [_error(numbers) or 0.0 for _, numbers in points],
+                    color=SERIES[color], linestyle="-:"[lap], marker="o", markersize=3, linewidth=1, label=arm,
+                )  # fmt: skip
+        axes.set_xscale("log")
+        axes.set_xticks(list(budgets.values()), list(budgets))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_title(f"{teacher}, {name}", fontsize=8, loc="left")
+        axes.set_xlabel("tokens", fontsize=8)
+        axes.tick_params(labelsize=7)
+        axes.spines[["top", "right"]].set_visible(False)
+    _legend(figure)
+    return figure
+
+
 def path_figure(runs: list[Run], work: Path) -> Figure:
     """Losses of the runs, smoothed over their last steps, against the tokens that they have seen."""
     figure = Figure(figsize=(11, 3.4), layout="constrained")
@@ -123,9 +153,24 @@ def path_figure(runs: list[Run], work: Path) -> Figure:
         axes.set_xlabel("million tokens", fontsize=8)
         axes.tick_params(labelsize=7, which="both")
         axes.spines[["top", "right"]].set_visible(False)
+    _legend(figure)
+    return figure
+
+
+def _legend(figure: Figure) -> None:
+    """One for all panels."""
     drawn = {label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(drawn.values(), drawn, fontsize=8, frameon=False, loc="outside lower center", ncols=len(drawn))
-    return figure
+
+
+def _count(tokens: str) -> int:
+    """A budget as a number."""
+    return Recipe(teacher="", data="", out="", target=[], tokens=tokens).token_budget()
+
+
+def _error(numbers: list[float]) -> float | None:
+    """The standard error of a mean; None of one number."""
+    return statistics.stdev(numbers) / len(numbers) ** 0.5 if len(numbers) > 1 else None
 
 
 def _smooth(values: list[float], decay: float = 0.95) -> list[float]:
@@ -143,7 +188,9 @@ def figures(results: Path, folder: Path, work: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for target in sorted({cell[1] for cell in tables}):
         budgets = [{cell[2] for cell in tables if cell[:2] == (teacher, target)} for teacher in DRAWN]
-        for tokens in set.intersection(*budgets):
+        if len(shared := set.intersection(*budgets)) > 1:
+            _write(budgets_figure(tables, target), folder / f"budgets-{target}.png")
+        for tokens in shared:
             name = f"{target}-{tokens}"
             _write(arms_figure(tables, target, tokens), folder / f"arms-{name}.png")
             runs = [Run(0, teacher, target, arm, tokens) for teacher in DRAWN for arm in ARMS]

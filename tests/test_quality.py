@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -129,3 +130,27 @@ def test_a_cell_is_the_mean_over_seeds_and_its_standard_error(
     assert "| accuracy | 0.9000 (1) | 0.6000 ± 0.1000 (2) |" in first
     assert "| seconds | 0 | 10 |" in first
     assert "| accuracy | 0.1000 (1) |" in second
+
+
+def test_budgets_are_drawn_against_each_other_where_there_are_several(tmp_path: Path) -> None:
+    """In order of their numbers, not of their names, with the mean of each arm's seeds."""
+    from quality_tables import DRAWN, budgets_figure, figures, gathered
+
+    def line(teacher: str, tokens: str, seed: int, value: float) -> str:
+        run = {"teacher": teacher, "target": "0.3", "arm": "homotopic", "seed": seed, "tokens": tokens}
+        values = dict.fromkeys(DRAWN[teacher], value)
+        return json.dumps({**run, "kind": "distil", "values": values, "seconds": 1, "parameters": 7})
+
+    results = tmp_path / "results.jsonl"
+    results.write_text("\n".join(line(teacher, "1M", 0, 0.8) for teacher in DRAWN) + "\n")
+    figures(results, tmp_path / "one", tmp_path)
+    assert sorted(p.name for p in (tmp_path / "one").iterdir()) == ["arms-0.3-1M.png"]
+    with results.open("a") as file:
+        file.writelines(line(teacher, "300k", seed, 0.2 + seed) + "\n" for teacher in DRAWN for seed in (0, 1))
+    figures(results, tmp_path / "two", tmp_path)
+    assert "budgets-0.3.png" in {p.name for p in (tmp_path / "two").iterdir()}
+
+    drawn = budgets_figure(gathered(results), "0.3").axes[0].lines[0]
+    tokens, means = (np.asarray(axis).tolist() for axis in (drawn.get_xdata(), drawn.get_ydata()))
+    assert tokens == [300_000, 1_000_000]
+    assert means == pytest.approx([0.7, 0.8])
