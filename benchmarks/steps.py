@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import logging
 import tempfile
@@ -18,11 +17,11 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertFo
 
 from harness import Action
 from homodistil.assets import fetch
-from homodistil.compress.importance import magnitude, sensitivity
+from homodistil.compress.importance import magnitude
 from homodistil.compress.plan import plan
 from homodistil.compress.shrink import select
-from homodistil.distill.collate import batches
-from homodistil.distill.leaving import descent
+from homodistil.distill.collate import draws
+from homodistil.distill.learning import learn, read_off, score
 from homodistil.distill.prepare import Run, prepare
 from homodistil.reading import build
 
@@ -75,8 +74,7 @@ def ready(teacher: Path, target: str, **options: Any) -> Run:
 
 def batch_of(run: Run) -> dict[str, Tensor]:
     """The first batch of a run's text, on its device."""
-    batch = next(batches(run.corpus.train, run.collate, run.recipe.batch, start=0))
-    return {name: tensor.to(run.processes.device) for name, tensor in batch.items()}
+    return run.batch(next(draws(run.corpus.train, run.recipe.batch, start=0)))
 
 
 def step(run: Run, batch: dict[str, Tensor], *, scored: bool = False) -> None:
@@ -84,20 +82,13 @@ def step(run: Run, batch: dict[str, Tensor], *, scored: bool = False) -> None:
     state = run.state
     if scored:
         state.moments.fade()
-    with run.precision:
-        with torch.no_grad():
-            theirs = run.runner(run.teacher.model, batch)
-        with state.moments.listening(batch["ordinary"]) if scored else contextlib.nullcontext():
-            mine = run.runner(state.student, batch)
-        terms = run.objective.terms(mine, theirs, batch, descent(run))
-    values = {name: term.item() for name, term in terms.items()}
-    assert all(value == value for value in values.values())
-    torch.autograd.backward(run.objective.total(terms))
+    made = learn(run, batch, 1, scored=scored)
     if scored:
-        state.importance.update(sensitivity(state.layout, state.student))
-    nn.utils.clip_grad_norm_([p for g in state.optimizer.param_groups for p in g["params"]], 1.0)
+        score(state)
+    nn.utils.clip_grad_norm_(state.learnt, 1.0)
     state.optimizer.step()
-    state.optimizer.zero_grad(set_to_none=True)
+    state.optimizer.zero_grad(set_to_none=not run.recorder.keeps_gradients)
+    read_off(run, [made], 1, {})
 
 
 def operations(run: Run, batch: dict[str, Tensor]) -> float:
@@ -134,7 +125,7 @@ class Reference:
         for model in (self.teacher, self.student):
             model.set_attn_implementation("eager")
         hidden, states = teacher.config.hidden_size, teacher.config.num_hidden_layers + 1
-        self.maps = nn.ParameterList(nn.Parameter(torch.eye(hidden)) for _ in range(states))
+        self.maps = nn.ParameterList(nn.Parameter(torch.eye(hidden)) for _ in range(states)).to(teacher.device)
         self.masks = {p: torch.ones_like(p) for p in self.student.parameters()}
         self.optimizer = torch.optim.AdamW([*self.student.parameters(), *self.maps], lr=1e-4)
 
@@ -164,8 +155,9 @@ class Reference:
 
 def reference(teacher: Path, saved: Path) -> Action:
     """A step of the plain reference on a saved batch, at any width the same."""
-    batch = torch.load(saved)
-    plain = Reference(AutoModelForMaskedLM.from_pretrained(teacher).eval().requires_grad_(False))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    batch = {name: tensor.to(device) for name, tensor in torch.load(saved).items()}
+    plain = Reference(AutoModelForMaskedLM.from_pretrained(teacher).eval().requires_grad_(False).to(device))
     return lambda: plain.step(batch)
 
 

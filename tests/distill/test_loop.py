@@ -134,7 +134,7 @@ def test_a_stopped_run_goes_on_to_the_same_student(
     handlers = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
     real = learning.learn
 
-    def learn(run: Any, batch: Any, step: int, **options: Any) -> dict[str, float]:
+    def learn(run: Any, batch: Any, step: int, **options: Any) -> Any:
         if step == 5:
             os.kill(os.getpid(), number)
         return real(run, batch, step, **options)

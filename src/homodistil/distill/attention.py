@@ -32,6 +32,7 @@ class QueriesKeys(NamedTuple):
 
 
 _open: list[list[QueriesKeys]] = []
+_unpadded: list[bool] = []
 
 
 def _attend(
@@ -75,8 +76,25 @@ def _attend_plainly(
     return (scores.softmax(-1) @ value).transpose(1, 2).contiguous()
 
 
+def _mask(*sizes: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
+    if _unpadded and attention_mask is not None and attention_mask.dim() == 2:
+        attention_mask = None
+    mask: Tensor | None = sdpa_mask(*sizes, attention_mask=attention_mask, **kwargs)
+    return mask
+
+
 AttentionInterface.register(IMPLEMENTATION, _attend)
-AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
+AttentionMaskInterface.register(IMPLEMENTATION, _mask)
+
+
+@contextlib.contextmanager
+def without_padding() -> Iterator[None]:
+    """Take every mask of padding inside the block for one that masks nothing: a GPU is waited for to see that."""
+    _unpadded.append(True)
+    try:
+        yield
+    finally:
+        _unpadded.pop()
 
 
 @contextlib.contextmanager

@@ -65,6 +65,11 @@ class State:
     sums: dict[str, float] = field(default_factory=dict)
     batches: int = 0
 
+    @property
+    def learnt(self) -> list[Tensor]:
+        """What the optimizer moves: the student's parameters and the projections."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
     def shrink(self, keep: Keep, *, compensate: bool) -> None:
         """Take units, and layers, out of everything that has them."""
         sizes = self.layout.sizes(self.student)

@@ -20,8 +20,8 @@ def refuse_nonfinite(terms: dict[str, float], step: int, run_dir: RunDir) -> Non
     if wrong := [name for name, value in terms.items() if not math.isfinite(value)]:
         raise UserError(
             f"The {' and the '.join(wrong)} loss became {terms[wrong[0]]} at step {step}.",
-            "Losses must stay finite; the run has stopped before this step could change the student, and the last "
-            f"checkpoint in {run_dir.checkpoints} is whole.",
+            "Losses must stay finite; the run has stopped, nothing of this step is saved, and the last checkpoint in "
+            f"{run_dir.checkpoints} is whole.",
             "Start a new run with a lower --optim.learning_rate, or with --precision fp32.",
         )
 

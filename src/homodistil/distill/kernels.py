@@ -5,6 +5,9 @@ All equal their plain formulas to rounding, and are exactly zero, gradients incl
 
 from __future__ import annotations
 
+import functools
+import importlib
+import importlib.util
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -155,6 +158,10 @@ class _ScoreDistance(_LayerDistance):
         ctx: Any, q_s: Tensor, k_s: Tensor, q_t: Tensor, k_t: Tensor, scale_s: float, scale_t: float, mask: Tensor
     ) -> Tensor:
         learns = any(ctx.needs_input_grad)
+        if q_s.is_cuda and (fused := _fused()) is not None and max(q_s.shape[-1], q_t.shape[-1]) <= fused.WIDEST:
+            of_pairs: tuple[Tensor, ...] = fused.scores(q_s, k_s, q_t, k_t, scale_s, scale_t, mask, learns=learns)
+            ctx.save_for_backward(*of_pairs[1:])
+            return of_pairs[0]
         of_queries, of_keys = (torch.empty_like(x) if learns else x.new_empty(0) for x in (q_s, k_s))
         total = q_s.new_zeros((), dtype=torch.float32)
         for texts in _texts(q_s, max(q_s[0].numel(), q_t[0].numel())):
@@ -201,6 +208,12 @@ class _MapDistance(_LayerDistance):
                 of_keys[texts] += of_scores.transpose(-1, -2) @ queries
         ctx.save_for_backward(*((2 * scale_s * g).to(x.dtype) for g, x in ((of_queries, q_s), (of_keys, k_s))))
         return total
+
+
+@functools.cache
+def _fused() -> Any:
+    """Kernels in Triton, which comes with torch where there is a GPU; None where it does not."""
+    return importlib.import_module("homodistil.distill.fused") if importlib.util.find_spec("triton") else None
 
 
 def _probabilities(queries: Tensor, keys: Tensor, scale: float, hidden: Tensor) -> Tensor:

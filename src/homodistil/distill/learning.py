@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,11 +16,22 @@ from homodistil.compress import importance
 from homodistil.compress.basis import HeadMoments, turn, turnable
 from homodistil.distill.checkpoint import State
 from homodistil.distill.collate import Draw
+from homodistil.distill.descent import Descent
 from homodistil.distill.ending import refuse_nonfinite
 from homodistil.distill.leaving import descent
-from homodistil.distill.outputs import Outputs
+from homodistil.distill.outputs import Batch, Outputs
 from homodistil.distill.prepare import Run
 from homodistil.settings import Optim
+
+Values = dict[str, float]
+
+
+class Terms(NamedTuple):
+    """The loss terms of a batch, unweighted: their names, and their values (terms,) on the device."""
+
+    names: tuple[str, ...]
+    values: Tensor
+
 
 _FROM_GRADIENTS = {"sensitivity": importance.sensitivity, "platon": importance.sensitivity}
 _FROM_MODEL = {**_FROM_GRADIENTS, "magnitude": importance.magnitude}
@@ -46,7 +58,7 @@ def calibrate(run: Run, feed: Iterator[Draw]) -> Iterator[Draw]:
     for index, batch in enumerate(map(run.batch, measured)):
         state.moments.fade()
         if state.importance.method in _FROM_GRADIENTS:
-            learn(run, batch, -index, scored=True)
+            read_off(run, [learn(run, batch, -index, scored=True)], 0, {})
         else:
             # no losses: nothing is learnt, and these methods do not ask for them
             asked = state.importance.method == "output"
@@ -89,8 +101,10 @@ def score(state: State) -> None:
         state.importance.update(_FROM_MODEL[state.importance.method](state.layout, state.student))
 
 
-def learn(run: Run, batch: dict[str, Tensor], step: int, *, scored: bool) -> dict[str, float]:
+def learn(run: Run, batch: dict[str, Tensor], step: int, *, scored: bool) -> Terms:
     """Both models on one batch, and the gradients of the student.
+
+    A GPU is not waited for; on one, what steps between two cuts do is played back (see `recorder`).
 
     Args:
         run: the run.
@@ -99,30 +113,53 @@ def learn(run: Run, batch: dict[str, Tensor], step: int, *, scored: bool) -> dic
         scored: whether the student is listened to, and units are scored where that takes the graph.
 
     Returns:
-        The loss terms, unweighted, in the mean over all processes.
-
-    Raises:
-        UserError: one of them is no number.
+        The loss terms, unweighted.
     """
     state = run.state
-    with run.precision:
-        with torch.no_grad():
-            theirs = run.runner(run.teacher.model, batch)
-        with _listening(state, batch) if scored else contextlib.nullcontext():
-            mine = run.runner(state.student, batch)
-        terms = run.objective.terms(mine, theirs, batch, descent(run))
-    if scored and state.importance.method == "output" and not run.recipe.cutting.calibration:
+    if not scored:
+        nobody, whence = contextlib.nullcontext(), descent(run)
+        made = run.recorder(lambda b: _backward(run, _forward(run, b, whence, nobody)[0]), batch, state.learnt)
+        return Terms(made.names, made.values.clone())
+    terms, mine = _forward(run, batch, descent(run), _listening(state, batch))
+    if state.importance.method == "output" and not run.recipe.cutting.calibration:
         # what must be kept are the teacher's outputs, so that only the uncut student is asked, where there is a
         # calibration; before the backward pass, which frees the graph
         for scores in run.processes.each(_output(run, mine, step)):
             state.importance.update(scores)
+    return _backward(run, terms)
+
+
+def read_off(run: Run, made: Sequence[Terms], step: int, counts: Mapping[str, int]) -> tuple[Values, Values]:
+    """The terms of a step, summed over its batches and in the mean over processes, and the sums of counts over them.
+
+    A GPU is waited for here, so that everything else must have been asked for.
+
+    Raises:
+        UserError: in all processes, if a term is no number in one of them.
+    """
+    here = dict(zip(made[0].names, torch.stack([terms.values for terms in made]).sum(0).cpu().tolist(), strict=True))
+    everywhere = run.processes.total({**here, **counts})
+    terms = {name: everywhere[name] / run.processes.count for name in here}
+    refuse_nonfinite(terms, step, run.dir)
+    return terms, {name: everywhere[name] for name in counts}
+
+
+def _forward(
+    run: Run, batch: Batch, whence: Descent, listening: AbstractContextManager[None]
+) -> tuple[dict[str, Tensor], Outputs]:
+    """The loss terms of both models on a batch, and what the student has made, who is listened to."""
+    with run.precision:
+        with torch.no_grad():
+            theirs = run.runner(run.teacher.model, batch)
+        with listening:
+            mine = run.runner(run.state.student, batch)
+        return run.objective.terms(mine, theirs, batch, whence), mine
+
+
+def _backward(run: Run, terms: Mapping[str, Tensor]) -> Terms:
+    """The values of the terms, after their gradients have been added to what each parameter has."""
     torch.autograd.backward(run.objective.total(terms) / run.recipe.accumulate)
-    # once, and after all of it has been asked for: a GPU would stand still while its numbers are waited for
-    here = dict(zip(terms, torch.stack([*terms.values()]).cpu().tolist(), strict=True))
-    # all processes, so that none goes on where another refuses
-    values = {name: total / run.processes.count for name, total in run.processes.total(here).items()}
-    refuse_nonfinite(values, max(step, 0), run.dir)
-    return values
+    return Terms(tuple(terms), torch.stack([term.detach() for term in terms.values()]))
 
 
 def rate(optim: Optim, step: int, steps: int, *, narrower: float = 1.0) -> float:

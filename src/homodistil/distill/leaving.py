@@ -29,7 +29,7 @@ def descent(run: Run) -> Descent:
         if state.layout.width_of(axis) == "heads" and len(ids) < whole["heads"]:
             number = axis.partition(".")[2]
             # an axis without a number is all layers'
-            heads |= dict.fromkeys([int(number)] if number else range(run.layers), ids)
+            heads |= dict.fromkeys([int(number)] if number else range(run.layers), ids.to(state.student.device))
     layers = state.origin[LAYERS].tolist() if LAYERS in state.origin else ()
     return Descent(run.layers, layers, heads)
 

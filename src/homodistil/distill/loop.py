@@ -8,12 +8,12 @@ import math
 import shutil
 import signal
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from homodistil.axes.stack import LAYERS
 from homodistil.compress.compensate import FADING
@@ -23,7 +23,7 @@ from homodistil.distill.collate import Draw, draws, heldout_draws
 from homodistil.distill.defaults import BATCH
 from homodistil.distill.ending import full_disk_explained, stop_requested
 from homodistil.distill.heldout import measure
-from homodistil.distill.learning import calibrate, learn, rate, score
+from homodistil.distill.learning import calibrate, learn, rate, read_off, score
 from homodistil.distill.leaving import PROBES, all_but_one, descent
 from homodistil.distill.prepare import Run, prepare
 from homodistil.distill.student import as_saved, save_student
@@ -106,6 +106,7 @@ def _train(run: Run, display: Display, stop: list[int]) -> None:
         feed = itertools.chain(probes, feed)
         _cut(run, schedule.widths(0), probes, display)
 
+    learnt, batches = _next(run, feed) if state.step < schedule.steps else ([], [])
     while state.step < schedule.steps:
         started = time.perf_counter()
         step = state.step + 1
@@ -115,19 +116,11 @@ def _train(run: Run, display: Display, stop: list[int]) -> None:
         if scored:
             # what was seen before is in the sum over all processes once
             state.moments.fade(FADING if processes.main else 0.0)
-        read, learnt = 0, list(itertools.islice(feed, recipe.accumulate))
-        for batch in map(run.batch, processes.share(learnt)):
-            terms = learn(run, batch, step, scored=scored)
-            read += sum(int(mask.sum()) for name, mask in batch.items() if name.endswith("attention_mask"))
-            state.sums = {name: state.sums.get(name, 0.0) + term for name, term in terms.items()}
-            state.batches += 1
-        parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
-        processes.sum_up(p.grad for p in parameters if p.grad is not None)
+        made = [learn(run, batch, step, scored=scored) for batch in batches]
+        tokens_here = sum(int(batch["tokens"]) for batch in batches)
+        processes.sum_up(p.grad for p in state.learnt if p.grad is not None)
         if scored:
             processes.sum_up(state.moments.state().values())
-        together = processes.total({"tokens": read, "asked to stop": len(stop)})
-        tokens, stopping = int(together["tokens"]), together["asked to stop"] > 0
-        state.tokens += tokens
 
         # importance, from the gradients as they are: clipping would weigh a step by its norm
         if scored:
@@ -137,15 +130,23 @@ def _train(run: Run, display: Display, stop: list[int]) -> None:
         learning_rate = rate(recipe.optim, step, schedule.steps, narrower=state.projections.narrower)
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate
-        norm = nn.utils.clip_grad_norm_(parameters, recipe.optim.clip or math.inf)
+        norm = nn.utils.clip_grad_norm_(state.learnt, recipe.optim.clip or math.inf)
         state.optimizer.step()
-        state.optimizer.zero_grad(set_to_none=True)
+        state.optimizer.zero_grad(set_to_none=not run.recorder.keeps_gradients)
         state.step = step
+
+        # what it was, after all has been asked for and the next batches are made: a GPU computes meanwhile
+        before, (learnt, batches) = learnt, _next(run, feed) if step < schedule.steps else ([], [])
+        terms, counts = read_off(run, made, step, {"tokens": tokens_here, "asked to stop": len(stop)})
+        tokens, stopping = int(counts["tokens"]), counts["asked to stop"] > 0
+        state.tokens += tokens
+        state.sums = {name: state.sums.get(name, 0.0) + term for name, term in terms.items()}
+        state.batches += len(made)
 
         # cut
         widths = schedule.widths(step)
         if widths != schedule.widths(step - 1):
-            _cut(run, widths, learnt, display)
+            _cut(run, widths, before, display)
 
         # evaluate
         stage = schedule.stage(step)
@@ -185,6 +186,12 @@ def _train(run: Run, display: Display, stop: list[int]) -> None:
                 f"Stopped at step {step} of {schedule.steps}; everything is saved. "
                 f"Go on with: homodistil distil --resume {run.dir.path}",
             )
+
+
+def _next(run: Run, feed: Iterator[Draw]) -> tuple[list[Draw], list[dict[str, Tensor]]]:
+    """What the batches of a step are made of, and this process's share of them."""
+    learnt = list(itertools.islice(feed, run.recipe.accumulate))
+    return learnt, [run.batch(draw) for draw in run.processes.share(learnt)]
 
 
 def _cut(run: Run, widths: Mapping[str, int], learnt: Sequence[Draw], display: Display) -> None:

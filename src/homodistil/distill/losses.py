@@ -39,7 +39,8 @@ def tokens(
         if len(parts) == 1 or not torch.is_grad_enabled():
             sums.append(chunk(*inputs))
         else:
-            sums.append(checkpoint(chunk, *inputs, use_reentrant=False))
+            # nothing is drawn in it
+            sums.append(checkpoint(chunk, *inputs, use_reentrant=False, preserve_rng_state=False))
     own, other = (torch.stack(terms).sum() / len(labels) for terms in zip(*sums, strict=True))
     return own, other
 
@@ -69,11 +70,16 @@ def similarity(
     n = len(student)
     if n < 2:
         return (student * 0).sum().float()
-    others = ~torch.eye(n, dtype=torch.bool, device=student.device)
-    rows_s = (student.float() @ student.float().T)[others].view(n, n - 1) / temperature
-    rows_t = (teacher.float() @ teacher.float().T)[others].view(n, n - 1) / temperature
+    rows_s, rows_t = (_to_others(x.float() @ x.float().T) / temperature for x in (student, teacher))
     log_s, log_t = F.log_softmax(rows_s, dim=-1), F.log_softmax(rows_t, dim=-1)
     return F.kl_div(log_s, log_t, reduction="batchmean", log_target=True)
+
+
+def _to_others(square: Float[Tensor, "n n"]) -> Float[Tensor, "n others"]:
+    """A square without its diagonal, without asking where that is: a GPU would have to be waited for."""
+    n = len(square)
+    # rows that are one longer begin one entry behind the diagonal
+    return square.flatten()[1:].view(n - 1, n + 1)[:, :-1].reshape(n, n - 1)
 
 
 def cosine(student: Float[Tensor, "batch wide"], teacher: Float[Tensor, "batch wide"]) -> Float[Tensor, ""]:

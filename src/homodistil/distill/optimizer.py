@@ -24,8 +24,9 @@ ITERATIONS = 3
 NARROW, BLOCK = 128, 64
 """Rows that are evened together at most: `NARROW` of matrices no wider than that, `BLOCK` of all others. What an
 element costs grows with them, and where a step reads few tokens it would be more than what those cost."""
-TOGETHER = 1 << 22
-"""Elements of matrices that are moved in one go, unless one has more: what the iteration holds is some times that."""
+TOGETHER, TOGETHER_AWAY = 1 << 22, 1 << 26
+"""Elements of matrices that are moved in one go, unless one has more, on a CPU and on an accelerator: what the
+iteration holds is some times that."""
 
 
 class Muon(torch.optim.AdamW):
@@ -68,27 +69,28 @@ class Muon(torch.optim.AdamW):
 
     @torch.no_grad()
     def _move(self, matrices: list[Tensor], group: dict[str, Any]) -> None:
-        ahead = []
         for matrix in matrices:
             # named as AdamW's first moment is, so that it is cut and saved alike
             if not (state := self.state[matrix]):
                 state["exp_avg"] = torch.zeros_like(matrix)
-            assert matrix.grad is not None
-            average = state["exp_avg"].lerp_(matrix.grad, 1 - group["momentum"])
-            ahead.append(matrix.grad.lerp(average, group["momentum"]).to(self.dtype))
-        directions = evened(torch.stack(ahead))
-        for matrix, direction in zip(matrices, directions, strict=True):
-            matrix.mul_(1 - group["lr"] * group["weight_decay"])
-            matrix.add_(direction, alpha=-group["lr"] * group["scale"])
+        gradients = [matrix.grad for matrix in matrices if matrix.grad is not None]
+        averages = [self.state[matrix]["exp_avg"] for matrix in matrices]
+        # one call for all of them, because an accelerator waits for calls
+        torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
+        ahead = torch._foreach_lerp(gradients, averages, group["momentum"])
+        directions = evened(torch.stack(ahead).to(self.dtype)).to(matrices[0].dtype)
+        torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(matrices, directions.unbind(), alpha=-group["lr"] * group["scale"])
 
 
 def _alike(matrices: list[Tensor]) -> list[list[Tensor]]:
     """Matrices of one shape together, as many as `TOGETHER` allows: small ones are many, and each call costs."""
+    most = TOGETHER if matrices and matrices[0].device.type == "cpu" else TOGETHER_AWAY
     lists: list[list[Tensor]] = []
     open_lists: dict[torch.Size, list[Tensor]] = {}
     for matrix in matrices:
         held = open_lists.get(matrix.shape)
-        if held is None or (len(held) + 1) * matrix.numel() > TOGETHER:
+        if held is None or (len(held) + 1) * matrix.numel() > most:
             held = open_lists[matrix.shape] = []
             lists.append(held)
         held.append(matrix)

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from homodistil.axes.layout import Layout
 from homodistil.axes.shape import product
-from homodistil.distill.attention import QueriesKeys, captured
+from homodistil.distill.attention import QueriesKeys, captured, without_padding
 from homodistil.distill.sentence import Pooling
 from homodistil.distill.teacher import INPUTS, LANGUAGE_MODELS, Kind
 
@@ -24,7 +24,15 @@ tokens or patches and 0 for padding, and `ordinary`, 1 for those that are not sp
 masked language models also `positions` (predicted,), indices into the flattened batch, and `labels` (predicted,); for
 causal ones the same, with the positions that predict and the tokens that follow. For encoder-decoders these are the
 source's, and the target has `decoder_input_ids`, `decoder_attention_mask` and `decoder_ordinary`, all (batch, target),
-and the positions, each of which predicts the next token of the target."""
+and the positions, each of which predicts the next token of the target.
+
+Batches of a run have `tokens` as well, (), on the CPU: how many of all rows are no padding."""
+
+
+def unpadded(batch: Batch) -> bool:
+    """Whether it is known that nothing of a batch is padding."""
+    rows = sum(mask.numel() for name, mask in batch.items() if name.endswith("attention_mask"))
+    return "tokens" in batch and int(batch["tokens"]) == rows
 
 
 CHUNK = 1 << 26
@@ -98,7 +106,7 @@ class Runner:
         heads = self.prediction and self.kind in ("labels", "token-labels", "span")
         net = model if heads else model.base_model
         keep = captured() if self.attention else contextlib.nullcontext(())
-        with keep as layers:
+        with keep as layers, without_padding() if unpadded(batch) else contextlib.nullcontext():
             if self.kind == "seq2seq-lm":
                 raw, hidden, masks = _both_sides(model, batch)
             else:

@@ -35,6 +35,7 @@ from homodistil.distill.inputs import read, refuse_other_options
 from homodistil.distill.objective import Objective
 from homodistil.distill.outputs import Runner
 from homodistil.distill.processes import Processes
+from homodistil.distill.recorder import Recorder
 from homodistil.distill.start import first_state, first_student, round_products
 from homodistil.distill.teacher import INPUTS, LANGUAGE_MODELS, Teacher, load_teacher
 from homodistil.distill.trim import Texts, trim, trim_to
@@ -64,6 +65,7 @@ class Run:
         precision: the context in which forward passes compute.
         state: what steps change; on the device, and as far as the newest checkpoint.
         processes: this one and the others that share its steps.
+        recorder: plays back what steps do, where the device is a GPU.
     """
 
     recipe: Recipe
@@ -82,10 +84,14 @@ class Run:
     precision: AbstractContextManager[Any]
     state: State
     processes: Processes
+    recorder: Recorder[Any]
 
     def batch(self, draw: Draw) -> dict[str, Tensor]:
-        """What both models read, on this process's device."""
-        return {name: tensor.to(self.processes.device) for name, tensor in self.collate(*draw).items()}
+        """What both models read, on this process's device, but for the number of tokens."""
+        made = self.collate(*draw)
+        tokens = sum(mask.sum() for name, mask in made.items() if name.endswith("attention_mask"))
+        on_device = {name: tensor.to(self.processes.device, non_blocking=True) for name, tensor in made.items()}
+        return on_device | {"tokens": torch.as_tensor(tokens)}
 
 
 def prepare(recipe: Recipe, *, resume: bool, texts: Iterable[str] | None) -> Run:
@@ -171,6 +177,7 @@ def _prepared(recipe: Recipe, resume: bool, texts: Iterable[str] | None, process
         precision=torch.autocast(processes.device.type, dtype=torch.bfloat16, enabled=bf16),
         state=state,
         processes=processes,
+        recorder=Recorder(processes.device),
     )
 
 
