@@ -71,7 +71,8 @@ def main() -> None:
                         peak, needed = alone.apply(measured, (teacher, batch, length, losses))
                 row |= {f"attention {name}: MB": round(peak / 2**20), f"x needed, {name}": peak / needed}
             rows.append(row | {"needed MB": round(needed / 2**20)})
-    report("Peak memory of a step", rows, chosen.json)
+            # what is measured so far is written, in case the next size finds no memory
+            report("Peak memory of a step", rows, chosen.json)
 
 
 if __name__ == "__main__":

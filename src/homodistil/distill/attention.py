@@ -76,10 +76,15 @@ def _attend_plainly(
     return (scores.softmax(-1) @ value).transpose(1, 2).contiguous()
 
 
-def _mask(*sizes: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
-    if _unpadded and attention_mask is not None and attention_mask.dim() == 2:
+def _mask(*, kv_length: int, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
+    if _unpadded and (attention_mask is None or attention_mask.dim() == 2):
         attention_mask = None
-    mask: Tensor | None = sdpa_mask(*sizes, attention_mask=attention_mask, **kwargs)
+        # the library leaves out a mask that masks nothing too, but never while a GPU's work is recorded
+        square, local = kwargs.get("q_length") == kv_length, kwargs.get("local_size")
+        needless = kwargs.get("allow_is_bidirectional_skip") or (square and kwargs.get("allow_is_causal_skip", True))
+        if needless and (local is None or kv_length < local):
+            return None
+    mask: Tensor | None = sdpa_mask(kv_length=kv_length, attention_mask=attention_mask, **kwargs)
     return mask
 
 

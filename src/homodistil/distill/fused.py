@@ -48,8 +48,11 @@ def _scores(
         of_c = tl.dot(tl.trans(c), c, of_c, input_precision=PRECISION)
         of_d = tl.dot(tl.trans(d), d, of_d, input_precision=PRECISION)
     of_both, of_theirs = tl.sum(across_a * across_b), tl.sum(of_c * of_d)
-    total = scale_s * scale_s * tl.sum(of_a * of_b_) - 2 * (scale_s * scale_t) * of_both + scale_t * scale_t * of_theirs
-    tl.store(sums + tl.program_id(0), total)
+    # the teacher's scale in the student's, because a difference of two products may be computed with one of them not
+    # rounded, and then equal ones differ
+    ratio = scale_t / scale_s
+    total = tl.sum(of_a * of_b_) - 2 * ratio * of_both + ratio * ratio * of_theirs
+    tl.store(sums + tl.program_id(0), scale_s * scale_s * total)
     if LEARNS:
         for at in range(0, length, ROWS):
             n = at + row
@@ -62,10 +65,10 @@ def _scores(
             # products first, and then their difference, which is exactly zero where student and teacher agree
             own = tl.dot(a.to(tl.float32), of_b_, input_precision=PRECISION)
             theirs = tl.dot(c.to(tl.float32), across_b, input_precision=PRECISION)
-            of_queries = 2 * scale_s * (scale_s * own - scale_t * theirs)
+            of_queries = 2 * scale_s * scale_s * (own - ratio * theirs)
             own = tl.dot(b.to(tl.float32), of_a, input_precision=PRECISION)
             theirs = tl.dot(d.to(tl.float32), across_a, input_precision=PRECISION)
-            of_keys = 2 * scale_s * (scale_s * own - scale_t * theirs)
+            of_keys = 2 * scale_s * scale_s * (own - ratio * theirs)
             place = text * of_b + head * of_h + n[:, None] * of_n + s[None, :]
             inside = (n < length)[:, None] & (s < S)[None, :]
             tl.store(of_q + place, of_queries.to(of_q.dtype.element_ty), mask=inside)

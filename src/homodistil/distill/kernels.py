@@ -213,7 +213,10 @@ class _MapDistance(_LayerDistance):
 @functools.cache
 def _fused() -> Any:
     """Kernels in Triton, which comes with torch where there is a GPU; None where it does not."""
-    return importlib.import_module("homodistil.distill.fused") if importlib.util.find_spec("triton") else None
+    usable = torch.version.hip is None and torch.cuda.get_device_capability() >= (8, 0)
+    return (
+        importlib.import_module("homodistil.distill.fused") if usable and importlib.util.find_spec("triton") else None
+    )
 
 
 def _probabilities(queries: Tensor, keys: Tensor, scale: float, hidden: Tensor) -> Tensor:
