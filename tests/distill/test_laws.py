@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from transformers import (
     BertForTokenClassification,
     BertModel,
     PreTrainedModel,
+    masking_utils,
 )
 
 from homodistil.compress.importance import magnitude
@@ -28,6 +30,7 @@ from homodistil.distill.learning import calibrate
 from homodistil.distill.leaving import descent
 from homodistil.distill.prepare import Run, prepare
 from homodistil.reading import build
+from zoo import tiny
 
 CLASSES = [
     BertForMaskedLM,
@@ -195,6 +198,31 @@ def test_captured_attention_computes_what_sdpa_computes(
         assert [tuple(layer.queries.shape[:2]) for layer in layers] == [(4, 4), (4, 4)]
         model(**inputs)
         assert len(layers) == 2
+
+
+@pytest.mark.parametrize("name", ["BERT", "GPT-2", "ModernBERT"])
+def test_a_mask_that_masks_nothing_is_not_made_also_while_a_gpu_is_recorded(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Attention without a mask is several times as fast there. Windows, which look at a part, need theirs."""
+    model = tiny(name)
+    model.set_attn_implementation(IMPLEMENTATION)
+    inputs = {"input_ids": torch.randint(5, 20, (2, 16)), "attention_mask": torch.ones(2, 16, dtype=torch.long)}
+    made: list[int | None] = []
+
+    def spied(**kwargs: Any) -> Any:
+        made.append(kwargs.get("local_size"))
+        return masking_utils.sdpa_mask(**kwargs)
+
+    with torch.no_grad():
+        plain = model(**inputs).logits
+        monkeypatch.setattr(masking_utils, "is_tracing", lambda *_: True)
+        monkeypatch.setattr(attention, "sdpa_mask", spied)
+        with attention.without_padding():
+            torch.testing.assert_close(model(**inputs).logits, plain)
+        assert made == ([3] if name == "ModernBERT" else [])
+        torch.testing.assert_close(model(**inputs).logits, plain)
+    assert made == ([3, None, 3] if name == "ModernBERT" else [None])
 
 
 def _layers(width: int, seed: int) -> QueriesKeys:

@@ -19,7 +19,7 @@ ROWS = 64
 @triton.jit
 def _scores(
     q_s, k_s, q_t, k_t, mask, of_q, of_k, sums,
-    length, heads, scale_s, scale_t,
+    length, heads, scale, ratio,
     q_s_b, q_s_h, q_s_n, k_s_b, k_s_h, k_s_n, q_t_b, q_t_h, q_t_n, k_t_b, k_t_h, k_t_n, of_b, of_h, of_n,
     LEARNS: tl.constexpr, S: tl.constexpr, T: tl.constexpr, S_PAD: tl.constexpr, T_PAD: tl.constexpr,
     ROWS: tl.constexpr, PRECISION: tl.constexpr,
@@ -48,11 +48,10 @@ def _scores(
         of_c = tl.dot(tl.trans(c), c, of_c, input_precision=PRECISION)
         of_d = tl.dot(tl.trans(d), d, of_d, input_precision=PRECISION)
     of_both, of_theirs = tl.sum(across_a * across_b), tl.sum(of_c * of_d)
-    # the teacher's scale in the student's, because a difference of two products may be computed with one of them not
-    # rounded, and then equal ones differ
-    ratio = scale_t / scale_s
+    # the teacher's scale in the student's, which is exactly 1 where they are equal: of a difference of two products one
+    # would not be rounded, and equal ones would differ
     total = tl.sum(of_a * of_b_) - 2 * ratio * of_both + ratio * ratio * of_theirs
-    tl.store(sums + tl.program_id(0), scale_s * scale_s * total)
+    tl.store(sums + tl.program_id(0), scale * scale * total)
     if LEARNS:
         for at in range(0, length, ROWS):
             n = at + row
@@ -65,10 +64,10 @@ def _scores(
             # products first, and then their difference, which is exactly zero where student and teacher agree
             own = tl.dot(a.to(tl.float32), of_b_, input_precision=PRECISION)
             theirs = tl.dot(c.to(tl.float32), across_b, input_precision=PRECISION)
-            of_queries = 2 * scale_s * scale_s * (own - ratio * theirs)
+            of_queries = 2 * scale * scale * (own - ratio * theirs)
             own = tl.dot(b.to(tl.float32), of_a, input_precision=PRECISION)
             theirs = tl.dot(d.to(tl.float32), across_a, input_precision=PRECISION)
-            of_keys = 2 * scale_s * scale_s * (own - ratio * theirs)
+            of_keys = 2 * scale * scale * (own - ratio * theirs)
             place = text * of_b + head * of_h + n[:, None] * of_n + s[None, :]
             inside = (n < length)[:, None] & (s < S)[None, :]
             tl.store(of_q + place, of_queries.to(of_q.dtype.element_ty), mask=inside)
@@ -98,7 +97,7 @@ def scores(
     of_q, of_k = of_q.transpose(1, 2), of_k.transpose(1, 2)
     sums = torch.empty(batch * heads, device=q_s.device, dtype=torch.float32)
     _scores[(batch * heads,)](
-        q_s, k_s, q_t, k_t, mask.contiguous(), of_q, of_k, sums, length, heads, scale_s, scale_t,
+        q_s, k_s, q_t, k_t, mask.contiguous(), of_q, of_k, sums, length, heads, scale_s, scale_t / scale_s,
         *(x.stride(i) for x in (q_s, k_s, q_t, k_t, of_q) for i in range(3)),
         LEARNS=learns, S=narrow, T=wide, S_PAD=_padded(narrow), T_PAD=_padded(wide), ROWS=ROWS,
         # products of 16-bit numbers lose nothing to it
