@@ -225,6 +225,17 @@ def test_a_mask_that_masks_nothing_is_not_made_also_while_a_gpu_is_recorded(
     assert made == ([3, None, 3] if name == "ModernBERT" else [None])
 
 
+def test_a_batch_is_known_to_be_unpadded_where_its_tokens_are_as_many_as_its_rows(
+    ready: Callable[..., Run], tmp_path: Path
+) -> None:
+    """The number lies on the CPU; a batch without it is not known to be."""
+    runs = [ready(BertForMaskedLM, out=str(tmp_path / "packed")), ready(BertModel, out=str(tmp_path / "padded"))]
+    packed, padded = (run.batch(next(draws(run.corpus.train, 4, start=0))) for run in runs)
+    assert [int(b["tokens"]) for b in (packed, padded)] == [int(b["attention_mask"].sum()) for b in (packed, padded)]
+    assert [outputs.unpadded(b) for b in (packed, padded)] == [True, False]
+    assert not outputs.unpadded({"attention_mask": packed["attention_mask"]})
+
+
 def _layers(width: int, seed: int) -> QueriesKeys:
     draw = torch.Generator().manual_seed(seed)
     queries, keys = (torch.randn(2, 3, 7, width, generator=draw, requires_grad=True) for _ in range(2))

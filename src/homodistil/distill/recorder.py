@@ -32,8 +32,10 @@ def on_gpu(function: Callable[[], T], pool: Any) -> tuple[T, Play]:
         RuntimeError: it waits for the GPU, or there is not enough memory.
     """
     graph = torch.cuda.CUDAGraph()
+    # threads that look after other processes may ask for anything meanwhile
+    mode = "thread_local" if torch.distributed.is_initialized() else "global"
     # its own stream outside, because a recording that fails leaves another one behind
-    with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph, pool=pool):
+    with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph, pool=pool, capture_error_mode=mode):
         made = function()
     return made, graph.replay
 
