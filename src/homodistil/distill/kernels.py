@@ -158,7 +158,7 @@ class _ScoreDistance(_LayerDistance):
         ctx: Any, q_s: Tensor, k_s: Tensor, q_t: Tensor, k_t: Tensor, scale_s: float, scale_t: float, mask: Tensor
     ) -> Tensor:
         learns = any(ctx.needs_input_grad)
-        if q_s.is_cuda and (fused := _fused()) is not None and max(q_s.shape[-1], q_t.shape[-1]) <= fused.WIDEST:
+        if (fused := _fused(q_s, k_s, q_t, k_t)) is not None:
             of_pairs: tuple[Tensor, ...] = fused.scores(q_s, k_s, q_t, k_t, scale_s, scale_t, mask, learns=learns)
             ctx.save_for_backward(*of_pairs[1:])
             return of_pairs[0]
@@ -210,13 +210,20 @@ class _MapDistance(_LayerDistance):
         return total
 
 
+def _fused(*layers: Tensor) -> Any:
+    """Kernels in Triton, for queries and keys that they can handle; None for others."""
+    if not layers[0].is_cuda or len({x.dtype for x in layers}) > 1 or layers[0].dtype == torch.float64:
+        return None
+    fused = _with_triton()
+    return fused if fused is not None and max(x.shape[-1] for x in layers) <= fused.WIDEST else None
+
+
 @functools.cache
-def _fused() -> Any:
-    """Kernels in Triton, which comes with torch where there is a GPU; None where it does not."""
-    usable = torch.version.hip is None and torch.cuda.get_device_capability() >= (8, 0)
-    return (
-        importlib.import_module("homodistil.distill.fused") if usable and importlib.util.find_spec("triton") else None
-    )
+def _with_triton() -> Any:
+    """Triton comes with torch where there is a GPU; not every GPU has what the kernels need."""
+    if torch.version.hip is not None or torch.cuda.get_device_capability() < (8, 0):
+        return None
+    return importlib.import_module("homodistil.distill.fused") if importlib.util.find_spec("triton") else None
 
 
 def _probabilities(queries: Tensor, keys: Tensor, scale: float, hidden: Tensor) -> Tensor:

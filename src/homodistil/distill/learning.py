@@ -101,6 +101,12 @@ def score(state: State) -> None:
         state.importance.update(_FROM_MODEL[state.importance.method](state.layout, state.student))
 
 
+def drawn(run: Run, feed: Iterator[Draw]) -> tuple[list[Draw], list[dict[str, Tensor]]]:
+    """What the batches of a step are made of, and this process's share of them."""
+    draws = list(itertools.islice(feed, run.recipe.accumulate))
+    return draws, [run.batch(draw) for draw in run.processes.share(draws)]
+
+
 def learn(run: Run, batch: dict[str, Tensor], step: int, *, scored: bool) -> Terms:
     """Both models on one batch, and the gradients of the student.
 

@@ -8,12 +8,12 @@ import math
 import shutil
 import signal
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from homodistil.axes.stack import LAYERS
 from homodistil.compress.compensate import FADING
@@ -23,7 +23,7 @@ from homodistil.distill.collate import Draw, draws, heldout_draws
 from homodistil.distill.defaults import BATCH
 from homodistil.distill.ending import full_disk_explained, stop_requested
 from homodistil.distill.heldout import measure
-from homodistil.distill.learning import calibrate, learn, rate, read_off, score
+from homodistil.distill.learning import calibrate, drawn, learn, rate, read_off, score
 from homodistil.distill.leaving import PROBES, all_but_one, descent
 from homodistil.distill.prepare import Run, prepare
 from homodistil.distill.student import as_saved, save_student
@@ -106,7 +106,7 @@ def _train(run: Run, display: Display, stop: list[int]) -> None:
         feed = itertools.chain(probes, feed)
         _cut(run, schedule.widths(0), probes, display)
 
-    learnt, batches = _next(run, feed) if state.step < schedule.steps else ([], [])
+    learnt, batches = drawn(run, feed) if state.step < schedule.steps else ([], [])
     while state.step < schedule.steps:
         started = time.perf_counter()
         step = state.step + 1
@@ -136,7 +136,7 @@ def _train(run: Run, display: Display, stop: list[int]) -> None:
         state.step = step
 
         # what it was, after all has been asked for and the next batches are made: a GPU computes meanwhile
-        before, (learnt, batches) = learnt, _next(run, feed) if step < schedule.steps else ([], [])
+        before, (learnt, batches) = learnt, drawn(run, feed) if step < schedule.steps else ([], [])
         terms, counts = read_off(run, made, step, {"tokens": tokens_here, "asked to stop": len(stop)})
         tokens, stopping = int(counts["tokens"]), counts["asked to stop"] > 0
         state.tokens += tokens
@@ -188,15 +188,11 @@ def _train(run: Run, display: Display, stop: list[int]) -> None:
             )
 
 
-def _next(run: Run, feed: Iterator[Draw]) -> tuple[list[Draw], list[dict[str, Tensor]]]:
-    """What the batches of a step are made of, and this process's share of them."""
-    learnt = list(itertools.islice(feed, run.recipe.accumulate))
-    return learnt, [run.batch(draw) for draw in run.processes.share(learnt)]
-
-
 def _cut(run: Run, widths: Mapping[str, int], learnt: Sequence[Draw], display: Display) -> None:
     """Cut the student to `widths`, one layer after the other first; nothing happens if it has them."""
     state, processes = run.state, run.processes
+    # they hold the memory of what is about to go
+    run.recorder.forget()
     while state.layout.depth > widths.get(LAYERS, state.layout.depth):
         before = state.origin[LAYERS]
         left, caused = processes.as_main(all_but_one(run, [run.batch(draw) for draw in learnt[:PROBES]]))

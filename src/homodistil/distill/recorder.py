@@ -61,7 +61,6 @@ class Recorder(Generic[T]):
     def __init__(self, device: torch.device, record: Callable[..., tuple[T, Play]] | None = None) -> None:
         self._device = device
         self._record = on_gpu if record is None and device.type == "cuda" else record
-        self._works_on: Sequence[Tensor] = ()
         self.forget()
 
     @property
@@ -76,6 +75,7 @@ class Recorder(Generic[T]):
 
     def forget(self) -> None:
         """Drop all recordings, and the memory that they hold."""
+        self._works_on: Sequence[Tensor] = ()
         self._calls = 0
         self._seen: set[Any] = set()
         self._recordings: dict[Any, _Recording[T]] = {}
