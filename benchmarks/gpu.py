@@ -22,7 +22,7 @@ import torch
 
 import steps
 from harness import Action, parser, products, report
-from homodistil.distill import kernels
+from homodistil.distill import maps
 from homodistil.distill.prepare import Run
 from homodistil.distill.recorder import SETTLED
 
@@ -57,11 +57,11 @@ def without_triton(run: Run) -> Action:
 
 @contextlib.contextmanager
 def _no_triton() -> Iterator[None]:
-    fused, kernels._fused = kernels._fused, lambda *_: None
+    fused, maps._fused = maps._fused, lambda *_: None
     try:
         yield
     finally:
-        kernels._fused = fused
+        maps._fused = fused
 
 
 def seconds(action: Action) -> float:

@@ -13,7 +13,7 @@ COMPARED = """
 import torch
 from homodistil.distill.attention import QueriesKeys
 from homodistil.distill.fused import scores
-from homodistil.distill.kernels import score_distance
+from homodistil.distill.maps import score_distance
 
 draw = torch.Generator().manual_seed(0)
 for length, narrow, wide in ((70, 10, 32), (130, 20, 64), (16, 16, 16)):

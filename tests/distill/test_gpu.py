@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, BertForMaskedLM, BertForTokenClassification, BertModel, PreTrainedModel
 
 import homodistil
-from homodistil.distill import kernels
+from homodistil.distill import maps
 from homodistil.distill.attention import QueriesKeys
 from homodistil.distill.collate import draws
 from homodistil.distill.learning import learn, read_off
@@ -43,7 +43,7 @@ def test_the_scores_kernel_equals_the_scores(narrow: int, wide: int, dtype: torc
     """Value and gradients, beside the maps themselves in float64."""
     student, teacher = _layer(narrow, dtype, 0), _layer(wide, dtype, 1)
     q, k = (x.detach().requires_grad_() for x in student[:2])
-    made = kernels.score_distance(QueriesKeys(q, k, student.scaling), teacher, _mask())
+    made = maps.score_distance(QueriesKeys(q, k, student.scaling), teacher, _mask())
     ours = torch.autograd.grad(made, (q, k))
     q, k = (x.detach().double().requires_grad_() for x in student[:2])
     keep = _mask()[:, None, :, None].double()
@@ -62,7 +62,7 @@ def test_the_scores_kernel_is_exactly_zero_where_layers_agree(dtype: torch.dtype
     """So are its gradients: an uncut student learns nothing from it."""
     layer = _layer(32, dtype, 0)
     q, k = (x.detach().requires_grad_() for x in layer[:2])
-    made = kernels.score_distance(QueriesKeys(q, k, layer.scaling), layer, _mask())
+    made = maps.score_distance(QueriesKeys(q, k, layer.scaling), layer, _mask())
     assert all(g.abs().max() == 0 for g in torch.autograd.grad(made, (q, k)))
     assert made.abs() <= 1e-6 * BATCH * HEADS * LENGTH**2
 

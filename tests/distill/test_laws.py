@@ -22,7 +22,7 @@ from transformers import (
 
 from homodistil.compress.importance import magnitude
 from homodistil.compress.shrink import select
-from homodistil.distill import attention, kernels, losses, outputs
+from homodistil.distill import attention, losses, maps, outputs
 from homodistil.distill.attention import IMPLEMENTATION, QueriesKeys, captured
 from homodistil.distill.collate import batches, draws
 from homodistil.distill.descent import opposite
@@ -245,7 +245,7 @@ def _layers(width: int, seed: int) -> QueriesKeys:
 @pytest.mark.parametrize("size", [1 << 24, 1])
 def test_the_attention_loss_without_maps_equals_the_one_with_maps(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Value and gradients, with padding, for students with narrower heads, however many texts at a time."""
-    monkeypatch.setattr(kernels, "CACHED", size)
+    monkeypatch.setattr(maps, "CACHED", size)
     student, teacher = _layers(4, 0), _layers(6, 1)
     mask = torch.tensor([[1] * 7, [1] * 4 + [0] * 3])
     scores = [x.queries @ x.keys.transpose(-1, -2) * x.scaling for x in (student, teacher)]
@@ -264,7 +264,7 @@ def test_the_attention_loss_without_maps_equals_the_one_with_maps(size: int, mon
 @pytest.mark.parametrize("size", [1 << 24, 3 * 7 * 7, 3 * 7 * 2, 1])
 def test_attention_probabilities_in_blocks_equal_the_whole_map(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Value and gradients, with padding, however many texts or few rows are compared at a time."""
-    monkeypatch.setattr(kernels, "CACHED", size)
+    monkeypatch.setattr(maps, "CACHED", size)
     student, teacher = _layers(4, 0), _layers(6, 1)
     mask = torch.tensor([[1] * 7, [1] * 4 + [0] * 3])
     hidden = (mask == 0)[:, None, None]

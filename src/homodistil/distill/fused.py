@@ -77,7 +77,7 @@ def _scores(
 def scores(
     q_s: Tensor, k_s: Tensor, q_t: Tensor, k_t: Tensor, scale_s: float, scale_t: float, mask: Tensor, *, learns: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`kernels.score_distance`, and its gradients of the student's queries and keys, if it learns.
+    """`maps.score_distance`, and its gradients of the student's queries and keys, if it learns.
 
     Args:
         q_s: queries of the student, (batch, heads, seq, dimensions); at most `WIDEST` dimensions.

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from homodistil.distill.attention import QueriesKeys
-from homodistil.distill.kernels import map_distance, over_vocabulary, score_distance, squared_distance
+from homodistil.distill.kernels import over_vocabulary, squared_distance
+from homodistil.distill.maps import map_distance, score_distance
 from homodistil.distill.outputs import TokenPredictions
 
 
