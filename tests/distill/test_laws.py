@@ -268,12 +268,12 @@ def test_attention_probabilities_in_blocks_equal_the_whole_map(size: int, monkey
     student, teacher = _layers(4, 0), _layers(6, 1)
     mask = torch.tensor([[1] * 7, [1] * 4 + [0] * 3])
     hidden = (mask == 0)[:, None, None]
-    maps = [
+    whole = [
         (x.queries @ x.keys.transpose(-1, -2) * x.scaling).masked_fill(hidden, -1e9).softmax(-1)
         for x in (student, teacher)
     ]
     pairs = (mask[:, :, None] * mask[:, None, :])[:, None].expand(2, 3, 7, 7).bool()
-    plain = (maps[0] - maps[1])[pairs].square().mean()
+    plain = (whole[0] - whole[1])[pairs].square().mean()
     made = losses.attention_probabilities(student, teacher, mask)
     torch.testing.assert_close(made, plain)
     inputs = [student.queries, student.keys]
