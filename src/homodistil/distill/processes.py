@@ -8,6 +8,8 @@ The main process alone writes.
 
 from __future__ import annotations
 
+import atexit
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -26,6 +28,12 @@ PATIENCE = timedelta(days=1)
 """How long processes wait for each other: the main one may tokenise for hours, and a launcher notices the dead."""
 
 
+@functools.cache
+def _leave_at_exit() -> None:
+    """Part from the others before the interpreter goes: threads that still listen to them would abort it."""
+    atexit.register(lambda: torch.distributed.is_initialized() and torch.distributed.destroy_process_group())
+
+
 @dataclass(frozen=True)
 class Processes:
     """Those of this run, seen from one of them.
@@ -40,7 +48,10 @@ class Processes:
     def launched(cls) -> Processes:
         """Those that the launcher has started, or this one alone."""
         # without a device accelerate joins processes only if it is told that they compute on the CPU
-        return cls(PartialState(cpu=not torch.accelerator.is_available(), timeout=PATIENCE))
+        state = PartialState(cpu=not torch.accelerator.is_available(), timeout=PATIENCE)
+        if state.num_processes > 1:
+            _leave_at_exit()
+        return cls(state)
 
     @property
     def device(self) -> torch.device:
