@@ -36,7 +36,7 @@ def _peak() -> int:
 
 
 def measured(teacher: Path, batch: int, length: int, losses: dict[str, Any]) -> tuple[int, int]:
-    """Bytes at the peak of two steps, and bytes of what must be there."""
+    """Bytes at the peak of two steps, or of as many as make a recording, and bytes of what must be there."""
     torch.ones(1000, 1000) @ torch.ones(1000, 1000)
     before = torch.cuda.memory_allocated() if torch.cuda.is_available() else _peak()
     run = steps.ready(teacher, "1.0", batch=batch, precision="bf16", losses=losses, text={"length": length})
