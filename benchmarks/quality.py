@@ -35,7 +35,8 @@ from homodistil.evaluate.probe import probe
 from homodistil.evaluate.records import machine
 from homodistil.evaluate.similarity import judged_pairs
 from homodistil.evaluate.tasks import TASKS, open_task
-from quality_arms import ARMS, ONLY, TEACHER, Run, reactions, text_of
+from homodistil.recipe import Recipe
+from quality_arms import ARMS, BEFORE, ONLY, TEACHER, Run, reactions, text_of
 
 TARGETS = ("0.3", "0.5")
 SEEDS = (0, 1, 2)
@@ -51,7 +52,7 @@ def runs(options: argparse.Namespace) -> Iterator[Run]:
                     yield Run(seed=seed, teacher=teacher, target="1", arm=arm, tokens="0")
                     continue
                 for target in options.targets:
-                    if ONLY.get(arm, teacher) == teacher:
+                    if ONLY.get(arm, teacher) == teacher and target not in BEFORE.get(arm, ()):
                         yield Run(seed=seed, teacher=teacher, target=target, arm=arm, tokens=options.tokens)
 
 
@@ -84,10 +85,12 @@ def distilled(run: Run, data: Path, work: Path) -> dict[str, Any]:
     else:
         if start is not None:
             options = {**options, "student": str(start(run, load_teacher(str(source)), work / f"{run.name}-start"))}
+        targets = [*BEFORE.get(run.arm, ()), target]
         started = time.perf_counter()
         result = homodistil.distil(
-            source, learn, target, out, tokens=run.tokens, seed=run.seed, checkpoint_minutes=15, **options
-        )
+            source, learn, targets, out, tokens=_times(len(targets), run.tokens), seed=run.seed,
+            checkpoint_minutes=15, **options,
+        )  # fmt: skip
         seconds = round(time.perf_counter() - started, 1)
     shutil.rmtree(folder_of(run, work), ignore_errors=True)
     shutil.move(result.students[target], folder_of(run, work))
@@ -99,6 +102,11 @@ def distilled(run: Run, data: Path, work: Path) -> dict[str, Any]:
         "seconds": seconds,
         "tokens_seen": tokens,
     }
+
+
+def _times(count: int, tokens: str) -> str:
+    """So many times a budget as a recipe writes it."""
+    return str(count * Recipe(teacher="", data="", target=["0.5"], out="", tokens=tokens).token_budget())
 
 
 def path_of(run: Run, work: Path) -> Path:

@@ -77,8 +77,11 @@ ARMS: dict[str, tuple[Options, Callable[[Run, Teacher, Path], Path] | None]] = {
     "one-rate": ({"optim": {"width_power": 0.0}}, None),
     "adamw": ({"optim": {"method": "adamw"}}, None),
     "no-cosine": ({"losses": {"cosine": 0.0}}, None),
+    "after-half": ({}, None),
 }
 """For each arm what it changes of the recipe, and what makes its first student if that is no copy of the teacher."""
+BEFORE = {"after-half": ("0.5",)}
+"""Arms that reach other targets first, in the same run and with as many tokens for each of them."""
 ONLY = {"no-distillation": "rxnfp", "paper": "rxnfp", "no-cosine": "minilm"}
 """Arms of one teacher: the other has no language model, or no embeddings."""
 TEACHER = "teacher"

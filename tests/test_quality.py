@@ -111,6 +111,27 @@ def test_what_was_interrupted_goes_on(
     assert students[0].read_bytes() == students[1].read_bytes()
 
 
+def test_an_arm_that_passes_another_target_has_as_many_tokens_for_each(
+    masked_lm: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one run, of which the student of the last is kept; there is no such arm for the target that is passed."""
+    import quality
+    from quality_arms import Run
+
+    monkeypatch.setattr(quality, "fetch", lambda _: masked_lm)
+    monkeypatch.setattr(quality, "text_of", lambda *_: (corpus, corpus))
+    seen = {}
+    for arm, before in (("alone", ()), ("passes", ("0.75",))):
+        monkeypatch.setattr(quality, "ARMS", {arm: ({"text": {"length": 32}}, None)})
+        monkeypatch.setattr(quality, "BEFORE", {"passes": before})
+        run = Run(seed=0, teacher="any", target="0.5", arm=arm, tokens="2560")
+        seen[arm] = quality.distilled(run, tmp_path, tmp_path)["tokens_seen"]
+        assert quality.metrics_of(run, tmp_path)[-1]["target"] == "0.5"
+    assert seen["passes"] == 2 * seen["alone"] > 0
+    passed = quality.runs(_options(tmp_path, arms=["passes"], targets=["0.75", "0.5"]))
+    assert {made.target for made in passed} == {"0.5"}
+
+
 def test_a_cell_is_the_mean_over_seeds_and_its_standard_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -112,9 +112,9 @@ def test_layers_leave_early_and_one_by_one() -> None:
 def test_several_targets_are_passed_each_at_its_stages_end() -> None:
     """A run passes through each target at the end of an equal share of the steps, and starts the next from there."""
     schedule = _several()
-    assert [(s.target, s.ramp_start, s.ramp_end, s.end) for s in schedule.stages] == [
-        ("half", 20, 140, 200),
-        ("small", 220, 340, 400),
+    assert [(s.target, s.number, s.begin, s.ramp_start, s.ramp_end, s.end) for s in schedule.stages] == [
+        ("half", 1, 0, 20, 140, 200),
+        ("small", 2, 200, 220, 340, 400),
     ]
     assert schedule.widths(0) == BASE
     assert [schedule.widths(step) for step in (140, 200, 219)] == [HALF] * 3

@@ -28,6 +28,7 @@ from transformers import (
 import homodistil
 from homodistil.axes.layout import Layout
 from homodistil.compress import importance
+from homodistil.compress.schedule import Schedule, Stage
 from homodistil.distill import heldout, learning, loop
 from homodistil.distill.defaults import batch_for
 from homodistil.distill.prepare import prepare
@@ -276,22 +277,46 @@ def test_outputs_are_asked_of_the_uncut_student_alone(
     assert (set(widths) == {48}) == (calibration > 0)
 
 
+def _stages(*targets: str, steps: int) -> tuple[Stage, ...]:
+    widths = {"hidden": 48}
+    return Schedule.over(widths, [(t, widths) for t in targets], steps=steps, ramp=(0.0, 0.1), grain=8).stages
+
+
 def test_the_learning_rate_rises_and_falls_as_a_function_of_the_step() -> None:
     """Linear up over the warm-up, at its highest at the end of it, linear down to the floor."""
-    optim = Optim(learning_rate=1.0, warmup=0.1, floor=0.2)
-    rates = [learning.rate(optim, step, 100) for step in range(1, 101)]
+    optim, (stage,) = Optim(learning_rate=1.0, warmup=0.1, floor=0.2), _stages("0.5", steps=100)
+    rates = [learning.rate(optim, stage, step) for step in range(1, 101)]
     assert rates[:10] == pytest.approx([0.1 * k for k in range(1, 11)])
     assert max(rates) == rates[9] == 1
     assert all(a > b for a, b in itertools.pairwise(rates[9:]))
     assert 0.2 < rates[-1] < 0.22
 
 
+def test_the_learning_rate_rises_and_falls_for_each_target_less_high_each_time() -> None:
+    """As for the first alone, but half as high for the second and a third for the third."""
+    optim, stages = Optim(learning_rate=1.0, warmup=0.1, floor=0.2), _stages("0.5", "0.4", "0.3", steps=300)
+    alone = [learning.rate(optim, stages[0], step) for step in range(1, 101)]
+    for stage in stages:
+        rates = [learning.rate(optim, stage, step) for step in range(stage.begin + 1, stage.end + 1)]
+        assert rates == pytest.approx([rate / stage.number for rate in alone])
+
+
+def test_targets_that_follow_change_nothing_of_a_student(masked_lm: Path, corpus: Path, tmp_path: Path) -> None:
+    """The first of two students is the one that a run to it alone makes, bit for bit."""
+    both = homodistil.distil(masked_lm, corpus, ["0.75", "0.5"], tmp_path / "both", **{**QUICK, "steps": 24})
+    alone = homodistil.distil(masked_lm, corpus, "0.75", tmp_path / "alone", **QUICK)
+    first, same = (load_file(run.students["0.75"] / "model.safetensors") for run in (both, alone))
+    assert first.keys() == same.keys()
+    assert all(torch.equal(first[name], same[name]) for name in first)
+
+
 def test_the_learning_rate_goes_with_how_much_narrower_the_student_is() -> None:
     """Half the width, twice the rate; with a power of 0 one rate for all widths."""
-    whole, half = (learning.rate(Optim(learning_rate=1e-3), 50, 100, narrower=n) for n in (1.0, 2.0))
+    (stage,) = _stages("0.5", steps=100)
+    whole, half = (learning.rate(Optim(learning_rate=1e-3), stage, 50, narrower=n) for n in (1.0, 2.0))
     assert half == pytest.approx(2 * whole)
     constant = Optim(learning_rate=1e-3, width_power=0.0)
-    assert learning.rate(constant, 50, 100, narrower=2.0) == learning.rate(constant, 50, 100)
+    assert learning.rate(constant, stage, 50, narrower=2.0) == learning.rate(constant, stage, 50)
 
 
 @pytest.mark.parametrize(("target", "narrower"), [("0.5", 2.0), ("layers=1", 1.0)])
@@ -304,8 +329,9 @@ def test_a_run_learns_faster_as_its_student_gets_narrower(
     optim, steps = load(tmp_path / "run" / "recipe.yaml").optim, len(records)
     assert optim.learning_rate == pytest.approx(0.384 / 48)
     first, last = (records[k]["learning_rate"] for k in (0, -1))
-    assert first == pytest.approx(learning.rate(optim, 1, steps))
-    assert last == pytest.approx(narrower * learning.rate(optim, steps, steps))
+    (stage,) = _stages(target, steps=steps)
+    assert first == pytest.approx(learning.rate(optim, stage, 1))
+    assert last == pytest.approx(narrower * learning.rate(optim, stage, steps))
 
 
 def test_a_run_may_start_from_a_student_of_its_teacher(masked_lm: Path, corpus: Path, tmp_path: Path) -> None:

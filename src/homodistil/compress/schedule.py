@@ -20,12 +20,14 @@ DEPTH = "layers"
 class Stage:
     """The way to one target: constant until `ramp_start`, cubic until `ramp_end`, constant until `end`.
 
-    Steps count finished optimizer steps; all four are absolute.
+    Steps count finished optimizer steps; all of them are absolute. `number` counts stages from 1.
     """
 
     target: str
+    number: int
     before: Widths
     after: Widths
+    begin: int
     ramp_start: int
     ramp_end: int
     end: int
@@ -76,9 +78,8 @@ class Schedule:
             ramp_start = begin + round(ramp[0] * length)
             # a ramp ends at least a step before its stage, so that a student is never saved unsettled
             ramp_end = max(ramp_start, min(begin + round(ramp[1] * length), end - 1))
-            stages.append(
-                Stage(target=name, before=before, after=after, ramp_start=ramp_start, ramp_end=ramp_end, end=end)
-            )
+            times = {"begin": begin, "ramp_start": ramp_start, "ramp_end": ramp_end, "end": end}
+            stages.append(Stage(target=name, number=k + 1, before=before, after=after, **times))
             before, begin = after, end
         return cls(tuple(stages), grain)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from homodistil.compress import importance
 from homodistil.compress.basis import HeadMoments, turn, turnable
+from homodistil.compress.schedule import Stage
 from homodistil.distill.checkpoint import State
 from homodistil.distill.collate import Draw
 from homodistil.distill.descent import Descent
@@ -168,16 +169,20 @@ def _backward(run: Run, terms: Mapping[str, Tensor]) -> Terms:
     return Terms(tuple(terms), torch.stack([term.detach() for term in terms.values()]))
 
 
-def rate(optim: Optim, step: int, steps: int, *, narrower: float = 1.0) -> float:
-    """The learning rate at the `step`-th of `steps` steps: linear up, then linear down.
+def rate(optim: Optim, stage: Stage, step: int, *, narrower: float = 1.0) -> float:
+    """The learning rate at a step: in each stage linear up, then linear down, so that each target's student settles.
+
+    The k-th stage has a k-th of the height: it starts from a student that has settled, of which the whole height would
+    leave nothing but its shape.
 
     Args:
         optim: how the student learns; its learning rate is known.
-        step: from 1.
-        steps: of the run.
+        stage: that the step belongs to.
+        step: of the run, from 1.
         narrower: the teacher's hidden width over the student's.
     """
     assert optim.learning_rate is not None
+    at, steps = step - stage.begin, stage.end - stage.begin
     rise = math.ceil(optim.warmup * steps)
-    share = step / rise if step <= rise else optim.floor + (1 - optim.floor) * (steps - step + 1) / (steps - rise + 1)
-    return float(optim.learning_rate * share * narrower**optim.width_power)
+    share = at / rise if at <= rise else optim.floor + (1 - optim.floor) * (steps - at + 1) / (steps - rise + 1)
+    return float(optim.learning_rate * share / stage.number * narrower**optim.width_power)

@@ -127,7 +127,8 @@ def _train(run: Run, display: Display, stop: list[int]) -> None:
             score(state)
 
         # step
-        learning_rate = rate(recipe.optim, step, schedule.steps, narrower=state.projections.narrower)
+        stage = schedule.stage(step)
+        learning_rate = rate(recipe.optim, stage, step, narrower=state.projections.narrower)
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate
         norm = nn.utils.clip_grad_norm_(state.learnt, recipe.optim.clip or math.inf)
@@ -149,7 +150,6 @@ def _train(run: Run, display: Display, stop: list[int]) -> None:
             _cut(run, widths, before, display)
 
         # evaluate
-        stage = schedule.stage(step)
         record: dict[str, Any] = {"step": step, "tokens": state.tokens}
         if processes.main and (step == stage.end or step in evaluations):
             record["heldout"] = _heldout(run, saved=step == stage.end)
