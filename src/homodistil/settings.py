@@ -121,18 +121,19 @@ class Cutting:
 
 @dataclass(frozen=True, kw_only=True)
 class Optim:
-    """How the student learns: Muon, linear warm-up, linear decay, at a rate that goes with its width.
+    """How the student learns: Muon, linear warm-up and decay for each target, at a rate that goes with its width.
 
     Args:
         method: what moves matrices from units to units: `muon`, their momentum made orthogonal (Jordan et al. 2024), or
             `adamw`. Everything else, such as embeddings, norms and biases, is moved by AdamW.
         learning_rate: at its highest, of a student as wide as its teacher; by default 0.384 over the teacher's hidden
-            width, which is 1e-3 for 384 and 5e-4 for 768.
+            width, which is 1e-3 for 384 and 5e-4 for 768. Of several targets the second has half of it, the third a
+            third, and so on.
         width_power: the learning rate is multiplied by how many times narrower than its teacher the student is, to this
             power. 1 is how the rate that Adam needs goes with the width of matrices (Yang et al. 2022, *Tensor Programs
             V*, table 3); 0 is one rate for all widths.
-        warmup: the fraction of the steps over which it rises.
-        floor: the fraction of the highest learning rate that is left at the end.
+        warmup: the fraction of a target's steps over which it rises.
+        floor: the fraction of a target's highest learning rate that is left at its end.
         weight_decay: of the student's matrices.
         momentum: Muon's, what the average of gradients keeps of itself.
         scale: Muon's, the root mean square of an update of a matrix, in learning rates.
