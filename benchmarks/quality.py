@@ -35,8 +35,7 @@ from homodistil.evaluate.probe import probe
 from homodistil.evaluate.records import machine
 from homodistil.evaluate.similarity import judged_pairs
 from homodistil.evaluate.tasks import TASKS, open_task
-from homodistil.recipe import Recipe
-from quality_arms import ARMS, BEFORE, ONLY, TEACHER, Run, reactions, text_of
+from quality_arms import ARMS, BEFORE, ONLY, TEACHER, Run, budget, reactions, text_of
 
 TARGETS = ("0.3", "0.5")
 SEEDS = (0, 1, 2)
@@ -88,7 +87,7 @@ def distilled(run: Run, data: Path, work: Path) -> dict[str, Any]:
         targets = [*BEFORE.get(run.arm, ()), target]
         started = time.perf_counter()
         result = homodistil.distil(
-            source, learn, targets, out, tokens=_times(len(targets), run.tokens), seed=run.seed,
+            source, learn, targets, out, tokens=str(len(targets) * budget(run.tokens)), seed=run.seed,
             checkpoint_minutes=15, **options,
         )  # fmt: skip
         seconds = round(time.perf_counter() - started, 1)
@@ -102,11 +101,6 @@ def distilled(run: Run, data: Path, work: Path) -> dict[str, Any]:
         "seconds": seconds,
         "tokens_seen": tokens,
     }
-
-
-def _times(count: int, tokens: str) -> str:
-    """So many times a budget as a recipe writes it."""
-    return str(count * Recipe(teacher="", data="", target=["0.5"], out="", tokens=tokens).token_budget())
 
 
 def path_of(run: Run, work: Path) -> Path:

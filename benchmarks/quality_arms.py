@@ -15,6 +15,7 @@ from homodistil.compress.plan import plan
 from homodistil.compress.shrink import shrink
 from homodistil.distill.student import save_student
 from homodistil.distill.teacher import Teacher, copy_of
+from homodistil.recipe import Recipe
 
 HELDOUT_REACTIONS = 0.2
 """Reactions that no model is distilled or fine-tuned on."""
@@ -36,6 +37,11 @@ class Run:
     def name(self) -> str:
         """A folder's name."""
         return f"{self.teacher}-{self.target}-{self.arm}-{self.tokens}-{self.seed}"
+
+
+def budget(tokens: str) -> int:
+    """A budget of tokens as a number."""
+    return Recipe(teacher="", data="", out="", target=[], tokens=tokens).token_budget()
 
 
 def _random(run: Run, teacher: Teacher, folder: Path) -> Path:

@@ -19,11 +19,10 @@ from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 from PIL import Image
 
 from harness import RESULTS
-from homodistil.recipe import Recipe
 from homodistil.report.curves import INK, SERIES
 from homodistil.report.tables import markdown
 from quality import finished, metrics_of, path_of
-from quality_arms import ARMS, TEACHER, Run
+from quality_arms import ARMS, TEACHER, Run, budget
 
 COUNTED = ("seconds", "parameters")
 DRAWN = {
@@ -110,7 +109,7 @@ def budgets_figure(tables: dict[tuple[str, str, str], Values], target: str) -> F
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     for axes, (teacher, name) in zip(figure.subplots(1, len(panels)), panels, strict=True):
         by_tokens = {c[2]: values[name] for c, values in tables.items() if c[:2] == (teacher, target)}
-        budgets = {tokens: _count(tokens) for tokens in sorted(by_tokens, key=_count)}
+        budgets = {tokens: budget(tokens) for tokens in sorted(by_tokens, key=budget)}
         for place, arm in enumerate(ARMS):
             points = [(count, by_tokens[tokens][arm]) for tokens, count in budgets.items() if arm in by_tokens[tokens]]
             if len(points) > 1:
@@ -161,11 +160,6 @@ def _legend(figure: Figure) -> None:
     """One for all panels."""
     drawn = {label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(drawn.values(), drawn, fontsize=8, frameon=False, loc="outside lower center", ncols=len(drawn))
-
-
-def _count(tokens: str) -> int:
-    """A budget as a number."""
-    return Recipe(teacher="", data="", out="", target=[], tokens=tokens).token_budget()
 
 
 def _error(numbers: list[float]) -> float | None:
