@@ -210,6 +210,26 @@ def test_units_leave_where_importance_was_just_measured(
     assert all(schedule.measured(step) for step, _ in schedule.changes())
 
 
+@pytest.mark.parametrize("steps", [1600, 640, 12])
+def test_targets_that_follow_change_nothing_of_the_way_to_the_first(
+    steps: int, encoder: Path, corpus: Path, tmp_path: Path
+) -> None:
+    """Importance is measured where a run to the first alone measures it, and the widths are the same."""
+    options: dict[str, Any] = {"teacher": str(encoder), "data": str(corpus), "text": Text(length=32)}
+    alone, both = (
+        prepare(
+            Recipe(**options, target=targets, steps=len(targets) * steps, out=str(tmp_path / str(len(targets)))),
+            resume=False,
+            texts=None,
+        ).schedule
+        for targets in (["0.5"], ["0.5", "0.25"])
+    )
+    first = range(1, steps + 1)
+    assert [both.widths(step) for step in first] == [alone.widths(step) for step in first]
+    ramp = range(1, alone.last_cut() + 1)
+    assert [both.measured(step) for step in ramp] == [alone.measured(step) for step in ramp]
+
+
 @pytest.mark.parametrize(
     ("steps", "start", "language_model", "other"),
     [(2000, 0.0, 0.1, 0.1), (200, 0.0, 0.25, 0.1), (20, 0.0, 0.4, 0.1), (20, 0.3, 0.7, 0.4), (20, 0.95, 1.0, 1.0)],
