@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -337,6 +338,28 @@ def test_the_learning_rate_goes_with_how_much_narrower_the_student_is() -> None:
     assert half == pytest.approx(2 * whole)
     constant = Optim(learning_rate=1e-3, width_power=0.0)
     assert learning.rate(constant, stage, 50, narrower=2.0) == learning.rate(constant, stage, 50)
+
+
+def test_the_learning_rate_of_a_long_run_falls_with_the_cube_root_of_its_steps(
+    encoder: Path, corpus: Path, tmp_path: Path
+) -> None:
+    """Of its steps to each target, over the tokens of one; a short run has the whole rate, and a named one stays."""
+
+    def highest(steps: int, **options: Any) -> float:
+        options = {"target": ["0.5"], "steps": steps, "text": Text(length=32), **options}
+        recipe = Recipe(teacher=str(encoder), data=str(corpus), out=str(tmp_path / "run"), **options)
+        run = prepare(recipe, resume=False, texts=None)
+        shutil.rmtree(run.dir.path)
+        assert run.recipe.optim.learning_rate is not None
+        return run.recipe.optim.learning_rate
+
+    assert highest(100) == highest(20) == pytest.approx(0.384 / 48)
+    assert highest(8_000) < 0.9 * highest(100)
+    assert highest(64_000) == pytest.approx(highest(8_000) / 2)
+    assert highest(16_000, target=["0.5", "0.3"]) == pytest.approx(highest(8_000))
+    # as many tokens by steps of half the size
+    assert highest(16_000, batch=16) == pytest.approx(highest(8_000, batch=32) / 4 ** (1 / 3), rel=0.01)
+    assert highest(64_000, optim=Optim(learning_rate=1e-3)) == 1e-3
 
 
 @pytest.mark.parametrize(("target", "narrower"), [("0.5", 2.0), ("layers=1", 1.0)])

@@ -21,6 +21,8 @@ BATCH, SMALLEST = 32, 4
 """Sequences in a batch, where the recipe does not say and where it leaves too few steps."""
 RATE = 0.384
 """The learning rate times the teacher's hidden width, where the recipe does not say."""
+LONG = 0.5
+"""Steps to each target for each token of a step; in runs that are longer the learning rate is lower."""
 STEPS = 1000
 """Steps to each target that a language model's batch is chosen for."""
 RAMP, LONGEST = 0.1, 0.4
@@ -64,13 +66,18 @@ def batch_for(recipe: Recipe, teacher: Teacher) -> int:
     return min(BATCH, 1 << math.floor(math.log2(max(SMALLEST, a_batch))))
 
 
+def step_tokens(recipe: Recipe, corpus: Corpus) -> float:
+    """Tokens of a step, on average."""
+    return corpus.mean_tokens * recipe.batch * recipe.accumulate
+
+
 def steps_for(recipe: Recipe, corpus: Corpus, planned: list[Planned]) -> int:
     """The steps of the run: those that the recipe names, or as many as its tokens fill.
 
     Raises:
         UserError: they are too few for the targets.
     """
-    a_step = corpus.mean_tokens * recipe.batch * recipe.accumulate
+    a_step = step_tokens(recipe, corpus)
     steps = recipe.steps or max(1, round(recipe.token_budget() / a_step))
     if steps < 2 * len(planned):
         raise UserError(
@@ -106,11 +113,17 @@ def schedule_for(recipe: Recipe, planned: list[Planned], whole: dict[str, int], 
     return replace(schedule, every=max(1, min(CUT_EVERY, ramp // CUTS)))
 
 
-def optim_for(recipe: Recipe, teacher: Teacher) -> Optim:
-    """How the student learns, with the rate that the teacher's width decides."""
+def optim_for(recipe: Recipe, teacher: Teacher, corpus: Corpus, steps: float) -> Optim:
+    """How the student learns, with the rate of a run of so many steps to each target.
+
+    It goes with one over the teacher's width. Where steps are many and small, it also goes with the cube root of a
+    step's tokens over the steps: what a run of hundreds of steps learns fastest by, one of thousands ends farther from
+    its teacher by.
+    """
     if recipe.optim.learning_rate is not None:
         return recipe.optim
-    return replace(recipe.optim, learning_rate=RATE / teacher.model.config.hidden_size)
+    share = min(1.0, (LONG * step_tokens(recipe, corpus) / steps) ** (1 / 3))
+    return replace(recipe.optim, learning_rate=share * RATE / teacher.model.config.hidden_size)
 
 
 def losses_for(recipe: Recipe, teacher: Teacher) -> Losses:

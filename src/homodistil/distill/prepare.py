@@ -126,7 +126,7 @@ def _prepared(recipe: Recipe, resume: bool, texts: Iterable[str] | None, process
             teacher, Texts(texts if texts is not None else recipe.data, recipe.text.column, recipe.text.target)
         )
     # before the data is read, in whose order batches show
-    recipe = replace(recipe, batch=recipe.batch or batch_for(recipe, teacher), optim=optim_for(recipe, teacher))
+    recipe = replace(recipe, batch=recipe.batch or batch_for(recipe, teacher))
     losses = losses_for(recipe, teacher)
     origin = teacher if recipe.student is None else first_student(recipe, teacher, vocabulary, losses)
     whole = origin.layout.shape(origin.model)
@@ -134,7 +134,8 @@ def _prepared(recipe: Recipe, resume: bool, texts: Iterable[str] | None, process
     refuse_growth(planned)
     corpus, collate = read(recipe, teacher, texts)
     steps = steps_for(recipe, corpus, planned)
-    recipe = replace(recipe, cutting=cutting_for(recipe, teacher, steps / len(planned)))
+    each = steps / len(planned)
+    recipe = replace(recipe, cutting=cutting_for(recipe, teacher, each), optim=optim_for(recipe, teacher, corpus, each))
     schedule = schedule_for(recipe, planned, whole, steps)
     if new:
         run_dir.create(recipe.to_yaml())
