@@ -127,8 +127,9 @@ class Optim:
         method: what moves matrices from units to units: `muon`, their momentum made orthogonal (Jordan et al. 2024), or
             `adamw`. Everything else, such as embeddings, norms and biases, is moved by AdamW.
         learning_rate: at its highest, of a student as wide as its teacher; by default 0.384 over the teacher's hidden
-            width, which is 1e-3 for 384 and 5e-4 for 768. Of several targets the second has half of it, the third a
-            third, and so on.
+            width, which is 1e-3 for 384 and 5e-4 for 768, and less where a target has more steps than half of a step's
+            tokens: times the cube root of that half over the steps. Of several targets the second has half of it, the
+            third a third, and so on.
         width_power: the learning rate is multiplied by how many times narrower than its teacher the student is, to this
             power. 1 is how the rate that Adam needs goes with the width of matrices (Yang et al. 2022, *Tensor Programs
             V*, table 3); 0 is one rate for all widths.
