@@ -116,9 +116,8 @@ def schedule_for(recipe: Recipe, planned: list[Planned], whole: dict[str, int], 
 def optim_for(recipe: Recipe, teacher: Teacher, corpus: Corpus, steps: float) -> Optim:
     """How the student learns, with the rate of a run of so many steps to each target.
 
-    It goes with one over the teacher's width. Where steps are many and small, it also goes with the cube root of a
-    step's tokens over the steps: what a run of hundreds of steps learns fastest by, one of thousands ends farther from
-    its teacher by.
+    It goes with one over the teacher's width and, where steps are many and small, with the cube root of a step's tokens
+    over the steps: a rate that is best for hundreds of steps leaves a student of thousands farther from its teacher.
     """
     if recipe.optim.learning_rate is not None:
         return recipe.optim
