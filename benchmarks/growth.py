@@ -24,7 +24,7 @@ from transformers import AutoTokenizer
 import steps
 from harness import OURS, Action, Contender, in_turns, medians, parser, report
 from homodistil.assets import fetch
-from homodistil.distill.collate import Collator, batches
+from homodistil.distill.collate import MEASURED, Collator, batches
 from homodistil.distill.data import Cutter, tokenise
 from homodistil.distill.sources import Shuffled
 from homodistil.text import open_text
@@ -64,7 +64,7 @@ def reading(lines: list[str]) -> dict[str, float]:
         started = time.perf_counter()
         tokenised = tokenise(open_text(str(text), "text", stream=False), Cutter(tokenizer, "text", 128, True), 1)
         spent = time.perf_counter() - started
-        made = batches(Shuffled(tokenised, 16, 0), Collator(tokenizer, True, 0), 16, start=0)
+        made = batches(Shuffled(tokenised, 16, 0), Collator(tokenizer, MEASURED, 0), 16, start=0)
         count, started = 0, time.perf_counter()
         for _ in range(200):
             count += next(made)["input_ids"].numel()

@@ -20,7 +20,7 @@ from homodistil.assets import fetch
 from homodistil.compress.importance import magnitude
 from homodistil.compress.plan import plan
 from homodistil.compress.shrink import select
-from homodistil.distill.collate import draws
+from homodistil.distill.collate import MEASURED, draws
 from homodistil.distill.learning import learn, read_off, score
 from homodistil.distill.prepare import Run, prepare
 from homodistil.reading import build
@@ -59,11 +59,12 @@ def _saved(model: PreTrainedModel, folder: Path) -> Path:
 
 
 def ready(teacher: Path, target: str, **options: Any) -> Run:
-    """A run whose student has been cut to a target, ready for its next step."""
+    """A run whose student has been cut to a target, ready for its next step, with as many masks as its peers have."""
     out = Path(tempfile.mkdtemp()) / "run"
+    losses = {"masked": MEASURED, **options.pop("losses", {})}
     recipe = build(
         {"teacher": str(teacher), "data": str(fetch("wiki-leads")), "target": ["1.0"], "out": str(out), "steps": 100,
-         **options}
+         "losses": losses, **options}
     )  # fmt: skip
     run = prepare(recipe, resume=False, texts=None)
     layout, student = run.state.layout, run.state.student

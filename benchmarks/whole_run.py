@@ -22,6 +22,7 @@ import homodistil
 import steps
 from harness import OURS, Action, Contender, in_turns, medians, parser, report
 from homodistil.assets import fetch
+from homodistil.distill.collate import MEASURED
 
 TARGET = "0.3333"
 SAMPLED = 10
@@ -37,7 +38,7 @@ def whole(teacher: Path, target: str, count: int, precision: str) -> Action:
         shutil.rmtree(out, ignore_errors=True)
         homodistil.distil(
             teacher, fetch("wiki-leads"), target, out, steps=count, batch=16, precision=precision,
-            cutting={"calibration": CALIBRATION, "ramp_end": 0.1}, evaluations=1,
+            cutting={"calibration": CALIBRATION, "ramp_end": 0.1}, losses={"masked": MEASURED}, evaluations=1,
         )  # fmt: skip
 
     return run

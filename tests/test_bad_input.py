@@ -166,6 +166,8 @@ def test_data_that_cannot_be_used_is_refused(kind: str, pattern: str, masked_lm:
         ({"target": "0.5", "batch": "many"}, "batch"),
         ({"target": "0.5", "batch": -1}, "batch = -1"),
         ({"target": "0.5", "tokens": "lots"}, "tokens = lots"),
+        ({"target": "0.5", "losses": {"masked": 0.0}}, r"losses.masked = 0.0(?s:.*)above 0 and below 1"),
+        ({"target": "0.5", "losses": {"masked": 1.0}}, r"losses.masked = 1.0(?s:.*)above 0 and below 1"),
         ({"target": "0.5", "losses": {"lm": -1}}, "losses.lm = -1"),
         ({"target": "0.5", "losses": {"hidden": -1}}, "losses.hidden = -1"),
         ({"target": "0.5", "losses": dict.fromkeys(("lm", "prediction", "hidden", "embedding"), 0)}, "weight above 0"),

@@ -99,7 +99,7 @@ def _one_shot(source: Path, text: Path, out: Path) -> None:
     corpus = load_corpus(str(text), teacher.tokenizer, packed=False)
     run = Runner(kind=teacher.kind, layout=layout, pooling=teacher.pooling, attention=False, prediction=False)
     scores, moments = Importance("output", window=CALIBRATION, decay=0.0), InputMoments(student, layout)
-    feed = batches(corpus.train, Collator(teacher.tokenizer, False, 0), 32, start=0)
+    feed = batches(corpus.train, Collator(teacher.tokenizer, 0.0, 0), 32, start=0)
     for index, batch in zip(range(CALIBRATION), feed, strict=False):
         moments.fade()
         with moments.listening(batch["ordinary"]), torch.enable_grad():

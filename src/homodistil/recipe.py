@@ -116,6 +116,7 @@ class Recipe:
         }
         for name, value in {f"losses.{n}": v for n, v in terms.items()}.items() | others.items():
             _check(name, value, 0 <= value < float("inf"), "a number from 0 up", "0")
+        _check("losses.masked", self.losses.masked, 0 < self.losses.masked < 1, "above 0 and below 1", "0.15")
         for name in ("temperature", "similarity_temperature"):
             value = getattr(self.losses, name)
             _check(f"losses.{name}", value, 0 < value < float("inf"), "above 0", "1")

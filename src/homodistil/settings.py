@@ -14,9 +14,9 @@ class Losses:
         lm: L_lm, the student's own language modelling, masked or causal.
         prediction: L_pred, divergence from the teacher's predictions; for a sentence encoder, and for an encoder of
             images, from its similarities. By default 0.5 for these two, and 1 for all others.
-        hidden: L_hid, distance of each layer's hidden states; by default 60, and 20 where it is relative.
-        attention: L_att, distance of each layer's attention; by default 0.1 for encoders whose layers attend to the
-            whole sequence, and 0 for all others.
+        hidden: L_hid, distance of each layer's hidden states; by default 120, and 20 where it is relative.
+        attention: L_att, distance of each layer's attention; for encoders whose layers attend to the whole sequence by
+            default 0.25, or 0.1 where L_hid is relative, and 0 for all others.
         embedding: L_emb, distance of the embeddings.
         cosine: L_cos, one minus the cosine between the embeddings of a text, the student's mapped to the teacher's
             width; by default 1 for sentence encoders, and 0 for encoders that nobody has made into one.
@@ -24,6 +24,8 @@ class Losses:
             `auto` is relative for causal language models, some of whose states are a thousand times the others, and for
             models of images.
         attention_kind: what L_att compares: scores before the softmax (faster), or probabilities after it.
+        masked: the share of tokens that a masked language model predicts, of which L_lm and L_pred are; held-out text
+            is always measured by the 0.15 of BERT.
         temperature: T of L_pred.
         similarity_temperature: by what cosine similarities are divided in L_pred of sentence encoders.
     """
@@ -36,6 +38,7 @@ class Losses:
     cosine: float | None = None
     hidden_kind: Literal["auto", "mse", "relative"] = "auto"
     attention_kind: Literal["scores", "probabilities"] = "scores"
+    masked: float = 0.25
     temperature: float = 1.0
     similarity_temperature: float = 0.1
 

@@ -79,7 +79,7 @@ def test_batches_can_be_entered_anywhere(stream: bool, packed: bool, tokenizer: 
     """Starting at the k-th batch gives what reaching it gives, over the ends of epochs, masks included."""
     data = _write("txt", tmp_path)
     corpus = load_corpus(data, tokenizer, length=24, packed=packed, stream=stream, batch=4, heldout=0.1)
-    collate = Collator(tokenizer, True, 7)
+    collate = Collator(tokenizer, 0.3, 7)
     first = list(itertools.islice(batches(corpus.train, collate, 4, start=0), 30))
     for start in (1, 13, 29):
         later = next(batches(corpus.train, collate, 4, start=start))
@@ -103,15 +103,15 @@ def test_each_epoch_has_each_sequence_once_and_none_that_is_held_out(tokenizer: 
 
 
 def test_masks_fall_on_ordinary_tokens_and_labels_are_what_was_there(tokenizer: Any) -> None:
-    """15 % of them, of which about 80 % are masked, 10 % replaced and 10 % kept; another index, other masks."""
+    """So many of them, of which about 80 % are masked, 10 % replaced and 10 % kept; another index, other masks."""
     draw = torch.Generator().manual_seed(0)
     sequences = [[2, *torch.randint(5, 27, (30,), generator=draw).tolist(), 3] for _ in range(200)]
-    collate = Collator(tokenizer, True, 0)
+    collate = Collator(tokenizer, 0.4, 0)
     batch = collate(sequences, 0)
     original = torch.tensor(sequences)
     assert torch.equal(batch["labels"], original.flatten()[batch["positions"]])
     assert (original.flatten()[batch["positions"]] >= 5).all()
-    assert len(batch["positions"]) == int(0.15 * 200 * 30)
+    assert len(batch["positions"]) == int(0.4 * 200 * 30)
     now = batch["input_ids"].flatten()[batch["positions"]]
     assert 0.75 < (now == tokenizer.mask_token_id).float().mean() < 0.85
     assert 0.07 < (now == batch["labels"]).float().mean() < 0.15
@@ -119,6 +119,18 @@ def test_masks_fall_on_ordinary_tokens_and_labels_are_what_was_there(tokenizer: 
     untouched[batch["positions"]] = False
     assert torch.equal(batch["input_ids"].flatten()[untouched], original.flatten()[untouched])
     assert not torch.equal(batch["positions"], collate(sequences, 1)["positions"])
+
+
+def test_held_out_batches_have_the_same_masks_whatever_share_is_learnt_from(tokenizer: Any) -> None:
+    """A student that learns from more masks is measured by as many as any other."""
+    sequences = [[2, *range(5, 25), 3] for _ in range(10)]
+    few, many = (Collator(tokenizer, share, 0) for share in (0.1, 0.5))
+    assert len(few(sequences, 0)["positions"]) == 20
+    assert len(many(sequences, 0)["positions"]) == 100
+    for index in (-1, -2):
+        mine, theirs = few(sequences, index), many(sequences, index)
+        assert len(mine["positions"]) == 30
+        assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
 def test_text_is_tokenised_once(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,7 +195,7 @@ def test_streams_are_cropped_too_and_blocks_never(tokenizer: Any, tmp_path: Path
 
 def test_every_token_but_the_last_predicts_the_next_in_causal_batches(tokenizer: Any) -> None:
     """Labels are what follows, of tokens only: padding neither predicts nor is predicted."""
-    collate = Collator(tokenizer, False, seed=0, causal=True)
+    collate = Collator(tokenizer, 0.0, seed=0, causal=True)
     batch = collate([[2, 7, 8, 9, 3], [2, 10, 3]], 0)
     rows, columns = batch["positions"] // 8, batch["positions"] % 8
     assert list(zip(rows.tolist(), columns.tolist(), strict=True)) == [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1)]

@@ -13,23 +13,26 @@ from transformers import PreTrainedTokenizerBase
 
 from homodistil.distill.sources import Source, Tokens
 
-MASKED = 0.15
-"""The share of tokens that is predicted; of them 80 % are masked, 10 % replaced, 10 % kept (BERT, section 3.1)."""
+MEASURED = 0.15
+"""The share of held-out tokens that is predicted, whatever share is learnt from: that of BERT (section 3.1)."""
 
 
 @dataclass(frozen=True)
 class Collator:
     """Makes batches: padded to a multiple of 8, and masked if the model predicts masked tokens.
 
+    Of the tokens that are predicted 80 % are masked, 10 % replaced and 10 % kept (BERT, section 3.1).
+
     Attributes:
         tokenizer: names padding, mask and special tokens.
-        masked: whether positions are masked and labels given.
+        masked: the share of tokens that is predicted in batches to learn from, `MEASURED` in those held out (of
+            negative indices); 0 if the model predicts no masked tokens.
         seed: of the masks.
         causal: whether every position but the last predicts the next.
     """
 
     tokenizer: PreTrainedTokenizerBase
-    masked: bool
+    masked: float
     seed: int
     causal: bool = False
 
@@ -47,7 +50,8 @@ class Collator:
         generator = of_batch(self.seed, index)
         free = batch["ordinary"].flatten() > 0
         # a fixed share of the batch and not a coin a token, so that packed batches all have the same shapes
-        count = max(1, int(MASKED * int(free.sum())))
+        share = self.masked if index >= 0 else MEASURED
+        count = max(1, int(share * int(free.sum())))
         lot = torch.rand(ids.numel(), generator=generator).masked_fill(~free, -1)
         positions = lot.topk(count).indices.sort().values
         flat = ids.flatten()

@@ -152,8 +152,8 @@ def losses_for(recipe: Recipe, teacher: Teacher) -> Losses:
     weights = {
         "cosine": 1.0 if teacher.sentence_folder is not None else 0.0,
         "prediction": 0.5 if teacher.kind == "similarity" else 1.0,
-        "hidden": 20.0 if kind == "relative" else 60.0,
-        "attention": 0.1 if family.attention_loss else 0.0,
+        "hidden": 20.0 if kind == "relative" else 120.0,
+        "attention": (0.1 if kind == "relative" else 0.25) if family.attention_loss else 0.0,
     }
     left_open = {name: weight for name, weight in weights.items() if getattr(wanted, name) is None}
     return replace(wanted, hidden_kind=kind, **left_open)  # type: ignore[arg-type]

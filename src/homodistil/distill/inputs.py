@@ -72,7 +72,7 @@ def _text(recipe: Recipe, teacher: Teacher, texts: Iterable[str] | None) -> tupl
 def _collator(recipe: Recipe, teacher: Teacher) -> Collate:
     """What makes batches of tokens."""
     if teacher.kind != "seq2seq-lm":
-        masked, causal = teacher.kind == "masked-lm", teacher.kind == "causal-lm"
+        masked, causal = recipe.losses.masked if teacher.kind == "masked-lm" else 0.0, teacher.kind == "causal-lm"
         return Collator(teacher.tokenizer, masked, recipe.seed, causal=causal)
     said = (teacher.model.config, getattr(teacher.model, "generation_config", None))
     start = next((i for c in said if (i := getattr(c, "decoder_start_token_id", None)) is not None), None)
