@@ -218,6 +218,6 @@ def test_a_preset_gives_way_to_options() -> None:
     read = read_recipe([*words, "--cutting.grain", "4"])
     assert (read.cutting.importance, read.cutting.compensate, read.cutting.grain) == ("sensitivity", "none", 4)
     assert read.optim == Optim(method="adamw", width_power=0.0)
-    assert read.losses == Losses(cosine=0.0)
+    assert read.losses == Losses(cosine=0.0, masked=0.15)
     with pytest.raises(UserError, match="Did you mean 'paper'"):
         read_recipe([*words[:-1], "papper"])

@@ -136,10 +136,10 @@ def test_after_a_cut_every_parameter_gets_a_gradient_and_is_stepped(
 @pytest.mark.parametrize(
     ("model_class", "given", "used"),
     [
-        (BertForMaskedLM, {}, {"prediction": 1.0, "hidden": 60.0, "attention": 0.1}),
-        (BertModel, {}, {"prediction": 0.5, "hidden": 60.0, "attention": 0.1}),
+        (BertForMaskedLM, {}, {"prediction": 1.0, "hidden": 120.0, "attention": 0.25}),
+        (BertModel, {}, {"prediction": 0.5, "hidden": 120.0, "attention": 0.25}),
         (BertModel, {"hidden_kind": "relative"}, {"prediction": 0.5, "hidden": 20.0, "attention": 0.1}),
-        (BertModel, {"prediction": 3.0, "hidden": 0.0}, {"prediction": 3.0, "hidden": 0.0, "attention": 0.1}),
+        (BertModel, {"prediction": 3.0, "hidden": 0.0}, {"prediction": 3.0, "hidden": 0.0, "attention": 0.25}),
     ],
 )
 def test_weights_that_are_left_open_are_decided_by_the_teacher(
