@@ -23,6 +23,7 @@ import torch
 
 import steps
 from harness import OURS, Contender, in_turns, medians, parser, products, report
+from homodistil.settings import Losses
 
 PRODUCT = 2048
 
@@ -63,6 +64,12 @@ def main() -> None:
         contenders[f"ours, {precision}, width 1, scored"] = Contender(
             steps.ours, teacher, "1.0", settings | {"precision": precision}, True, environment=OURS
         )
+        # what a run does when nobody says how much is masked
+        masked, (name, target) = Losses().masked, list(widths.items())[-1]
+        contenders[f"ours, {precision}, width {name}, {masked} masked"] = Contender(
+            steps.ours, teacher, target, settings | {"precision": precision, "losses": {"masked": masked}},
+            environment=OURS,
+        )  # fmt: skip
         if not chosen.alone:
             contenders["reference"] = Contender(steps.reference, teacher, Path(scratch) / "batch.pt")
             if importlib.util.find_spec("textbrewer"):
