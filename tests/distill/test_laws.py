@@ -24,7 +24,7 @@ from homodistil.compress.importance import magnitude
 from homodistil.compress.shrink import select
 from homodistil.distill import attention, losses, maps, outputs
 from homodistil.distill.attention import IMPLEMENTATION, QueriesKeys, captured
-from homodistil.distill.collate import batches, draws
+from homodistil.distill.collate import batches, draws, heldout_draws
 from homodistil.distill.descent import opposite
 from homodistil.distill.learning import calibrate
 from homodistil.distill.leaving import descent
@@ -148,6 +148,16 @@ def test_weights_that_are_left_open_are_decided_by_the_teacher(
     """Those that are given are used as they are, 0 as well."""
     weights = ready(model_class, losses=given).objective.weights
     assert {name: getattr(weights, name) for name in used} == used
+
+
+@pytest.mark.parametrize("share", [0.1, 0.6])
+def test_as_many_tokens_are_predicted_as_the_recipe_says(share: float, ready: Callable[..., Run]) -> None:
+    """Of those that are no special ones; held-out text has its 15 % whatever it says."""
+    run = ready(BertForMaskedLM, losses={"masked": share})
+    measured = next(heldout_draws(run.corpus.heldout, 4))
+    for draw, expected in ((next(draws(run.corpus.train, 4, start=0)), share), (measured, 0.15)):
+        batch = run.batch(draw)
+        assert len(batch["positions"]) == max(1, int(expected * int(batch["ordinary"].sum())))
 
 
 def test_a_term_of_weight_zero_is_not_computed(ready: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
