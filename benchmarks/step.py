@@ -7,7 +7,8 @@ machine's matrix products reach.
 Teacher: MiniLM with a masked-language-model head over its vocabulary of 30,522 tokens, or the shape of BERT-base.
 Batch 16 x 128 tokens, student at 1, 1/2 and 1/3 of the width. The reference is the step as one would write it at
 first: fp32, eager attention with all maps returned, logits at all positions, and 0/1 masks in place of cuts, so that
-its cost is the same at every width. Everyone has a process of their own and takes turns with the others; all of them
+its cost is the same at every width. Batches have 15 % masks, as BERT's, but for one row with the default of a run.
+Everyone has a process of their own and takes turns with the others; all of them
 at once take 24 GB and more for the shape of BERT-base, and one precision without the peers half of that.
 """
 
