@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 import json
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import nn
@@ -20,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from homodistil.axes.layout import Layout
 from homodistil.compress.shrink import cut
 from homodistil.compress.tokens import Spec, always, model_tokens, needed, rewritten
+from homodistil.compress.usage import usage_of
 from homodistil.errors import UserError
 
 AXIS = "vocab"
@@ -75,8 +73,8 @@ def vocabulary_of(
             "Rename the axis in the family's file (docs/adding-a-family.md).",
         )
     spec = _spec(tokenizer)
-    counted = _count(Tokenizer.from_str(json.dumps(spec)), spec, texts)
-    if not counted.ids:
+    used = usage_of(texts, spec)
+    if not used.ids:
         raise UserError(
             "Cannot trim a vocabulary to this text: it is empty.",
             "The text says which tokens are used; all others are dropped.",
@@ -84,8 +82,8 @@ def vocabulary_of(
         )
     own, ids = model_tokens(spec), tokenizer.get_vocab()
     strings = {i: token for token, i in ids.items()}
-    tokens = (always(spec) & ids.keys()) | {strings[i] for i in counted.ids}
-    tokens |= needed(spec, tokens, counted.unread)
+    tokens = (always(spec) & ids.keys()) | {strings[i] for i in used.ids}
+    tokens |= needed(spec, tokens, used.unread)
     named = _roles(model, layout)
     tokens |= {strings[i] for i in named if i in strings}
     # the library numbers added tokens after those of the algorithm, whatever their file says
@@ -94,8 +92,8 @@ def vocabulary_of(
     vocabulary = Vocabulary(tuple(rows), layout.fixed[AXIS])
     _refuse_moved_padding(vocabulary, model, layout)
     made = with_vocabulary(tokenizer, vocabulary)
-    same = _count(Tokenizer.from_str(made.backend_tokenizer.to_str()), spec, texts, rows=rows)
-    if same.digest != counted.digest:
+    same = usage_of(texts, _spec(made), rows=rows)
+    if same.digest != used.digest:
         raise _misread(tokenizer)
     return vocabulary, made
 
@@ -140,49 +138,6 @@ def narrow(model: PreTrainedModel, layout: Layout, vocabulary: Vocabulary) -> La
         if isinstance(padding, int) and not rows_of_others:
             module.padding_idx = ids.get(padding)
     return Layout.of(model)
-
-
-@dataclass
-class _Counted:
-    """What texts use: ids, words that could not be read, and a fingerprint of all ids in order."""
-
-    ids: set[int] = field(default_factory=set)
-    unread: set[str] = field(default_factory=set)
-    digest: bytes = b""
-
-
-def _count(
-    backend: Tokenizer, spec: Spec, texts: Iterable[str], *, rows: Sequence[int] | None = None, batch: int = 1000
-) -> _Counted:
-    """Read all texts whole; with `rows`, ids are translated into those that they had."""
-    backend.no_truncation()
-    backend.no_padding()
-    counted, digest = _Counted(), hashlib.blake2b()
-    unknown = backend.token_to_id(spec["model"]["unk_token"]) if spec["model"]["type"] == "WordPiece" else None
-    back = np.asarray(rows, dtype=np.int64) if rows is not None else None
-    whole = (t for t in texts if isinstance(t, str) and t.strip())
-    while part := list(itertools.islice(whole, batch)):
-        for text, encoded in zip(part, backend.encode_batch_fast(part), strict=True):
-            ids = np.asarray(encoded.ids, dtype=np.int64)
-            ids = ids if back is None else back[ids]
-            digest.update(ids.tobytes() + b"\xff" * 8)
-            if back is None:
-                found = set(ids.tolist())
-                counted.ids |= found
-                if unknown is not None and unknown in found:
-                    counted.unread.update(_unread(backend, text, unknown))
-    counted.digest = digest.digest()
-    return counted
-
-
-def _unread(backend: Tokenizer, text: str, unknown: int) -> Iterator[str]:
-    """The words of a text that became the unknown token, as the algorithm was given them."""
-    encoded = backend.encode(text)
-    for token, (start, end) in zip(encoded.ids, encoded.offsets, strict=True):
-        if token == unknown:
-            word = text[start:end]
-            word = backend.normalizer.normalize_str(word) if backend.normalizer else word
-            yield from (w for w, _ in backend.pre_tokenizer.pre_tokenize_str(word)) if backend.pre_tokenizer else [word]
 
 
 def _spec(tokenizer: PreTrainedTokenizerBase) -> Spec:

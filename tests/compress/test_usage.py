@@ -1,0 +1,54 @@
+"""Which tokens texts use: each that occurs and no other, and one fingerprint for one way to split them."""
+
+from __future__ import annotations
+
+import functools
+import json
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer
+
+from homodistil.compress.usage import usage_of
+from tokenizers_zoo import KINDS
+
+TEXTS = ["the cat sat", "  ", "the dog sat", "a dog"]
+
+
+@functools.cache
+def _spec(kind: str) -> dict[str, Any]:
+    spec: dict[str, Any] = json.loads(KINDS[kind]().to_str())
+    return spec
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_ids_are_those_of_all_texts_and_no_others(kind: str) -> None:
+    backend = Tokenizer.from_str(json.dumps(_spec(kind)))
+    expected = {i for text in TEXTS if text.strip() for i in backend.encode(text).ids}
+    assert usage_of(TEXTS, _spec(kind), batch=2).ids == expected
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_fingerprint_tells_order_and_borders_and_not_how_many_are_read_at_a_time(kind: str) -> None:
+    spec = _spec(kind)
+    whole = usage_of(TEXTS, spec).digest
+    assert usage_of(TEXTS, spec, batch=1).digest == whole
+    assert usage_of(TEXTS[::-1], spec).digest != whole
+    assert usage_of([*TEXTS[:-1], "a", "dog"], spec).digest != whole
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_fingerprint_is_of_the_ids_that_rows_lead_to(kind: str) -> None:
+    spec = _spec(kind)
+    size = Tokenizer.from_str(json.dumps(spec)).get_vocab_size()
+    assert usage_of(TEXTS, spec, rows=range(size)).digest == usage_of(TEXTS, spec).digest
+    assert usage_of(TEXTS, spec, rows=range(size)[::-1]).digest != usage_of(TEXTS, spec).digest
+
+
+def test_a_word_that_no_token_stands_for_is_told_as_the_algorithm_was_given_it() -> None:
+    assert usage_of(["the \u4e2d cat", "\u4e2d"], _spec("WordPiece")).unread == {"\u4e2d"}
+
+
+def test_what_is_no_text_is_passed_over() -> None:
+    texts: list[Any] = [None, *TEXTS, 3]
+    assert usage_of(texts, _spec("WordPiece")) == usage_of(TEXTS, _spec("WordPiece"))
