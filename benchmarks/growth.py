@@ -25,7 +25,8 @@ import steps
 from harness import OURS, Action, Contender, in_turns, medians, parser, report
 from homodistil.assets import fetch
 from homodistil.distill.collate import MEASURED, Collator, batches
-from homodistil.distill.data import Cutter, tokenise
+from homodistil.distill.cutter import Cutter
+from homodistil.distill.data import tokenise
 from homodistil.distill.sources import Shuffled
 from homodistil.text import open_text
 

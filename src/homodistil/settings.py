@@ -56,6 +56,8 @@ class Text:
             is blocks for language models and texts for everything else.
         crops: of the texts that a sentence encoder learns from, the share that is cut down to a random piece, so that
             it learns short texts as well as long ones.
+        prompts: what is put before texts that are kept apart, one of them before each, such as "query: "; by default
+            those that a sentence encoder comes with, and nothing for other teachers.
         heldout: the share of the sequences that is not trained on and measures the student.
         stream: read on the fly, never as a whole; implied by data that cannot be counted.
         workers: processes that tokenise; 0 is one for every 20,000 texts, up to the number of cores.
@@ -66,6 +68,7 @@ class Text:
     length: int = 128
     packing: Literal["auto", "blocks", "texts"] = "auto"
     crops: float = 0.5
+    prompts: list[str] | None = None
     heldout: float = 0.02
     stream: bool = False
     workers: int = 0

@@ -14,7 +14,8 @@ import torch
 from datasets import Dataset
 
 from homodistil.distill.collate import Collator, batches
-from homodistil.distill.data import Corpus, Cutter, load_corpus
+from homodistil.distill.cutter import Cutter
+from homodistil.distill.data import Corpus, load_corpus
 from homodistil.errors import UserError
 
 TEXTS = [f"the {n} man sees a {m} cat on the house" for n in ("one", "two", "old") for m in ("red", "blue", "big")] * 6

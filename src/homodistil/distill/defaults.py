@@ -12,6 +12,7 @@ from homodistil.compress.plan import Planned
 from homodistil.compress.schedule import Schedule
 from homodistil.distill.data import Corpus
 from homodistil.distill.inputs import packs
+from homodistil.distill.sentence import counts_prompts
 from homodistil.distill.teacher import LANGUAGE_MODELS, Teacher
 from homodistil.errors import UserError
 from homodistil.recipe import Recipe
@@ -64,6 +65,30 @@ def batch_for(recipe: Recipe, teacher: Teacher) -> int:
         return BATCH
     a_batch = recipe.token_budget() / (recipe.text.length * recipe.accumulate * STEPS * len(recipe.target))
     return min(BATCH, 1 << math.floor(math.log2(max(SMALLEST, a_batch))))
+
+
+def prompts_for(recipe: Recipe, teacher: Teacher) -> list[str] | None:
+    """What is put before texts: what the recipe says, or what the teacher's users put there; None for nothing.
+
+    Raises:
+        UserError: texts with these prompts would not be read as they are in use.
+    """
+    packed, wanted = packs(recipe, teacher), recipe.text.prompts
+    if wanted is None:
+        return None if packed else list(teacher.prompts) or None
+    if any(wanted) and packed:
+        raise UserError(
+            f"Cannot put prompts before the text of {teacher.source} (text.prompts = {wanted}).",
+            "Prompts stand before texts that are kept apart, and these are joined into blocks.",
+            "Use --text.packing texts, or leave the prompts out.",
+        )
+    if any(wanted) and teacher.sentence_folder is not None and not counts_prompts(teacher.sentence_folder):
+        raise UserError(
+            f"Cannot learn from texts after prompts with {teacher.source} (text.prompts = {wanted}).",
+            "Its embeddings must be of the prompt's tokens, too, and its pooling leaves them out (include_prompt).",
+            "Leave the prompts out: it is then distilled on the texts alone.",
+        )
+    return wanted
 
 
 def step_tokens(recipe: Recipe, corpus: Corpus) -> float:

@@ -63,6 +63,7 @@ def _text(recipe: Recipe, teacher: Teacher, texts: Iterable[str] | None) -> tupl
         stream=recipe.text.stream,
         workers=recipe.text.workers,
         crops=recipe.text.crops if teacher.kind == "similarity" else 0.0,
+        prompts=recipe.text.prompts or (),
         batch=recipe.batch,
         seed=recipe.seed,
     )

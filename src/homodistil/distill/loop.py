@@ -80,6 +80,8 @@ def distil(
         with stop_requested(insisting=alone) as stop, display.showing(run.state.step, run.schedule.steps):
             if run.vocabulary is not None:
                 display.say(f"vocabulary: {len(run.vocabulary.rows):,} of {run.vocabulary.before:,} tokens")
+            if run.recipe.text.prompts:
+                display.say(f"before each text one of {run.recipe.text.prompts}")
             if run.recipe.batch != (recipe.batch or BATCH):
                 display.say(
                     f"batch: {run.recipe.batch}, so that {recipe.tokens} tokens are {run.schedule.steps:,} steps"

@@ -28,6 +28,7 @@ from homodistil.distill.defaults import (
     cutting_for,
     losses_for,
     optim_for,
+    prompts_for,
     schedule_for,
     steps_for,
 )
@@ -116,6 +117,7 @@ def _prepared(recipe: Recipe, resume: bool, texts: Iterable[str] | None, process
         register(read_family(recipe.family))
     teacher = load_teacher(recipe.teacher, trust_remote_code=recipe.trust_remote_code)
     refuse_other_options(recipe, teacher)
+    recipe = replace(recipe, text=replace(recipe.text, prompts=prompts_for(recipe, teacher)))
     figures = teacher_figures(teacher.layout, teacher.layout.shape(teacher.model))
     vocabulary = None
     if recipe.trim_vocab and not new and run_dir.vocabulary.exists():
@@ -123,7 +125,9 @@ def _prepared(recipe: Recipe, resume: bool, texts: Iterable[str] | None, process
         teacher = trim(teacher, vocabulary)
     elif recipe.trim_vocab:
         teacher, vocabulary = trim_to(
-            teacher, Texts(texts if texts is not None else recipe.data, recipe.text.column, recipe.text.target)
+            teacher,
+            Texts(texts if texts is not None else recipe.data, recipe.text.column, recipe.text.target),
+            recipe.text.prompts,
         )
     # before the data is read, in whose order batches show
     recipe = replace(recipe, batch=recipe.batch or batch_for(recipe, teacher))

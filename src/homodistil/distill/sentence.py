@@ -105,9 +105,8 @@ def pooling_of(folder: Path) -> Pooling:
     Raises:
         UserError: in another way than ours, or in several.
     """
-    modules = json.loads((folder / "modules.json").read_text())
-    entry = next((m for m in modules if m["type"].endswith("Pooling")), None)
-    options = json.loads((folder / entry["path"] / "config.json").read_text()) if entry else {}
+    options = _pooling_options(folder)
+    chosen: list[Any]
     # folders written before version 5 have one flag a mode, later ones name the mode
     chosen = (
         [options["pooling_mode"]]
@@ -122,6 +121,33 @@ def pooling_of(folder: Path) -> Pooling:
         )
     pooling: Pooling = chosen[0]
     return pooling
+
+
+def prompts_of(folder: Path) -> tuple[str, ...]:
+    """What a sentence-transformers folder says is put before texts, each once; empty if nothing is.
+
+    Without a prompt by default there are texts that nothing is put before, and "" is one of them. Prompts that the
+    embedding leaves out again (see `counts_prompts`) are none.
+    """
+    file = folder / "config_sentence_transformers.json"
+    said = json.loads(file.read_text()) if file.exists() else {}
+    named: dict[str, str | None] = said.get("prompts") or {}
+    usual = named.get(said.get("default_prompt_name") or "")
+    found = tuple(dict.fromkeys(prompt or "" for prompt in (usual, *named.values())))
+    return found if any(found) and counts_prompts(folder) else ()
+
+
+def counts_prompts(folder: Path) -> bool:
+    """Whether the embeddings of a sentence-transformers folder are of a prompt's tokens, too."""
+    return bool(_pooling_options(folder).get("include_prompt", True))
+
+
+def _pooling_options(folder: Path) -> dict[str, Any]:
+    """What is written about its pooling; nothing if it has none."""
+    modules = json.loads((folder / "modules.json").read_text())
+    entry = next((m for m in modules if m["type"].endswith("Pooling")), None)
+    options: dict[str, Any] = json.loads((folder / entry["path"] / "config.json").read_text()) if entry else {}
+    return options
 
 
 def tail_of(folder: Path, pooling: Pooling, *, trust_remote_code: bool = False) -> nn.Sequential | None:

@@ -24,7 +24,7 @@ from homodistil.distill.folders import (
     load_tokenizer,
     model_class_of,
 )
-from homodistil.distill.sentence import Pooling, folders_of, pooling_of, tail_of
+from homodistil.distill.sentence import Pooling, folders_of, pooling_of, prompts_of, tail_of
 from homodistil.errors import UserError
 
 Kind = Literal["masked-lm", "causal-lm", "seq2seq-lm", "similarity", "labels", "token-labels", "span"]
@@ -64,6 +64,7 @@ class Teacher:
         kind: what it predicts.
         pooling: how token states become an embedding, for the kind `similarity`.
         sentence_folder: the sentence-transformers folder it came in, or None.
+        prompts: what its users put before texts; empty if nothing is.
         tail: the layers after the pooling, or None.
         dtype: of its weights where it lies, in which its students are saved too.
     """
@@ -75,6 +76,7 @@ class Teacher:
     kind: Kind
     pooling: Pooling
     sentence_folder: Path | None
+    prompts: tuple[str, ...]
     tail: nn.Sequential | None
     dtype: torch.dtype
 
@@ -113,9 +115,10 @@ def load_teacher(source: str, *, trust_remote_code: bool = False) -> Teacher:
     model_class, config = model_class_of(source, folder, trust_remote_code, headless=sentence_folder is not None)
     kind = _kind(model_class)
     pooling: Pooling = "mean" if _reads(model_class) == "text" else "cls"
+    prompts: tuple[str, ...] = ()
     tail = None
     if sentence_folder is not None:
-        pooling = pooling_of(sentence_folder)
+        pooling, prompts = pooling_of(sentence_folder), prompts_of(sentence_folder)
         tail = tail_of(sentence_folder, pooling, trust_remote_code=trust_remote_code)
     model = load_model(source, folder, model_class, config)
     if _reads(model_class) == "text":
@@ -149,7 +152,7 @@ def load_teacher(source: str, *, trust_remote_code: bool = False) -> Teacher:
         # other models, which bend scores or add to them, keep the attention that transformers chose for them
         attend(model, IMPLEMENTATION)
     dtype = config.dtype or torch.float32
-    return Teacher(source, model, processor, layout, kind, pooling, sentence_folder, tail, dtype)
+    return Teacher(source, model, processor, layout, kind, pooling, sentence_folder, prompts, tail, dtype)
 
 
 def architecture(source: str, *, trust_remote_code: bool = False) -> tuple[Layout, dict[str, int]]:
@@ -165,8 +168,10 @@ def architecture(source: str, *, trust_remote_code: bool = False) -> tuple[Layou
     return layout, layout.shape(model)
 
 
-def unloaded(source: str, *, trust_remote_code: bool = False) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A teacher's model without storage, whose configuration has the precision of the file, and its tokenizer.
+def unloaded(
+    source: str, *, trust_remote_code: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, tuple[str, ...]]:
+    """A teacher's model without storage, whose configuration has the precision of the file, tokenizer and prompts.
 
     Raises:
         UserError: there is no configuration or tokenizer, its family is unknown, or it reads images.
@@ -175,7 +180,8 @@ def unloaded(source: str, *, trust_remote_code: bool = False) -> tuple[PreTraine
     model_class, config = model_class_of(source, folder, trust_remote_code, headless=sentence_folder is not None)
     if _reads(model_class) == "images":
         raise no_tokenizer(source)
-    return on_meta(model_class, config), load_tokenizer(source, sentence_folder or folder, trust_remote_code)
+    tokenizer = load_tokenizer(source, sentence_folder or folder, trust_remote_code)
+    return on_meta(model_class, config), tokenizer, prompts_of(sentence_folder) if sentence_folder else ()
 
 
 def attend(model: PreTrainedModel, implementation: str) -> None:

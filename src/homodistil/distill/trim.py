@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -62,6 +62,22 @@ class Texts:
                 yield from rows[column]
 
 
+class InUse:
+    """Texts as they are read in use: each of them after each of the prompts.
+
+    Args:
+        texts: can be read again and again.
+        prompts: none at all is one that is empty.
+    """
+
+    def __init__(self, texts: Iterable[str], prompts: Sequence[str]) -> None:
+        self._texts, self._prompts = texts, tuple(prompts) or ("",)
+
+    def __iter__(self) -> Iterator[str]:
+        # what is no text is passed over by who reads it
+        return (p + t if isinstance(t, str) and t.strip() else t for t in self._texts for p in self._prompts)
+
+
 def trim(teacher: Teacher, vocabulary: Vocabulary, tokenizer: PreTrainedTokenizerBase | None = None) -> Teacher:
     """The teacher with these tokens alone; its model is changed in place.
 
@@ -77,13 +93,19 @@ def trim(teacher: Teacher, vocabulary: Vocabulary, tokenizer: PreTrainedTokenize
     return replace(teacher, processor=made, layout=narrow(teacher.model, teacher.layout, vocabulary))
 
 
-def trim_to(teacher: Teacher, texts: Iterable[str]) -> tuple[Teacher, Vocabulary]:
+def trim_to(teacher: Teacher, texts: Iterable[str], prompts: Sequence[str] | None = None) -> tuple[Teacher, Vocabulary]:
     """The teacher with the tokens of these texts alone, and which they are; its model is changed in place.
+
+    Args:
+        teacher: whole.
+        texts: can be read again and again.
+        prompts: what is put before them; by default the teacher's own.
 
     Raises:
         UserError: see `vocabulary_of`.
     """
-    vocabulary, tokenizer = vocabulary_of(texts, teacher.tokenizer, teacher.model, teacher.layout)
+    read = InUse(texts, teacher.prompts if prompts is None else prompts)
+    vocabulary, tokenizer = vocabulary_of(read, teacher.tokenizer, teacher.model, teacher.layout)
     return trim(teacher, vocabulary, tokenizer), vocabulary
 
 
@@ -124,7 +146,7 @@ def trimmed_architecture(
     Raises:
         UserError: see `architecture` and `vocabulary_of`.
     """
-    model, tokenizer = unloaded(source, trust_remote_code=trust_remote_code)
+    model, tokenizer, prompts = unloaded(source, trust_remote_code=trust_remote_code)
     layout = Layout.of(model)
-    vocabulary, _ = vocabulary_of(texts, tokenizer, model, layout)
+    vocabulary, _ = vocabulary_of(InUse(texts, prompts), tokenizer, model, layout)
     return narrow(model, layout, vocabulary), vocabulary

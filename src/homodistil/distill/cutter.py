@@ -1,0 +1,133 @@
+"""From texts to sequences of tokens: joined and cut into blocks, kept apart after a prompt, or in pairs."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from homodistil.distill.pairs import PAIR
+from homodistil.distill.sources import Tokens
+from homodistil.errors import UserError
+
+
+class Cutter:
+    """Turns texts into sequences of tokens.
+
+    Blocks are full: special tokens at both ends, the texts in between joined by what ends a text. What is left
+    over at the end of the texts is dropped. Texts that are kept apart are read after one of the prompts, by the text
+    itself and not by its place, so that a stream and a file are read alike.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        column: str,
+        length: int,
+        packed: bool,
+        target: str | None = None,
+        prompts: Sequence[str] = (),
+    ) -> None:
+        self.tokenizer, self.column, self.packed, self.target = tokenizer, column, packed, target
+        self.prompts = tuple(prompts) or ("",)
+        longest = min(tokenizer.model_max_length, 1 << 30)
+        if length > longest:
+            raise UserError(
+                f"Cannot make sequences of {length} tokens.",
+                f"The teacher reads at most {longest}.",
+                f"Use --text.length {longest} or less.",
+            )
+        self.length = length
+        # where the tokenizer puts its special tokens, found by letting it do so
+        plain: list[int] = tokenizer("a", add_special_tokens=False)["input_ids"]
+        wrapped: list[int] = tokenizer("a")["input_ids"]
+        at = next((i for i in range(len(wrapped)) if wrapped[i : i + len(plain)] == plain), 0)
+        self.prefix, self.suffix = wrapped[:at], wrapped[at + len(plain) :]
+        # what stands between two texts of a block, also where the tokenizer itself ends a text by nothing
+        eos = tokenizer.eos_token_id
+        self.ends = self.suffix or ([eos] if eos is not None else [])
+        self.openings = [self._opening(prompt) for prompt in self.prompts]
+        before = max(map(len, self.openings)) + len(self.suffix)
+        if length <= before:
+            raise UserError(
+                f"Cannot make sequences of {length} tokens.",
+                f"{before} of them are special tokens{' and a prompt' * any(self.prompts)}, and there must be room for "
+                "text.",
+                f"Use --text.length {max(128, 2 * before)}, or another length above that.",
+            )
+
+    def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        """Cut a batch of rows, as `datasets.map` gives them, into `input_ids`.
+
+        Where texts are kept apart, `opening` says how many tokens each opens with: special ones, and its prompt.
+        """
+        if self.target is not None:
+            return self._paired(rows[self.column], rows[self.target])
+        texts = [t for t in rows[self.column] if _is_text(t)]
+        if not texts:
+            return {"input_ids": []} if self.packed else {"input_ids": [], "opening": []}
+        if not self.packed:
+            return self._after_prompts(texts)
+        # longer than the model reads is what packing is for; verbose=False keeps the tokenizer from warning of it
+        plain = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        joined = list(itertools.chain.from_iterable(ids + self.ends for ids in plain))
+        room = self.length - len(self.prefix) - len(self.suffix)
+        blocks = [joined[i : i + room] for i in range(0, len(joined) - room + 1, room)]
+        return {"input_ids": [self.prefix + block + self.suffix for block in blocks]}
+
+    def _opening(self, prompt: str) -> Tokens:
+        """What a text opens with after a prompt, up to where the text itself may change a token."""
+        ids: list[int] = self.tokenizer(prompt)["input_ids"]
+        return ids[: len(ids) - len(self.suffix)]
+
+    def _prompt(self, text: str) -> int:
+        return zlib.crc32(text.encode()) % len(self.prompts)
+
+    def _after_prompts(self, texts: Sequence[str]) -> dict[str, list[Any]]:
+        chosen = [self._prompt(text) for text in texts]
+        read = [self.prompts[k] + text for k, text in zip(chosen, texts, strict=True)]
+        ids = self.tokenizer(read, truncation=True, max_length=self.length)["input_ids"]
+        openings = [
+            max(len(self.prefix), _shared(self.openings[k], sequence)) for k, sequence in zip(chosen, ids, strict=True)
+        ]
+        return {"input_ids": ids, "opening": openings}
+
+    def _paired(self, sources: Sequence[Any], targets: Sequence[Any]) -> dict[str, list[Any]]:
+        """A source and its target as one sequence, with `PAIR` between the two; without either it is left out."""
+        whole = [(s, t) for s, t in zip(sources, targets, strict=True) if _is_text(s) and _is_text(t)]
+        if not whole:
+            return {"input_ids": [], "opening": []}
+        options = {"truncation": True, "max_length": self.length}
+        read = self.tokenizer([self.prompts[self._prompt(s)] + s for s, _ in whole], **options)["input_ids"]
+        said = self.tokenizer(text_target=[t for _, t in whole], **options)["input_ids"]
+        # nothing is cut out of a pair
+        return {"input_ids": [[*r, PAIR, *s] for r, s in zip(read, said, strict=True)], "opening": [0] * len(whole)}
+
+    def stream(self, texts: Iterable[str]) -> Iterator[tuple[Tokens, int]]:
+        """Cut texts as they come, some hundred at a time: sequences, and how many tokens each opens with."""
+        iterator = iter(texts)
+        while chunk := list(itertools.islice(iterator, 256)):
+            made = self({self.column: chunk})
+            yield from zip(made["input_ids"], made.get("opening", itertools.repeat(len(self.prefix))), strict=False)
+
+    def fingerprint(self, data: Dataset) -> str:
+        """A name for the result, so that the same text is tokenised once and found in the cache afterwards."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        identity = backend.to_str() if backend is not None else repr(self.tokenizer)
+        parts = (data._fingerprint, identity, self.column, self.length, self.packed, self.target, self.prompts)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _shared(opening: Tokens, sequence: Tokens) -> int:
+    """How many tokens both begin with."""
+    unlike = (k for k, (a, b) in enumerate(zip(opening, sequence, strict=False)) if a != b)
+    return next(unlike, min(len(opening), len(sequence)))
