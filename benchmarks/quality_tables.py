@@ -32,6 +32,8 @@ DRAWN = {
 """The measures that the pictures show, of each teacher."""
 TERMS = ("hidden", "attention")
 """The losses whose paths are shown."""
+PROBE = " probe"
+"""What the names of tasks end in that were learnt by a linear model on frozen embeddings."""
 Values = dict[str, dict[str, list[float]]]
 
 
@@ -49,7 +51,7 @@ def gathered(results: Path) -> dict[tuple[str, str, str], Values]:
             ):
                 continue
             distil = line["kind"] == "distil"
-            shown = line["values"] if distil else {f"{line['kind']}, fine-tuned": line["values"]["score"]}
+            shown = line["values"] if distil else {_task(line["kind"]): line["values"]["score"]}
             # a run that was interrupted or paused does not know how long it took
             counts = {name: line[name] for name in COUNTED if distil and line[name] is not None}
             for name, value in {**counts, **shown}.items():
@@ -60,9 +62,16 @@ def gathered(results: Path) -> dict[tuple[str, str, str], Values]:
 def table(results: Path) -> None:
     """Mean and standard error over seeds, an arm a column."""
     for (teacher, target, tokens), values in gathered(results).items():
+        # what only the teacher was measured on belongs to another target or budget
+        values = {name: by_arm for name, by_arm in values.items() if set(by_arm) - {TEACHER}}
         arms = [arm for arm in (TEACHER, *ARMS) if any(arm in by_arm for by_arm in values.values())]
         rows = [[name, *(_cell(name, by_arm.get(arm, [])) for arm in arms)] for name, by_arm in values.items()]
         print(f"\n### {teacher} to {target}, {tokens} tokens\n\n{markdown(['', *arms], rows)}")
+
+
+def _task(kind: str) -> str:
+    """What the score of a task is called."""
+    return kind if kind.endswith(PROBE) else f"{kind}, fine-tuned"
 
 
 def _cell(name: str, numbers: list[float]) -> str:
@@ -71,7 +80,7 @@ def _cell(name: str, numbers: list[float]) -> str:
     if name in COUNTED:
         return f"{statistics.mean(numbers):,.0f}"
     error = _error(numbers)
-    digits = 1 if name.endswith("fine-tuned") else 4
+    digits = 1 if name.endswith(("fine-tuned", PROBE)) else 4
     text = f"{statistics.mean(numbers):.{digits}f}"
     return text + (f" ± {error:.{digits}f} ({len(numbers)})" if error is not None else " (1)")
 

@@ -153,6 +153,27 @@ def test_a_cell_is_the_mean_over_seeds_and_its_standard_error(
     assert "| accuracy | 0.1000 (1) |" in second
 
 
+def test_a_task_says_how_it_was_learnt_and_stands_where_a_student_learnt_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Fine-tuned, or by a linear model; the teacher's scores are no row of their own at other budgets."""
+    from quality_tables import table
+
+    def line(kind: str, arm: str, tokens: str) -> str:
+        run = {"teacher": "a", "target": "1" if arm == "teacher" else "0.3", "arm": arm, "seed": 0, "tokens": tokens}
+        return json.dumps({**run, "kind": kind, "values": {"score": 81.24}, "seconds": 1, "parameters": 7})
+
+    results = tmp_path / "results.jsonl"
+    lines = [line("stsb probe", "teacher", "0"), line("stsb probe", "homotopic", "1M")]
+    lines += [line("stsb", "homotopic", "1M"), line("distil", "homotopic", "100k")]
+    results.write_text("\n".join(lines) + "\n")
+    table(results)
+    few, many = capsys.readouterr().out.split("### a to 0.3, 1M")
+    assert "| stsb probe | 81.2 (1) | 81.2 (1) |" in many
+    assert "| stsb, fine-tuned |  | 81.2 (1) |" in many
+    assert "stsb" not in few
+
+
 def test_budgets_are_drawn_against_each_other_where_there_are_several(tmp_path: Path) -> None:
     """In order of their numbers, not of their names, with the mean of each arm's seeds."""
     from quality_tables import DRAWN, budgets_figure, figures, gathered
