@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from transformers import AutoTokenizer, BertModel, PreTrainedTokenizerBase
@@ -136,7 +137,7 @@ def test_an_encoders_prompts_are_those_that_its_users_may_put_before_a_text(
 def test_a_run_learns_from_texts_after_the_prompts_that_its_teacher_comes_with(
     prompted: Callable[..., Path], corpus: Path, tmp_path: Path
 ) -> None:
-    """Some of each; the recipe's own in their place; and none where the embedding leaves them out again."""
+    """Some of each; the recipe's own in their place, or none; and none where the embedding leaves them out again."""
     teacher = prompted({"query": QUERY, "document": PASSAGE}, "query")
     tokenizer = AutoTokenizer.from_pretrained(teacher)
 
@@ -150,6 +151,8 @@ def test_a_run_learns_from_texts_after_the_prompts_that_its_teacher_comes_with(
     assert openings(run, (QUERY, PASSAGE)) == {QUERY, PASSAGE}
     other = {"length": 32, "prompts": ["old man: "]}
     assert openings(_prepared(teacher, corpus, tmp_path / "other", text=other), ("old man: ",)) == {"old man: "}
+    off = {"length": 32, "prompts": []}
+    assert openings(_prepared(teacher, corpus, tmp_path / "off", text=off), (QUERY, PASSAGE)) == {"none"}
     silent = prompted({"query": QUERY}, "query", counts=False)
     assert openings(_prepared(silent, corpus, tmp_path / "silent"), (QUERY,)) == {"none"}
 
@@ -157,12 +160,22 @@ def test_a_run_learns_from_texts_after_the_prompts_that_its_teacher_comes_with(
 def test_a_student_has_its_teachers_prompts_and_is_resumed_with_them(
     prompted: Callable[..., Path], corpus: Path, tmp_path: Path
 ) -> None:
-    """What `encode` puts before a text is the same of both."""
+    """What `encode` puts before a text is the same of both; a run that was only begun ends as one never stopped."""
     teacher = prompted({"query": QUERY, "document": ""})
-    result = homodistil.distil(teacher, corpus, "0.5", tmp_path / "run", steps=4, batch=4, text={"length": 32})
-    student = SentenceTransformer(str(result.students["0.5"]))
+    _prepared(teacher, corpus, tmp_path / "begun")
+    resumed = homodistil.resume(tmp_path / "begun").students["0.5"]
+    texts: dict[str, dict[str, Any]] = {"whole": {}, "alone": {"prompts": []}}
+    whole, alone = (
+        homodistil.distil(
+            teacher, corpus, "0.5", tmp_path / name, steps=4, batch=4, precision="fp32", text={"length": 32, **text}
+        ).students["0.5"]
+        for name, text in texts.items()
+    )
+    weights = [load_file(folder / "model.safetensors") for folder in (resumed, whole, alone)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
+    assert not all(torch.equal(weights[0][name], weights[2][name]) for name in weights[2])
+    student = SentenceTransformer(str(resumed))
     assert student.prompts == SentenceTransformer(str(teacher)).prompts == {"query": QUERY, "document": ""}
-    assert homodistil.resume(tmp_path / "run").students == result.students
 
 
 def test_a_trimmed_encoder_reads_every_text_after_every_prompt_as_before(

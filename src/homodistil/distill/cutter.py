@@ -20,8 +20,8 @@ class Cutter:
     """Turns texts into sequences of tokens.
 
     Blocks are full: special tokens at both ends, the texts in between joined by what ends a text. What is left
-    over at the end of the texts is dropped. Texts that are kept apart are read after one of the prompts, by the text
-    itself and not by its place, so that a stream and a file are read alike.
+    over at the end of the texts is dropped. Texts that are kept apart are read after one of the prompts, which is
+    chosen by the text itself and not by its place, so that a stream and a file are read alike.
     """
 
     def __init__(
