@@ -102,13 +102,13 @@ def _edited(made: PreTrainedModel, folder: Path, ids: torch.Tensor) -> float | N
 
 def in_a_run(teacher: Path, rounds: int) -> float:
     """Median seconds of one cut of a grain of hidden and ffn and a dimension of each head, in a run of ours."""
-    run = steps.ready(teacher, "1.0", batch=8)
-    steps.step(run, steps.batch_of(run), scored=True)
-    layout, spent = run.state.layout, []
-    shape = layout.shape(run.state.student)
-    smaller = {**shape, "hidden": shape["hidden"] - 8, "ffn": shape["ffn"] - 8, "head_dim": shape["head_dim"] - 1}
+    spent = []
     for _ in range(rounds):
-        state = copy.deepcopy(run.state)
+        run = steps.ready(teacher, "1.0", batch=8)
+        steps.step(run, steps.batch_of(run), scored=True)
+        state = run.state
+        layout, shape = state.layout, state.layout.shape(state.student)
+        smaller = {**shape, "hidden": shape["hidden"] - 8, "ffn": shape["ffn"] - 8, "head_dim": shape["head_dim"] - 1}
         started = time.perf_counter()
         keep = select(layout, layout.sizes(state.student), state.importance.ranking(), smaller)
         state.shrink(keep, compensate=True)

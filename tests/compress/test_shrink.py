@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import random
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from transformers import (
 from conftest import make
 from homodistil.axes.layout import Layout
 from homodistil.compress import importance
+from homodistil.compress import shrink as shrink_module
 from homodistil.compress.compensate import InputMoments, Inputs
 from homodistil.compress.shrink import Keep, cut, flat_index, narrowed, select, shrink
 from homodistil.errors import UserError
@@ -278,6 +280,22 @@ def test_ties_hold(model_class: Any) -> None:
     shrink(model, "0.5")
     assert model.cls.predictions.decoder.weight is model.bert.embeddings.word_embeddings.weight
     assert model.cls.predictions.decoder.bias is model.cls.predictions.bias
+
+
+def test_a_parameter_is_let_go_before_the_next_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make(BertForMaskedLM)
+    whole = [weakref.ref(p) for p in model.parameters()]
+    alive: list[int] = []
+    slices = shrink_module._sliced
+
+    def counted(tensor: Tensor, indices: list[Tensor | None]) -> Tensor:
+        alive.append(sum(p() is not None for p in whole))
+        return slices(tensor, indices)
+
+    monkeypatch.setattr(shrink_module, "_sliced", counted)
+    shrink(model, "0.5")
+    assert alive == [alive[0] - n for n in range(len(alive))]
+    assert len(alive) > len(whole) / 2
 
 
 def test_frozen_parameters_stay_frozen() -> None:

@@ -123,7 +123,9 @@ def cut(
     places: dict[nn.Parameter, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         places.setdefault(parameter, []).append(name)
-    for old, names in places.items():
+    while places:
+        # one at a time, so that what is cut makes room for what is kept of the next
+        old, names = places.popitem()
         indices = [flat_index(dim, keep, layout.parent, sizes) for dim in layout.dims[names[0]]]
         if all(index is None for index in indices):
             continue
