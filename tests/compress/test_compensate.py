@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from conftest import make
 from homodistil.axes.layout import Layout
 from homodistil.compress.compensate import InputMoments, Inputs, compensate
 from homodistil.compress.shrink import Keep, stays
+from zoo import tiny
 
 HEAD_DIM, HIDDEN, LAYERS = 12, 48, 2
 IDS = torch.arange(21).reshape(3, 7) % 27
@@ -126,6 +128,51 @@ def test_covariances_are_kept_for_inputs_of_one_layer() -> None:
         kept = {name for name, inputs in moments.inputs.items() if inputs.covariance is not None}
         private = {f"encoder.layer.{k}.{n}.dense" for k in range(LAYERS) for n in ("output", "attention.output")}
         assert kept == (private if wanted else set())
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [("MPNet", "mpnet.encoder.layer.1.attention.attn.o"), ("T5", "encoder.block.1.layer.0.SelfAttention.o")],
+)
+def test_values_have_covariances_also_where_layers_share_their_heads(name: str, path: str) -> None:
+    """A table of positions that all layers read makes heads one axis; what the heads say is of one layer still."""
+    model = tiny(name)
+    moments = InputMoments(model, Layout.of(model))
+    said = {"decoder_input_ids": IDS} if name == "T5" else {}
+    with moments.listening(MASK, MASK), torch.no_grad():
+        model(input_ids=IDS, attention_mask=MASK, **said)
+    assert moments.inputs[path].covariance is not None
+
+
+@torch.no_grad()
+def test_inputs_in_bf16_with_a_large_mean_keep_their_covariance() -> None:
+    """A product that was rounded to bf16 would leave nothing of it beside the square of the mean."""
+    model = make(BertModel).bfloat16()
+    moments, path = InputMoments(model, Layout.of(model)), "encoder.layer.0.output.dense"
+    x = (20 + torch.randn(4096, 96, generator=torch.Generator().manual_seed(5))).bfloat16()
+    with moments.listening(torch.ones(1, 4096)):
+        model.get_submodule(path)(x[None])
+    found = moments.inputs[path].covariance
+    assert found is not None
+    torch.testing.assert_close(found, x.float().T.cov(correction=0), rtol=0, atol=0.01)
+
+
+@torch.no_grad()
+def test_a_covariance_that_rounding_has_spoilt_still_tells_what_it_can() -> None:
+    """Two units that say the same, told apart by less than nothing: the others tell as much as ever."""
+    torch.manual_seed(6)
+    x, layer, index = _rows(6), nn.Linear(6, 3), torch.arange(4)
+    x[:, 3] = x[:, 2]
+    before, alone, spoilt = layer(x), copy.deepcopy(layer), copy.deepcopy(layer)
+    mean, covariance = _moments(x)
+    assert covariance is not None
+    compensate(layer, Inputs(mean, covariance), index)
+    compensate(alone, Inputs(mean, None), index)
+    apart = torch.tensor([0.0, 0.0, 1.0, -1.0, 0.0, 0.0])
+    compensate(spoilt, Inputs(mean, covariance - 0.05 * covariance.trace() * torch.outer(apart, apart)), index)
+    missed = [(_cut(each, x, index) - before).square().mean() for each in (layer, spoilt, alone)]
+    assert missed[1] == pytest.approx(missed[0], rel=0.05)
+    assert missed[1] < 0.7 * missed[2]
 
 
 def test_a_batch_without_tokens_leaves_the_moments() -> None:

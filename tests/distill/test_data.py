@@ -12,11 +12,17 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.normalizers import Lowercase
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
 
-from homodistil.distill.collate import Collator, batches
-from homodistil.distill.cutter import Cutter
-from homodistil.distill.data import Corpus, load_corpus
+from homodistil.distill.collate import Collator, batches, draws, heldout_draws
+from homodistil.distill.cutter import Blocks, Cutter
+from homodistil.distill.data import Corpus, load_corpus, tokenise
 from homodistil.errors import UserError
+from homodistil.text import open_text
 
 TEXTS = [f"the {n} man sees a {m} cat on the house" for n in ("one", "two", "old") for m in ("red", "blue", "big")] * 6
 
@@ -55,7 +61,7 @@ def test_every_kind_of_data_holds_the_same_texts(kind: str, tokenizer: Any, tmp_
     data = _write(kind, tmp_path)
     expected = sorted(tuple(ids) for ids in tokenizer(TEXTS)["input_ids"])
     for stream in (False, True):
-        corpus = load_corpus(data, tokenizer, length=32, packed=False, stream=stream, batch=4)
+        corpus = load_corpus(data, tokenizer, length=32, packed=False, stream=stream, batch=1)
         seen = _sequences(corpus, len(TEXTS) - len(corpus.heldout)) + [list(s) for s in corpus.heldout]
         assert sorted(map(tuple, seen)) == expected
 
@@ -63,7 +69,7 @@ def test_every_kind_of_data_holds_the_same_texts(kind: str, tokenizer: Any, tmp_
 def test_blocks_are_full_and_lose_only_the_rest(tokenizer: Any, tmp_path: Path) -> None:
     """Special tokens at both ends, texts joined by what ends one, in order."""
     cutter = Cutter(tokenizer, "text", 16, packed=True)
-    blocks = cutter({"text": TEXTS})["input_ids"]
+    blocks = Blocks(cutter)(cutter({"text": TEXTS}))["input_ids"]
     assert {len(block) for block in blocks} == {16}
     assert all(b[0] == tokenizer.cls_token_id and b[-1] == tokenizer.sep_token_id for b in blocks)
     inside = [token for block in blocks for token in block[1:-1]]
@@ -72,6 +78,22 @@ def test_blocks_are_full_and_lose_only_the_rest(tokenizer: Any, tmp_path: Path) 
     ]
     assert inside == joined[: len(inside)]
     assert len(joined) - len(inside) < 14
+
+
+def test_blocks_do_not_depend_on_how_many_texts_come_at_a_time(tokenizer: Any, tmp_path: Path) -> None:
+    """A file by one process and by three, a stream, and text by text: the same blocks, though none fills one alone."""
+    texts = TEXTS * 40
+    (tmp_path / "texts.txt").write_text("\n".join(texts))
+    cutter = Cutter(tokenizer, "text", 64, packed=True)
+    one_by_one = Blocks(cutter)
+    expected = [block for text in texts for block in one_by_one(cutter({"text": [text]}))["input_ids"]]
+    assert len(expected) == sum(len(ids) + 1 for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]) // 62
+    assert [ids for ids, _ in cutter.stream(texts)] == expected
+    for workers in (1, 3):
+        opened = open_text(str(tmp_path / "texts.txt"), "text")
+        assert isinstance(opened, Dataset)
+        opened._fingerprint = f"{opened._fingerprint}-{workers}"
+        assert tokenise(opened, cutter, workers)["input_ids"][:] == expected
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -88,19 +110,36 @@ def test_batches_can_be_entered_anywhere(stream: bool, packed: bool, tokenizer: 
         assert all(torch.equal(later[k], first[start][k]) for k in later)
 
 
-def test_each_epoch_has_each_sequence_once_and_none_that_is_held_out(tokenizer: Any, tmp_path: Path) -> None:
-    """In another order each time."""
+def test_an_epoch_leaves_less_than_a_batch_out_and_has_none_twice_or_held_out(tokenizer: Any, tmp_path: Path) -> None:
+    """In another order each time, without others each time."""
     numbered = tmp_path / "numbered.txt"
     words = ["cat", "dog", "tree", "house", "man", "red", "blue"]
     texts = [" ".join(choice) for choice in itertools.permutations(words, 3)]
     numbered.write_text("\n".join(texts))
     corpus = load_corpus(str(numbered), tokenizer, length=16, packed=False, heldout=0.1, batch=8)
-    size = len(texts) - len(corpus.heldout)
-    epochs = [[tuple(s) for s in _sequences(corpus, size, start=k * size)] for k in range(2)]
-    assert len(set(epochs[0])) == size
-    assert sorted(epochs[0]) == sorted(epochs[1])
+    size = (len(texts) - len(corpus.heldout)) // 8 * 8
+    epochs = [[tuple(s) for s in _sequences(corpus, size, start=k * size)] for k in range(3)]
+    assert all(len(set(epoch)) == size for epoch in epochs)
+    assert len(set().union(*epochs)) == len(texts) - len(corpus.heldout) > size
     assert epochs[0] != epochs[1]
     assert not set(epochs[0]) & {tuple(s) for s in corpus.heldout}
+
+
+def test_texts_of_one_length_come_together_in_every_epoch(tokenizer: Any, tmp_path: Path) -> None:
+    """Also where the texts fill no whole number of batches."""
+    (tmp_path / "texts.txt").write_text("\n".join(" ".join(["cat"] * (1 + n % 40)) for n in range(203)))
+    corpus = load_corpus(str(tmp_path / "texts.txt"), tokenizer, length=64, packed=False, batch=8)
+    lengths = [[len(s) for s in draw.sequences] for draw in itertools.islice(draws(corpus.train, 8, start=0), 100)]
+    assert all(max(batch) - min(batch) <= 4 for batch in lengths)
+    assert len(set(map(max, lengths))) > 20
+
+
+@pytest.mark.parametrize(("texts", "size", "batches_of"), [(33, 32, [16, 17]), (64, 32, [32, 32]), (3, 32, [3])])
+def test_held_out_batches_are_of_one_size(texts: int, size: int, batches_of: list[int]) -> None:
+    """So that the mean over batches is one over texts, and none is compared with nothing."""
+    made = list(heldout_draws(list(range(texts)), size))
+    assert [len(draw.sequences) for draw in made] == batches_of
+    assert [n for draw in made for n in draw.sequences] == list(range(texts))
 
 
 def test_masks_fall_on_ordinary_tokens_and_labels_are_what_was_there(tokenizer: Any) -> None:
@@ -152,6 +191,37 @@ def test_text_is_tokenised_once(tokenizer: Any, tmp_path: Path, monkeypatch: pyt
     assert len(calls) == made
     load_corpus(data, tokenizer, length=32, packed=True)
     assert len(calls) > made
+
+
+def test_texts_that_end_otherwise_are_tokenised_anew(tokenizer: Any, tmp_path: Path) -> None:
+    """Two tokenizers with one backend, and another token between two texts."""
+    data, ended = _write("txt", tmp_path), []
+    for eos in ("[MASK]", "[PAD]"):
+        plain = copy.deepcopy(tokenizer)
+        plain.backend_tokenizer.post_processor = None
+        plain.eos_token = eos
+        blocks = _sequences(load_corpus(data, plain, length=24, packed=True), 8)
+        ended.append({plain.convert_tokens_to_ids(t) for t in ("[MASK]", "[PAD]")} & {t for b in blocks for t in b})
+    assert ended == [{tokenizer.mask_token_id}, {tokenizer.pad_token_id}]
+
+
+def test_special_tokens_are_found_also_of_alphabets_without_an_a(tokenizer: Any) -> None:
+    """As of proteins, whose tokenizers make nothing of small letters."""
+    backend = Tokenizer(BPE({"[CLS]": 0, "[SEP]": 1, "M": 2, "K": 3}, merges=[]))
+    backend.post_processor = TemplateProcessing("[CLS] $A [SEP]", special_tokens=[("[CLS]", 0), ("[SEP]", 1)])
+    proteins = PreTrainedTokenizerFast(tokenizer_object=backend, cls_token="[CLS]", sep_token="[SEP]")
+    assert proteins("a", add_special_tokens=False)["input_ids"] == []
+    cutter = Cutter(proteins, "text", 8, packed=False)
+    assert (cutter.prefix, cutter.suffix) == ([0], [1])
+    assert cutter({"text": ["MKM"]}) == {"input_ids": [[0, 2, 3, 2, 1]], "opening": [1]}
+
+
+def test_a_tokenizer_that_makes_nothing_of_any_text_is_refused() -> None:
+    """Where its special tokens stand could only be guessed."""
+    backend = Tokenizer(BPE({"[CLS]": 0, "M": 1}, merges=[]))
+    backend.normalizer = Lowercase()
+    with pytest.raises(UserError, match="makes no token of any text"):
+        Cutter(PreTrainedTokenizerFast(tokenizer_object=backend, cls_token="[CLS]"), "text", 8, packed=True)
 
 
 def test_a_stream_that_ends_and_cannot_be_read_again_says_so(tokenizer: Any) -> None:
@@ -211,5 +281,5 @@ def test_texts_of_a_block_are_apart_even_where_a_tokenizer_ends_none(tokenizer: 
     plain.eos_token = "[SEP]"
     cutter = Cutter(plain, "text", 8, packed=True)
     assert (cutter.prefix, cutter.suffix) == ([], [])
-    ids = cutter({"text": ["the cat sees", "the dog sees"]})["input_ids"][0]
+    ids = Blocks(cutter)(cutter({"text": ["the cat sees", "the dog sees"]}))["input_ids"][0]
     assert ids[3] == ids[7] == plain.eos_token_id

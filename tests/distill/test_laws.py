@@ -26,6 +26,7 @@ from homodistil.distill import attention, losses, maps, outputs
 from homodistil.distill.attention import IMPLEMENTATION, QueriesKeys, captured
 from homodistil.distill.collate import batches, draws, heldout_draws
 from homodistil.distill.descent import opposite
+from homodistil.distill.heldout import _answer, agreement
 from homodistil.distill.learning import calibrate
 from homodistil.distill.leaving import descent
 from homodistil.distill.prepare import Run, prepare
@@ -81,13 +82,20 @@ def _cut(run: Run) -> None:
 def test_an_uncut_student_has_exactly_zero_distillation_loss(
     model_class: type[PreTrainedModel], kind: str, precision: str, ready: Callable[..., Run]
 ) -> None:
-    """Every term but the student's own language modelling is 0.0, in both precisions."""
+    """Every term but the student's own language modelling is 0.0, in both precisions, and so is its gradient: an
+    optimizer that evens gradients out would make steps of rounding.
+    """
     cosine = COSINE if model_class is BertModel else {}
     run = ready(model_class, precision=precision, losses={"attention_kind": kind} | cosine)
-    terms = {name: term.item() for name, term in _terms(run, _batch(run)).items()}
+    terms = _terms(run, _batch(run))
     own = terms.pop("lm", None)
     assert (own is not None) == (model_class is BertForMaskedLM)
-    assert terms == {"prediction": 0.0, "hidden": 0.0, "attention": 0.0, "embedding": 0.0} | dict.fromkeys(cosine, 0.0)
+    nothing = {"prediction": 0.0, "hidden": 0.0, "attention": 0.0, "embedding": 0.0} | dict.fromkeys(cosine, 0.0)
+    assert {name: term.item() for name, term in terms.items()} == nothing
+    run.objective.total(terms).backward()  # type: ignore[no-untyped-call]
+    gradients = [p.grad for p in run.state.student.parameters() if p.grad is not None]
+    assert gradients
+    assert not any(bool(gradient.any()) for gradient in gradients)
 
 
 @pytest.mark.parametrize("model_class", CLASSES)
@@ -338,6 +346,46 @@ def test_the_prediction_loss_is_scaled_by_the_temperature_squared() -> None:
     p, q = (torch.softmax(z / 3, -1) for z in (teacher, student))
     expected = 9 * (p * (p / q).log()).sum(-1).mean()
     torch.testing.assert_close(losses.prediction(student, teacher, 3.0), expected)
+
+
+def test_labels_that_do_not_exclude_each_other_are_told_by_sigmoids(
+    ready: Callable[..., Run], save_teacher: Callable[..., Path]
+) -> None:
+    """The loss is the divergence of each label's two outcomes, and agreement is of labels, of which many may hold."""
+    many = save_teacher(BertForSequenceClassification, problem_type="multi_label_classification", num_labels=5)
+    run = ready(BertForSequenceClassification, teacher=str(many))
+    assert run.teacher.kind == run.objective.kind == "many-labels"
+    assert _terms(run, _batch(run))["prediction"].item() == 0
+    draw = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(6, 5, generator=draw), torch.randn(6, 5, generator=draw)
+    p, q = (torch.stack((x, 1 - x)) for x in ((teacher / 2).sigmoid(), (student / 2).sigmoid()))
+    expected = 4 * (p * (p / q).log()).sum((0, 2)).mean()
+    torch.testing.assert_close(losses.many_labels(student, teacher, 2.0), expected)
+    assert losses.many_labels(teacher + 4, teacher, 1.0) > 1
+    said = [_answer("many-labels", logits) for logits in (student, teacher)]
+    assert agreement("many-labels", *said) == ((student > 0) == (teacher > 0)).float().mean()
+
+
+def test_a_batch_without_a_token_to_predict_has_no_loss(ready: Callable[..., Run]) -> None:
+    """As of texts of one token each for a model of next tokens; its gradients are nothing, and no division by it."""
+    run = ready(BertForMaskedLM)
+    _cut(run)
+    nothing = torch.zeros(0, dtype=torch.long)
+    terms = _terms(run, _batch(run) | {"positions": nothing, "labels": nothing})
+    assert (terms["lm"].item(), terms["prediction"].item()) == (0.0, 0.0)
+    run.objective.total(terms).backward()  # type: ignore[no-untyped-call]
+    assert all(bool(p.grad.isfinite().all()) for p in run.state.student.parameters() if p.grad is not None)
+
+
+def test_the_head_of_a_language_model_is_listened_to(ready: Callable[..., Run], tmp_path: Path) -> None:
+    """It reads the residual stream, and takes over the mean of what a cut takes from it, as all layers do."""
+    for importance in ("sensitivity", "output"):
+        run = ready(
+            BertForMaskedLM, out=str(tmp_path / importance), cutting={"calibration": 2, "importance": importance}
+        )
+        calibrate(run, draws(run.corpus.train, 4, start=0))
+        heard = {name for name in run.state.moments.inputs if name.startswith("cls.")}
+        assert heard == {"cls.predictions.transform.dense", "cls.predictions.decoder"}
 
 
 def test_lost_heads_are_left_out_of_the_comparison(ready: Callable[..., Run]) -> None:

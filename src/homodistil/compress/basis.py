@@ -168,7 +168,7 @@ def turn(model: PreTrainedModel, layout: Layout, moments: HeadMoments) -> None:
     Args:
         model: the model that was listened to.
         layout: its axes.
-        moments: of what its heads say; those that were not heard stay as they are.
+        moments: of what its heads say; those that were not heard, or said the same all along, stay as they are.
     """
     for heads in moments.heads:
         left: Tensor | None
@@ -182,7 +182,9 @@ def turn(model: PreTrainedModel, layout: Layout, moments: HeadMoments) -> None:
             right = moments.second(heads.right, centred=True)
         if left is None or right is None:
             continue
-        there, back = principal(left, right)
+        if (turned := principal(left, right)) is None:
+            continue
+        there, back = turned
         for matrix, parts in ((there, heads.left), (back, heads.right)):
             for part, name in itertools.product(parts, ("weight", "bias")):
                 if any(heads.axis in dim for dim in layout.dims.get(f"{part.layer}.{name}", ())):
@@ -190,9 +192,14 @@ def turn(model: PreTrainedModel, layout: Layout, moments: HeadMoments) -> None:
                     held.copy_((matrix @ rows).reshape(held.shape).to(held.dtype))
 
 
-def principal(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """C and C⁻ᵀ, each (heads, head_dim, head_dim), for the second moments of both sides of a product."""
-    a, b = (torch.linalg.cholesky(_with_ridge(moment)) for moment in (left, right))
+def principal(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor] | None:
+    """C and C⁻ᵀ, each (heads, head_dim, head_dim), for the second moments of both sides of a product.
+
+    None if rounding is all that is left of a moment about its mean, which then has no directions.
+    """
+    (a, of_left), (b, of_right) = (torch.linalg.cholesky_ex(_with_ridge(moment)) for moment in (left, right))
+    if bool(of_left.any() | of_right.any()):
+        return None
     u, s, _ = torch.linalg.svd(a.transpose(1, 2) @ b)
     root, u_t = s.sqrt()[:, :, None], u.transpose(1, 2)
     # Uᵀ A⁻¹ = (A⁻ᵀ U)ᵀ

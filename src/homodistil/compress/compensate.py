@@ -95,8 +95,8 @@ class InputMoments:
             _, rows, total, count = seen[id(x)]
             if self.covariance and self._has_input_alone(name):
                 with torch.autocast(x.device.type, enabled=False):
-                    # in the precision in which the model computes: the products are summed in float32 inside
-                    product = (rows.T @ rows).float()
+                    # in float32: what a mean leaves of a product that was rounded to bf16 is no covariance
+                    product = rows.float().T @ rows.float()
                 self.products[name] = product + self.products.get(name, 0)
             # a new tensor in any case: what layers read together they do not hold together
             self.sums[name] = total + self.sums.get(name, 0)
@@ -145,7 +145,8 @@ class InputMoments:
 
     def _has_input_alone(self, name: str) -> bool:
         cuttable = [p for p in read_dim(self.layout, name) if isinstance(p, str) and p not in self.layout.fixed]
-        return bool(cuttable) and all(self.layout.of_one_layer(p) for p in cuttable)
+        # heads may be one axis of all layers, where these share a table of positions, and their values are not
+        return any(self.layout.of_one_layer(p) for p in cuttable)
 
     def _readers(self) -> Iterator[tuple[str, nn.Module]]:
         for name, module in self.model.named_modules():
@@ -195,11 +196,20 @@ def compensate(layer: nn.Linear | Conv1D, inputs: Inputs, index: Tensor) -> None
         among = covariance[stay][:, stay]
         # above zero also where nothing varies at all
         ridge = RIDGE * among.diagonal().mean() + torch.finfo(dtype).tiny
-        among = among + ridge * torch.eye(len(stay), device=device)
-        factor, failed = torch.linalg.cholesky_ex(among)
-        if not bool(failed):
-            told = torch.cholesky_solve(covariance[stay][:, gone], factor)  # (stay, gone)
+        told = _solved(among, covariance[stay][:, gone], ridge)  # (stay, gone)
+        if bool(told.isfinite().all()):
             weight[:, stay] += (lost @ told.T).to(weight.dtype)
             guess = guess - mean[stay] @ told
     if layer.bias is not None:
         layer.bias.add_((lost @ guess.to(lost.dtype)).to(layer.bias.dtype))
+
+
+def _solved(covariance: Tensor, right: Tensor, ridge: Tensor) -> Tensor:
+    """(Σ + ridge)⁻¹ times the right side, where Σ may be a covariance only up to rounding."""
+    ridged = covariance + ridge * torch.eye(len(covariance), device=covariance.device)
+    factor, failed = torch.linalg.cholesky_ex(ridged)
+    if not bool(failed) or not bool(ridged.isfinite().all()):
+        return torch.cholesky_solve(right, factor)
+    # directions below zero are rounding, and there is nothing in them but the ridge
+    values, vectors = torch.linalg.eigh(covariance)
+    return vectors @ ((vectors.T @ right) / (values.clamp(min=0) + ridge)[:, None])

@@ -67,7 +67,9 @@ class Collator:
 def padded(sequences: Sequence[Tokens], tokenizer: PreTrainedTokenizerBase) -> dict[str, Tensor]:
     """`input_ids`, `attention_mask` and `ordinary` of sequences, padded to a multiple of 8."""
     width = -(-max(map(len, sequences)) // 8) * 8
-    ids = torch.full((len(sequences), width), tokenizer.pad_token_id)
+    # what stands where nobody looks, of a tokenizer without padding
+    padding = 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    ids = torch.full((len(sequences), width), padding)
     mask = torch.zeros_like(ids)
     for row, sequence in enumerate(sequences):
         ids[row, : len(sequence)] = torch.as_tensor(sequence)
@@ -78,7 +80,7 @@ def padded(sequences: Sequence[Tokens], tokenizer: PreTrainedTokenizerBase) -> d
 
 def of_batch(seed: int, index: int) -> torch.Generator:
     """What the noise of a batch is drawn with."""
-    return torch.Generator().manual_seed((seed + 1) * 2_000_003 + index)
+    return torch.Generator().manual_seed(((seed + 1) * 2_000_003 + index) % 2**63)
 
 
 class Collate(Protocol):
@@ -109,6 +111,12 @@ def batches(source: Source, collate: Collate, size: int, *, start: int) -> Itera
 
 
 def heldout_draws(sequences: Sequence[Any], size: int) -> Iterator[Draw]:
-    """What the held-out batches are made of; with numbers of their own, so that they are masked alike each time."""
-    for index, at in enumerate(range(0, len(sequences), size)):
-        yield Draw(sequences[at : at + size], -1 - index)
+    """What the held-out batches are made of; with numbers of their own, so that they are masked alike each time.
+
+    As few as `size` allows, all of nearly one size: the mean over batches is then one over sequences, and no text
+    stands alone, without others that its similarities could be to.
+    """
+    count = -(-len(sequences) // size)
+    edges = [len(sequences) * k // count for k in range(count + 1)]
+    for index, (at, end) in enumerate(itertools.pairwise(edges)):
+        yield Draw(sequences[at:end], -1 - index)

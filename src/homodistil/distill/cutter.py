@@ -19,9 +19,9 @@ from homodistil.errors import UserError
 class Cutter:
     """Turns texts into sequences of tokens.
 
-    Blocks are full: special tokens at both ends, the texts in between joined by what ends a text. What is left
-    over at the end of the texts is dropped. Texts that are kept apart are read after one of the prompts, which is
-    chosen by the text itself and not by its place, so that a stream and a file are read alike.
+    Of texts that are packed they are what `Blocks` joins: the texts' own tokens and what ends a text. Texts that are
+    kept apart are read after one of the prompts, which is chosen by the text itself and not by its place, so that a
+    stream and a file are read alike.
     """
 
     def __init__(
@@ -43,11 +43,7 @@ class Cutter:
                 f"Use --text.length {longest} or less.",
             )
         self.length = length
-        # where the tokenizer puts its special tokens, found by letting it do so
-        plain: list[int] = tokenizer("a", add_special_tokens=False)["input_ids"]
-        wrapped: list[int] = tokenizer("a")["input_ids"]
-        at = next((i for i in range(len(wrapped)) if wrapped[i : i + len(plain)] == plain), 0)
-        self.prefix, self.suffix = wrapped[:at], wrapped[at + len(plain) :]
+        self.prefix, self.suffix = _special_tokens(tokenizer)
         # what stands between two texts of a block, also where the tokenizer itself ends a text by nothing
         eos = tokenizer.eos_token_id
         self.ends = self.suffix or ([eos] if eos is not None else [])
@@ -75,10 +71,7 @@ class Cutter:
             return self._after_prompts(texts)
         # longer than the model reads is what packing is for; verbose=False keeps the tokenizer from warning of it
         plain = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-        joined = list(itertools.chain.from_iterable(ids + self.ends for ids in plain))
-        room = self.length - len(self.prefix) - len(self.suffix)
-        blocks = [joined[i : i + room] for i in range(0, len(joined) - room + 1, room)]
-        return {"input_ids": [self.prefix + block + self.suffix for block in blocks]}
+        return {"input_ids": [ids + self.ends for ids in plain]}
 
     def _opening(self, prompt: str) -> Tokens:
         """What a text opens with after a prompt, up to where the text itself may change a token."""
@@ -110,17 +103,63 @@ class Cutter:
 
     def stream(self, texts: Iterable[str]) -> Iterator[tuple[Tokens, int]]:
         """Cut texts as they come, some hundred at a time: sequences, and how many tokens each opens with."""
-        iterator = iter(texts)
+        iterator, blocks = iter(texts), Blocks(self)
         while chunk := list(itertools.islice(iterator, 256)):
             made = self({self.column: chunk})
+            if self.packed:
+                made = blocks(made)
             yield from zip(made["input_ids"], made.get("opening", itertools.repeat(len(self.prefix))), strict=False)
 
     def fingerprint(self, data: Dataset) -> str:
         """A name for the result, so that the same text is tokenised once and found in the cache afterwards."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         identity = backend.to_str() if backend is not None else repr(self.tokenizer)
-        parts = (data._fingerprint, identity, self.column, self.length, self.packed, self.target, self.prompts)
-        return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+        # two tokenizers may have one backend and end texts by different tokens
+        parts = (data._fingerprint, identity, self.ends, self.column, self.length, self.packed, self.target)
+        return hashlib.sha256(repr((*parts, self.prompts)).encode()).hexdigest()[:32]
+
+
+class Blocks:
+    """Joins tokenised texts, some at a time, into blocks that are full: special tokens at both ends, texts in between.
+
+    What does not fill a block waits for the next texts, so that nothing is lost but the rest of the last ones, and the
+    blocks are the same however many texts come at a time.
+    """
+
+    def __init__(self, cutter: Cutter) -> None:
+        self.prefix, self.suffix = cutter.prefix, cutter.suffix
+        self.room = cutter.length - len(self.prefix) - len(self.suffix)
+        self.rest: list[int] = []
+
+    def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        """The blocks that are full now, under `input_ids`, as the texts are."""
+        joined = [*self.rest, *itertools.chain.from_iterable(rows["input_ids"])]
+        full = len(joined) // self.room * self.room
+        self.rest = joined[full:]
+        blocks = (joined[at : at + self.room] for at in range(0, full, self.room))
+        return {"input_ids": [[*self.prefix, *block, *self.suffix] for block in blocks]}
+
+
+def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """What a tokenizer puts before and after a text, found by letting it do so.
+
+    Raises:
+        UserError: it makes nothing of any of its own tokens.
+    """
+    special = set(tokenizer.all_special_ids)
+    own = (tokenizer.decode([token]) for token in range(len(tokenizer)) if token not in special)
+    # an alphabet of its own, as of proteins, may have no "a"
+    for text in itertools.chain(["a"], own):
+        plain: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+        wrapped: list[int] = tokenizer(text)["input_ids"]
+        at = next((i for i in range(len(wrapped)) if wrapped[i : i + len(plain)] == plain), None)
+        if plain and at is not None:
+            return wrapped[:at], wrapped[at + len(plain) :]
+    raise UserError(
+        f"Cannot read text with this {type(tokenizer).__name__}: it makes no token of any text.",
+        "A tokenizer must make the same tokens of a text with special tokens around it as without.",
+        "Save the tokenizer that the model was trained with into the teacher's folder.",
+    )
 
 
 def _is_text(value: Any) -> bool:

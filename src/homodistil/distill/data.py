@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
-from homodistil.distill.cutter import Cutter
+from homodistil.distill.cutter import Blocks, Cutter
 from homodistil.distill.sources import Cropper, Pieces, Shuffled, Source, Stream, Tokens
 from homodistil.errors import UserError
 from homodistil.text import open_text
@@ -128,19 +128,26 @@ def _streamed(name: object, cutter: Cutter, cropper: Cropper, texts: Iterable[st
 
 
 def tokenise(opened: Dataset, cutter: Cutter, workers: int) -> Dataset:
-    """Cut a whole dataset, in parallel, with the result cached under a fingerprint of text, tokenizer and options."""
+    """Cut a whole dataset, with the result cached under a fingerprint of text, tokenizer and options.
+
+    Texts are tokenised in parallel. Blocks are joined by one process, so that they do not depend on how many there are.
+    """
     processes = workers or min(os.cpu_count() or 1, 1 + len(opened) // 20_000)
     if processes > 1:
         # each process is one thread: the tokenizers library's own threads do not live through a fork
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    return opened.map(
+    name = cutter.fingerprint(opened)
+    tokens = opened.map(
         cutter,
         batched=True,
         batch_size=1000,
         num_proc=processes if processes > 1 else None,
         remove_columns=opened.column_names,
-        new_fingerprint=cutter.fingerprint(opened),
+        new_fingerprint=name,
     )
+    if not cutter.packed:
+        return tokens
+    return tokens.map(Blocks(cutter), batched=True, batch_size=1000, new_fingerprint=f"{name}-blocks")
 
 
 def heldout_count(share: float, count: int) -> int:

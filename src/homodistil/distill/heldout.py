@@ -61,7 +61,9 @@ def measure(
 
 
 def agreement(kind: Kind, ours: Tensor, others: Tensor) -> float:
-    """Embeddings: Spearman's correlation of all pairs' similarities. Numbers: of the numbers. Classes: share equal."""
+    """Embeddings: Spearman's correlation of all pairs' similarities. Numbers: of the numbers. Classes, and each of many
+    labels: the share that is equal.
+    """
     if kind == "similarity":
         pairs = torch.triu_indices(len(ours), len(ours), 1)
         ours, others = ((e @ e.T)[pairs[0], pairs[1]] for e in (ours, others))
@@ -81,4 +83,6 @@ def _answer(kind: Kind, prediction: Tensor) -> Tensor:
     prediction = prediction.float().cpu()
     if kind == "similarity":
         return prediction
+    if kind == "many-labels":
+        return prediction > 0
     return prediction[:, 0] if prediction.shape[-1] == 1 else prediction.argmax(-1)

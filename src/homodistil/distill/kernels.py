@@ -31,6 +31,18 @@ def over_vocabulary(
     return both
 
 
+def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T² · KL(softmax(teacher/T) ‖ softmax(student/T)), mean over rows.
+
+    Args:
+        student: logits, (rows, classes).
+        teacher: logits, the same shape, without gradients.
+        temperature: T.
+    """
+    nothing = torch.zeros(len(student), dtype=torch.long, device=student.device)
+    return over_vocabulary(student, teacher, nothing, temperature)[1]
+
+
 def squared_distance(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     """Mean of squared differences over the tokens of a mask and over the last dimension.
 

@@ -65,6 +65,10 @@ def calibrate(run: Run, feed: Iterator[Draw]) -> Iterator[Draw]:
             asked = state.importance.method == "output"
             with torch.set_grad_enabled(asked), run.precision, _listening(state, batch):
                 mine = run.runner(state.student, batch)
+                if mine.tokens is not None:
+                    with torch.no_grad():
+                        for part in mine.tokens.chunks():
+                            mine.tokens.head(mine.tokens.states[part])
             if asked:
                 state.importance.update(_output(run, mine, -index))
         score(state)
@@ -160,7 +164,8 @@ def _forward(
             theirs = run.runner(run.teacher.model, batch)
         with listening:
             mine = run.runner(run.state.student, batch)
-        return run.objective.terms(mine, theirs, batch, whence), mine
+            # the head of a language model reads, too, and it is the losses that ask it
+            return run.objective.terms(mine, theirs, batch, whence), mine
 
 
 def _backward(run: Run, terms: Mapping[str, Tensor]) -> Terms:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from homodistil.distill.attention import QueriesKeys
-from homodistil.distill.kernels import over_vocabulary, squared_distance
+from homodistil.distill.kernels import divergence, over_vocabulary, squared_distance
 from homodistil.distill.maps import map_distance, score_distance
 from homodistil.distill.outputs import TokenPredictions
 
@@ -24,7 +24,8 @@ def tokens(
     """L_lm and L_pred of language models: cross-entropy of the student's own predictions, and `prediction`.
 
     Both are means over predicted positions, without all logits at once: chunks of positions are predicted one after
-    the other, and again in the backward pass. Without a teacher, L_pred is 0.
+    the other, and again in the backward pass. Without a teacher, L_pred is 0; without a position, as in a batch of
+    texts of one token each, both are.
     """
 
     def chunk(mine: Tensor, theirs: Tensor | None, right: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,17 +43,28 @@ def tokens(
         else:
             # nothing is drawn in it
             sums.append(checkpoint(chunk, *inputs, use_reentrant=False, preserve_rng_state=False))
-    own, other = (torch.stack(terms).sum() / len(labels) for terms in zip(*sums, strict=True))
+    own, other = (torch.stack(terms).sum() / max(1, len(labels)) for terms in zip(*sums, strict=True))
     return own, other
 
 
 def prediction(
     student: Float[Tensor, "rows classes"], teacher: Float[Tensor, "rows classes"], temperature: float
 ) -> Float[Tensor, ""]:
-    """T² · KL(softmax(z_t/T) ‖ softmax(z_s/T)), mean over rows: predicted positions, tokens or sequences."""
-    log_s = F.log_softmax(student.float() / temperature, dim=-1)
-    log_t = F.log_softmax(teacher.float() / temperature, dim=-1)
-    return temperature**2 * F.kl_div(log_s, log_t, reduction="batchmean", log_target=True)
+    """T² · KL(softmax(z_t/T) ‖ softmax(z_s/T)), mean over rows: tokens or sequences."""
+    return divergence(student, teacher, temperature)
+
+
+def many_labels(
+    student: Float[Tensor, "rows labels"], teacher: Float[Tensor, "rows labels"], temperature: float
+) -> Float[Tensor, ""]:
+    """T² · KL between the two Bernoulli distributions of each label, summed over labels, mean over rows.
+
+    Labels that do not exclude each other are told by sigmoids: a softmax would not see what all logits have in common.
+    """
+    mine, theirs = student.float() / temperature, teacher.float() / temperature
+    told = theirs.sigmoid()
+    both = [F.binary_cross_entropy_with_logits(x, told, reduction="none") for x in (mine, theirs)]
+    return temperature**2 * (both[0] - both[1]).sum(-1).mean()
 
 
 def regression(student: Float[Tensor, "rows 1"], teacher: Float[Tensor, "rows 1"]) -> Float[Tensor, ""]:
@@ -72,8 +84,7 @@ def similarity(
     if n < 2:
         return (student * 0).sum().float()
     rows_s, rows_t = (_to_others(x.float() @ x.float().T) / temperature for x in (student, teacher))
-    log_s, log_t = F.log_softmax(rows_s, dim=-1), F.log_softmax(rows_t, dim=-1)
-    return F.kl_div(log_s, log_t, reduction="batchmean", log_target=True)
+    return divergence(rows_s, rows_t, 1.0)
 
 
 def _to_others(square: Float[Tensor, "n n"]) -> Float[Tensor, "n others"]:

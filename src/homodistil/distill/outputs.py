@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -54,9 +55,9 @@ class TokenPredictions:
     vocab: int
 
     def chunks(self) -> list[slice]:
-        """Positions that are predicted together."""
+        """Positions that are predicted together; one part without any if there are none."""
         size = max(1, CHUNK // self.vocab)
-        return [slice(at, at + size) for at in range(0, len(self.states), size)]
+        return [slice(at, at + size) for at in range(0, max(1, len(self.states)), size)]
 
 
 @dataclass(frozen=True)
@@ -103,14 +104,16 @@ class Runner:
 
     def __call__(self, model: PreTrainedModel, batch: Batch) -> Outputs:
         """Run `model` on `batch`; gradients, precision and device are the caller's."""
-        heads = self.prediction and self.kind in ("labels", "token-labels", "span")
+        heads = self.prediction and self.kind in ("labels", "many-labels", "token-labels", "span")
         net = model if heads else model.base_model
         keep = captured() if self.attention else contextlib.nullcontext(())
         with keep as layers, without_padding() if unpadded(batch) else contextlib.nullcontext():
             if self.kind == "seq2seq-lm":
                 raw, hidden, masks = _both_sides(model, batch)
             else:
-                raw = net(**{name: batch[name] for name in self.inputs}, output_hidden_states=True)
+                # keys and values are kept for a next token, which never comes
+                options = {"use_cache": False} if _may_cache(type(net)) else {}
+                raw = net(**{name: batch[name] for name in self.inputs}, output_hidden_states=True, **options)
                 hidden = _states(raw)
                 masks = (batch["attention_mask"],) * len(hidden)
         made, tokens = None, None
@@ -145,6 +148,11 @@ class Runner:
         # most take the first token themselves; one that is a layer and nothing else is given it
         pooled: Tensor = pooler(last[:, 0].detach() if isinstance(pooler, nn.Linear) else last.detach())
         return pooled
+
+
+@functools.cache
+def _may_cache(model_class: type[PreTrainedModel]) -> bool:
+    return "use_cache" in inspect.signature(model_class.forward).parameters
 
 
 def _states(raw: Any) -> tuple[Tensor, ...]:
@@ -207,6 +215,7 @@ def _span(run: Runner, model: PreTrainedModel, raw: Any, last: Tensor, batch: Ba
 _PREDICT: dict[Kind, Callable[[Runner, PreTrainedModel, Any, Tensor, Batch], Tensor]] = {
     "similarity": _similarity,
     "labels": _labels,
+    "many-labels": _labels,
     "token-labels": _token_labels,
     "span": _span,
 }

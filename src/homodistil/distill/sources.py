@@ -34,7 +34,7 @@ class Source(Protocol):
 
 def of_epoch(seed: int, epoch: int) -> torch.Generator:
     """What the order of an epoch is drawn with."""
-    return torch.Generator().manual_seed((seed + 1) * 1_000_003 + epoch)
+    return torch.Generator().manual_seed(((seed + 1) * 1_000_003 + epoch) % 2**63)
 
 
 @dataclass(frozen=True)
@@ -105,14 +105,17 @@ class Shuffled:
         batch: sequences that are drawn together.
         seed: of the order.
         pieces: what they are cut down to; those of similar length come together then, in windows of `WINDOW` batches.
+            An epoch is whole batches then: others are left out of each.
     """
 
     def __init__(self, data: Dataset, batch: int, seed: int, pieces: Pieces | None = None) -> None:
         self.data, self.batch, self.seed, self.pieces = data, batch, seed, pieces
+        # a batch that went on in the next epoch would push all others out of step with their lengths
+        self.each = len(data) if pieces is None else max(len(data) // batch * batch, min(batch, len(data)))
 
     def sequences(self, start: int) -> Iterator[Tokens]:
         """The sequences from the `start`-th on, epoch after epoch."""
-        skip, within = divmod(start, len(self.data))
+        skip, within = divmod(start, self.each)
         for epoch in itertools.count(skip):
             cut = self._cut(epoch)
             order = self.order(epoch)[within if epoch == skip else 0 :]
@@ -122,9 +125,9 @@ class Shuffled:
                     yield cut(i, sequence)
 
     def order(self, epoch: int) -> list[int]:
-        """The indices of an epoch; each sequence comes once."""
+        """The indices of an epoch; no sequence comes twice."""
         generator = of_epoch(self.seed, epoch)
-        shuffled = torch.randperm(len(self.data), generator=generator)
+        shuffled = torch.randperm(len(self.data), generator=generator)[: self.each]
         if self.pieces is None:
             order: list[int] = shuffled.tolist()
             return order

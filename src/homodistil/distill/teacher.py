@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import (
     BaseImageProcessor,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -27,9 +28,10 @@ from homodistil.distill.folders import (
 from homodistil.distill.sentence import Pooling, folders_of, pooling_of, prompts_of, tail_of
 from homodistil.errors import UserError
 
-Kind = Literal["masked-lm", "causal-lm", "seq2seq-lm", "similarity", "labels", "token-labels", "span"]
+Kind = Literal["masked-lm", "causal-lm", "seq2seq-lm", "similarity", "labels", "many-labels", "token-labels", "span"]
 """What a model predicts: masked tokens; the next token; the next token of what it says to a text; an embedding whose
-similarities count; a label a sequence, image or token; the start and end of an answer."""
+similarities count; a label, or many that do not exclude each other, a sequence or image; a label a token; the start
+and end of an answer."""
 
 LANGUAGE_MODELS: tuple[Kind, ...] = ("masked-lm", "causal-lm", "seq2seq-lm")
 
@@ -40,7 +42,7 @@ INPUTS: dict[Reads, tuple[str, ...]] = {"text": ("input_ids", "attention_mask"),
 _KINDS: dict[str, Kind] = {
     "ForMaskedLM": "masked-lm",
     "ForCausalLM": "causal-lm",
-    "GPT2LMHeadModel": "causal-lm",
+    "LMHeadModel": "causal-lm",
     "ForConditionalGeneration": "seq2seq-lm",
     "ElectraForPreTraining": "token-labels",
     "ForSequenceClassification": "labels",
@@ -113,7 +115,7 @@ def load_teacher(source: str, *, trust_remote_code: bool = False) -> Teacher:
     """
     sentence_folder, folder = folders_of(source)
     model_class, config = model_class_of(source, folder, trust_remote_code, headless=sentence_folder is not None)
-    kind = _kind(model_class)
+    kind = _kind(model_class, config)
     pooling: Pooling = "mean" if _reads(model_class) == "text" else "cls"
     prompts: tuple[str, ...] = ()
     tail = None
@@ -214,11 +216,11 @@ def no_tokenizer(source: str) -> UserError:
     )
 
 
-def _kind(model_class: type[PreTrainedModel]) -> Kind:
+def _kind(model_class: type[PreTrainedModel], config: PretrainedConfig) -> Kind:
     name = model_class.__name__
     for suffix, kind in _KINDS.items():
         if name.endswith(suffix):
-            return kind
+            return "many-labels" if kind == "labels" and config.problem_type == "multi_label_classification" else kind
     raise UserError(
         f"Cannot distil a {name}.",
         "A teacher must be a masked, causal or sequence-to-sequence language model, a bare encoder, or have a "
