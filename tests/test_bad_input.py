@@ -11,7 +11,15 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from transformers import BertForMaskedLM, BertForNextSentencePrediction, BertModel, BloomConfig, BloomForCausalLM
+from transformers import (
+    BertForMaskedLM,
+    BertForNextSentencePrediction,
+    BertForSequenceClassification,
+    BertLMHeadModel,
+    BertModel,
+    BloomConfig,
+    BloomForCausalLM,
+)
 
 import homodistil
 from conftest import make
@@ -182,6 +190,26 @@ def test_options_that_cannot_be_used_are_refused(
     """Targets, budgets, unknown keys, wrong types and values out of range."""
     _refused(tmp_path / "run", pattern, teacher=masked_lm, data=corpus, **options)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("model_class", [BertModel, BertForSequenceClassification])
+def test_a_run_whose_losses_all_weigh_nothing_is_refused(
+    model_class: Any, save_teacher: Callable[..., Path], corpus: Path, tmp_path: Path
+) -> None:
+    """That of a language model counts for nothing where there is none."""
+    none = dict.fromkeys(("prediction", "hidden", "attention", "embedding"), 0)
+    teacher = save_teacher(model_class)
+    said = _refused(tmp_path / "run", "weight of each", teacher=teacher, data=corpus, target="0.5", losses=none)
+    assert "prediction, hidden, attention, embedding" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_encoder_with_a_head_for_next_tokens_is_refused(
+    save_teacher: Callable[..., Path], corpus: Path, tmp_path: Path
+) -> None:
+    """It would be distilled as if it embedded texts, and its head would never learn."""
+    teacher = save_teacher(BertLMHeadModel, is_decoder=True)
+    _refused(tmp_path / "run", "as a BertLMHeadModel", teacher=teacher, data=corpus, target="0.5")
 
 
 def test_a_run_never_overwrites_another(masked_lm: Path, corpus: Path, tmp_path: Path) -> None:

@@ -170,7 +170,7 @@ def test_a_covariance_that_rounding_has_spoilt_still_tells_what_it_can() -> None
     compensate(alone, Inputs(mean, None), index)
     apart = torch.tensor([0.0, 0.0, 1.0, -1.0, 0.0, 0.0])
     compensate(spoilt, Inputs(mean, covariance - 0.05 * covariance.trace() * torch.outer(apart, apart)), index)
-    missed = [(_cut(each, x, index) - before).square().mean() for each in (layer, spoilt, alone)]
+    missed = [(_cut(each, x, index) - before).square().mean().item() for each in (layer, spoilt, alone)]
     assert missed[1] == pytest.approx(missed[0], rel=0.05)
     assert missed[1] < 0.7 * missed[2]
 

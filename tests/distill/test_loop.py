@@ -40,6 +40,8 @@ from homodistil.reading import load
 from homodistil.recipe import Recipe
 from homodistil.settings import Cutting, Optim, Text
 
+WORDS = "one two red blue old small big".split()
+
 QUICK: dict[str, Any] = {"steps": 12, "batch": 4, "text": {"length": 32}, "precision": "fp32", "log_every": 3}
 
 OPEN = """
@@ -152,6 +154,78 @@ def test_a_stopped_run_goes_on_to_the_same_student(
     assert resumed.heldout == whole.heldout
     again = homodistil.resume(tmp_path / "stopped")
     assert again == resumed
+
+
+def _stopped_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the next run be asked to stop at a step."""
+    real = learning.learn
+
+    def learn(run: Any, batch: Any, number: int, **options: Any) -> Any:
+        if number == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(run, batch, number, **options)
+
+    monkeypatch.setattr(loop, "learn", learn)
+
+
+@pytest.mark.parametrize("trimmed", [False, True])
+def test_a_run_does_not_go_on_with_other_data(
+    trimmed: bool, masked_lm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Text of the same length, or so much longer that all steps would be done: what was learnt stays where it is."""
+    data, options = tmp_path / "data.txt", {**QUICK, "steps": None, "tokens": "1500", "trim_vocab": trimmed}
+    data.write_text("the man sees a cat\n" * 400)
+    _stopped_at(8, monkeypatch)
+    with pytest.raises(RunStopped):
+        homodistil.distil(masked_lm, data, "0.5", tmp_path / "run", **options)
+    for other in ("the red dog likes a tree\n" * 400, "the man sees a cat near a big house\n" * 4000):
+        data.write_text(other)
+        with pytest.raises(UserError, match="the data has changed"):
+            homodistil.resume(tmp_path / "run")
+        assert any((tmp_path / "run" / "checkpoints").iterdir())
+    data.write_text("the man sees a cat\n" * 400)
+    assert homodistil.resume(tmp_path / "run").students["0.5"].exists()
+
+
+def test_a_run_without_a_checkpoint_is_trimmed_to_the_text_that_is_there(
+    masked_lm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It starts anew, and so does its vocabulary."""
+    data = tmp_path / "data.txt"
+    data.write_text("the man sees a cat\n" * 200)
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as before, pytest.raises(KeyboardInterrupt):
+        before.setattr(loop, "learn", broken)
+        before.setattr(learning, "learn", broken)
+        homodistil.distil(masked_lm, data, "0.5", tmp_path / "run", trim_vocab=True, **QUICK)
+    data.write_text("two red dogs find one tree\n" * 200)
+    made = homodistil.resume(tmp_path / "run").students["0.5"]
+    assert "tree" in load_teacher(str(made)).tokenizer.get_vocab()
+
+
+def test_a_stream_that_ends_too_early_loses_nothing(masked_lm: Path, tmp_path: Path) -> None:
+    """What was learnt is saved, and goes on with a longer one to what the longer one gives at once."""
+    texts = [f"the {a} {b} sees a {c} near the house" for a in WORDS for b in WORDS for c in WORDS] * 4
+    options = QUICK | {"steps": 60, "cutting": {"calibration": 2}}
+    with pytest.raises(UserError, match="the stream of text has ended"):
+        homodistil.distil(masked_lm, iter(texts[:500]), ["0.75", "0.5"], tmp_path / "run", **options)
+    assert any((tmp_path / "run" / "checkpoints").iterdir())
+    resumed = homodistil.resume(tmp_path / "run", data=iter(texts))
+    whole = homodistil.distil(masked_lm, iter(texts), ["0.75", "0.5"], tmp_path / "at once", **options)
+    for target in ("0.75", "0.5"):
+        ours, theirs = (r.students[target] / "model.safetensors" for r in (resumed, whole))
+        assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_a_finished_run_keeps_no_checkpoint(masked_lm: Path, corpus: Path, tmp_path: Path) -> None:
+    """Also where it was killed between its last student and its end."""
+    homodistil.distil(masked_lm, corpus, "0.5", tmp_path / "run", **QUICK)
+    (tmp_path / "run" / "checkpoints" / "step-00000008").mkdir(parents=True)
+    homodistil.resume(tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_accumulated_batches_make_the_step_of_one_large_batch(encoder: Path, corpus: Path, tmp_path: Path) -> None:

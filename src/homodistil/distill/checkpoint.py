@@ -100,8 +100,14 @@ def every_unit(layout: Layout, sizes: Mapping[str, int]) -> dict[str, Tensor]:
     }
 
 
-def save(folder: Path, state: State, digest: str) -> None:
+def save(folder: Path, state: State, digest: str, data: str) -> None:
     """Save the state as the newest checkpoint in `folder`, and drop all but the one before.
+
+    Args:
+        folder: of all checkpoints.
+        state: of the run.
+        digest: of its recipe.
+        data: the identity of what it learns from.
 
     Raises:
         UserError: the disk is full or gone; earlier checkpoints are untouched.
@@ -121,18 +127,18 @@ def save(folder: Path, state: State, digest: str) -> None:
                 "batches": state.batches,
             }
             files = {f.name: _identity(f) for f in sorted(path.iterdir())}
-            (path / MANIFEST).write_text(json.dumps({"digest": digest, **counters, "files": files}))
+            (path / MANIFEST).write_text(json.dumps({"digest": digest, "data": data, **counters, "files": files}))
     except (OSError, SafetensorError) as error:
         raise disk_failure(target, error) from error
     for old in sorted(folder.glob("step-*"))[:-2]:
         shutil.rmtree(old)
 
 
-def restore(folder: Path, state: State, digest: str) -> None:
+def restore(folder: Path, state: State, digest: str, data: str) -> None:
     """Bring a fresh state, as at the start of the run, to the newest whole checkpoint; to none if there is none.
 
     Raises:
-        UserError: the checkpoints belong to another recipe, or none of them is whole.
+        UserError: the checkpoints belong to another recipe or to other data, or none of them is whole.
     """
     found = sorted(folder.glob("step-*"), reverse=True)
     whole = ((path, m) for path in found if (m := _manifest(path)) is not None)
@@ -150,6 +156,12 @@ def restore(folder: Path, state: State, digest: str) -> None:
             f"Cannot resume from {path}: it belongs to another recipe.",
             "A run goes on with the recipe that it was started with, or its result would be of neither.",
             "Undo the change in recipe.yaml, or start a new run with another --out.",
+        )
+    if manifest["data"] != data:
+        raise UserError(
+            f"Cannot resume from {path}: the data has changed since it was saved.",
+            "A run goes on with the data that it was started with: its order, its length and its tokens hang on it.",
+            "Put the data back as it was, or start a new run with another --out.",
         )
     tensors = {p.stem: load_file(p) for p in path.glob("*.safetensors")}
     _cut_to(state, tensors["origin"])

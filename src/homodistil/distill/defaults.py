@@ -181,7 +181,16 @@ def losses_for(recipe: Recipe, teacher: Teacher) -> Losses:
         "attention": (0.1 if kind == "relative" else 0.25) if family.attention_loss else 0.0,
     }
     left_open = {name: weight for name, weight in weights.items() if getattr(wanted, name) is None}
-    return replace(wanted, hidden_kind=kind, **left_open)  # type: ignore[arg-type]
+    losses: Losses = replace(wanted, hidden_kind=kind, **left_open)  # type: ignore[arg-type]
+    terms = [name for name, weight in weights.items() if weight] + ["embedding"]
+    terms += ["lm"] if teacher.kind in LANGUAGE_MODELS else []
+    if not any(getattr(losses, name) for name in {*terms, *weights}):
+        raise UserError(
+            f"Cannot learn from {teacher.source}: the weight of each of its losses is 0.",
+            f"A teacher of the kind {teacher.kind} has the losses {', '.join(terms)}, of which one must count.",
+            "Use, for example, --losses.hidden 1, or leave a weight out.",
+        )
+    return losses
 
 
 def computes_bf16(device: torch.device) -> bool:

@@ -27,7 +27,7 @@ from homodistil.distill.learning import calibrate, drawn, learn, rate, read_off,
 from homodistil.distill.leaving import PROBES, all_but_one, descent
 from homodistil.distill.prepare import Run, prepare
 from homodistil.distill.student import as_saved, save_student
-from homodistil.errors import RunStopped
+from homodistil.errors import RunStopped, UserError
 from homodistil.recipe import Recipe
 from homodistil.report.card import card
 from homodistil.report.live import Display
@@ -70,6 +70,8 @@ def distil(
     """
     run_dir = RunDir(Path(recipe.out))
     if resume and all((run_dir.student(t) / "config.json").exists() for t in recipe.target):
+        # a kill may have left them after the last student
+        shutil.rmtree(run_dir.checkpoints, ignore_errors=True)
         return _result(run_dir, recipe)
     display = display or Display.silent()
     with full_disk_explained(run_dir.path):
@@ -139,7 +141,13 @@ def _train(run: Run, display: Display, stop: list[int]) -> None:
         state.step = step
 
         # what it was, after all has been asked for and the next batches are made: a GPU computes meanwhile
-        before, (learnt, batches) = learnt, drawn(run, feed) if step < schedule.steps else ([], [])
+        before, (learnt, batches), ended = learnt, ([], []), None
+        if step < schedule.steps:
+            try:
+                learnt, batches = drawn(run, feed)
+            except UserError as error:
+                # what has been learnt is saved first
+                ended = error
         terms, counts = read_off(run, made, step, {"tokens": tokens_here, "asked to stop": len(stop)})
         tokens, stopping = int(counts["tokens"]), counts["asked to stop"] > 0
         state.tokens += tokens
@@ -175,9 +183,12 @@ def _train(run: Run, display: Display, stop: list[int]) -> None:
             _save_target(run, stage.target)
             display.say(f"{stage.target}: saved to {run.dir.student(stage.target)}")
         due = time.monotonic() - saved_at >= 60 * recipe.checkpoint_minutes
-        if processes.main and step < schedule.steps and (due or stopping):
-            checkpoint.save(run.dir.checkpoints, state, recipe.digest())
+        if processes.main and step < schedule.steps and (due or stopping or ended):
+            checkpoint.save(run.dir.checkpoints, state, recipe.digest(), run.corpus.identity)
             saved_at = time.monotonic()
+        if ended is not None:
+            processes.wait()
+            raise ended
 
         # stop
         if step < schedule.steps and stopping:

@@ -120,7 +120,9 @@ def _prepared(recipe: Recipe, resume: bool, texts: Iterable[str] | None, process
     recipe = replace(recipe, text=replace(recipe.text, prompts=prompts_for(recipe, teacher)))
     figures = teacher_figures(teacher.layout, teacher.layout.shape(teacher.model))
     vocabulary = None
-    if recipe.trim_vocab and not new and run_dir.vocabulary.exists():
+    # the main process looks again unless steps have been made by it: the data may be other data by now
+    known = not processes.main or (resume and any(run_dir.checkpoints.glob("step-*")))
+    if recipe.trim_vocab and known and run_dir.vocabulary.exists():
         vocabulary = Vocabulary.from_json(run_dir.vocabulary.read_text())
         teacher = trim(teacher, vocabulary)
     elif recipe.trim_vocab:
@@ -143,7 +145,7 @@ def _prepared(recipe: Recipe, resume: bool, texts: Iterable[str] | None, process
     schedule = schedule_for(recipe, planned, whole, steps)
     if new:
         run_dir.create(recipe.to_yaml())
-    if processes.main and vocabulary is not None and not run_dir.vocabulary.exists():
+    if processes.main and vocabulary is not None:
         write_text(run_dir.vocabulary, vocabulary.as_json())
 
     if processes.device.type == "cpu":
@@ -155,7 +157,7 @@ def _prepared(recipe: Recipe, resume: bool, texts: Iterable[str] | None, process
     state = first_state(recipe, teacher, origin, torch.bfloat16 if bf16 else torch.float32)
     if bf16:
         round_products(teacher.model)
-    checkpoint.restore(run_dir.checkpoints, state, recipe.digest())
+    checkpoint.restore(run_dir.checkpoints, state, recipe.digest(), corpus.identity)
     if processes.main:
         run_dir.rewind_metrics(state.step)
     return Run(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from homodistil.axes.layout import Layout
 from homodistil.compress.compensate import InputMoments
@@ -110,11 +110,16 @@ def _optimizer(
     moved = {"momentum": options.momentum, "scale": options.scale} if by_muon else {}
     groups: list[dict[str, Any]] = [
         {"params": [p for n, p in named if n in by_muon], "weight_decay": options.weight_decay, **moved},
-        {"params": [p for n, p in named if n not in by_muon and p.dim() > 1], "weight_decay": options.weight_decay},
+        {"params": [p for n, p in named if n not in by_muon and not _vector(p)], "weight_decay": options.weight_decay},
         # decay would pull norms and biases off the teacher's, and projections off the identity
-        {"params": [*(p for _, p in named if p.dim() <= 1), *projections.parameters()], "weight_decay": 0.0},
+        {"params": [*(p for _, p in named if _vector(p)), *projections.parameters()], "weight_decay": 0.0},
     ]
     return Muon(groups, dtype=dtype, betas=(options.beta1, options.beta2), eps=options.eps)
+
+
+def _vector(parameter: Tensor) -> bool:
+    """Whether it is one, as a class token is, (1, 1, hidden), too."""
+    return sum(size > 1 for size in parameter.shape) <= 1
 
 
 def _method(recipe: Recipe, teacher: Teacher) -> Method:

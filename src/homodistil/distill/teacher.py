@@ -134,6 +134,9 @@ def load_teacher(source: str, *, trust_remote_code: bool = False) -> Teacher:
             "A masked language model needs a tokenizer with a mask token, and this one has none.",
             "Use the tokenizer that the model was trained with.",
         )
+    if kind in ("labels", "many-labels") and _reads(model_class) == "text" and config.pad_token_id is None:
+        # a decoder reads its label off the last token that is no padding, by its configuration
+        model.config.pad_token_id = _padding_of(source, processor)
     layout = Layout.of(model)
     assert layout.family is not None
     if layout.family.decoder and kind != "seq2seq-lm":
@@ -201,6 +204,16 @@ def copy_of(teacher: Teacher) -> PreTrainedModel:
     student = copy.deepcopy(teacher.model)
     student.requires_grad_(True)
     return student.eval()
+
+
+def _padding_of(source: str, tokenizer: PreTrainedTokenizerBase) -> int:
+    if tokenizer.pad_token_id is None:
+        raise UserError(
+            f"Cannot distil {source}: nothing says which token is padding.",
+            "A decoder with a head for labels reads them off the last token of a text that is no padding.",
+            "Add pad_token_id to its config.json, and pad_token to its tokenizer_config.json.",
+        )
+    return int(tokenizer.pad_token_id)
 
 
 def _reads(model_class: type[PreTrainedModel]) -> Reads:
