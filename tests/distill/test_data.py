@@ -18,9 +18,10 @@ from tokenizers.normalizers import Lowercase
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from homodistil.distill.collate import Collator, batches, draws, heldout_draws
+from homodistil.distill.collate import Collator, batches, draws, heldout_draws, of_batch
 from homodistil.distill.cutter import Blocks, Cutter
 from homodistil.distill.data import Corpus, load_corpus, tokenise
+from homodistil.distill.sources import of_epoch
 from homodistil.errors import UserError
 from homodistil.text import open_text
 
@@ -214,6 +215,14 @@ def test_special_tokens_are_found_also_of_alphabets_without_an_a(tokenizer: Any)
     cutter = Cutter(proteins, "text", 8, packed=False)
     assert (cutter.prefix, cutter.suffix) == ([0], [1])
     assert cutter({"text": ["MKM"]}) == {"input_ids": [[0, 2, 3, 2, 1]], "opening": [1]}
+
+
+def test_any_seed_draws() -> None:
+    """As large as a date and a time, or as 63 bits hold; each its own."""
+    seeds = (0, 1, 20_261_127_131_739, 2**63 - 1)
+    for draw in (of_epoch, of_batch):
+        lots = {int(torch.randint(2**62, (1,), generator=draw(seed, number))) for seed in seeds for number in (0, 1)}
+        assert len(lots) == 2 * len(seeds)
 
 
 def test_a_tokenizer_that_makes_nothing_of_any_text_is_refused() -> None:

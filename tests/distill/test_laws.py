@@ -441,6 +441,15 @@ def test_heads_turn_before_they_lose_dimensions_and_the_student_says_the_same(
             assert (mine - theirs).square().mean() < 1e-8
 
 
+def test_heads_of_texts_that_are_all_alike_stay_as_they_are(ready: Callable[..., Run], tmp_path: Path) -> None:
+    """Rounding is all by which their tokens differ, and is no basis; the run goes on."""
+    (tmp_path / "alike.txt").write_text("a cat\nthe dog\n")
+    run = ready(BertModel, data=str(tmp_path / "alike.txt"), cutting={"calibration": 16}, batch=8)
+    calibrate(run, draws(run.corpus.train, 8, start=0))
+    assert all(bool(p.isfinite().all()) for p in run.state.student.parameters())
+    assert all(term.item() < 1e-6 for term in _terms(run, _batch(run)).values())
+
+
 def test_calibration_is_left_out_where_nothing_is_cut(ready: Callable[..., Run]) -> None:
     """At the teacher's own shape there is nothing to rank."""
     run = ready(BertForMaskedLM, target="1.0")

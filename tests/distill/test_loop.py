@@ -197,10 +197,10 @@ def test_a_run_without_a_checkpoint_is_trimmed_to_the_text_that_is_there(
     def broken(*_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as before, pytest.raises(KeyboardInterrupt):
-        before.setattr(loop, "learn", broken)
+    with monkeypatch.context() as before:
         before.setattr(learning, "learn", broken)
-        homodistil.distil(masked_lm, data, "0.5", tmp_path / "run", trim_vocab=True, **QUICK)
+        with pytest.raises(KeyboardInterrupt):
+            homodistil.distil(masked_lm, data, "0.5", tmp_path / "run", trim_vocab=True, **QUICK)
     data.write_text("two red dogs find one tree\n" * 200)
     made = homodistil.resume(tmp_path / "run").students["0.5"]
     assert "tree" in load_teacher(str(made)).tokenizer.get_vocab()

@@ -19,7 +19,10 @@ from homodistil.compress.shrink import select
 from homodistil.distill import optimizer as module
 from homodistil.distill.optimizer import BLOCK, NARROW, Muon, between_widths
 from homodistil.distill.prepare import Run, prepare
+from homodistil.distill.projections import Projections
+from homodistil.distill.start import _optimizer
 from homodistil.reading import build
+from homodistil.settings import Optim
 
 
 def _matrix(rows: int, columns: int, least: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -147,6 +150,18 @@ def ready(save_teacher: Callable[..., Path], corpus: Path, tmp_path: Path) -> Ca
         return prepare(build(values), resume=False, texts=None)
 
     return make_run
+
+
+def test_a_class_token_decays_no_more_than_a_bias() -> None:
+    """It is a vector, however many dimensions of one it is written with; a table of positions is none."""
+    model = zoo.tiny("ViT")
+    beside = Projections(2, pooled=False, narrow=48, wide=48)
+    optimizer = _optimizer(Optim(), Layout.of(model), model, beside, torch.float32)
+    still = {id(p) for group in optimizer.param_groups if not group["weight_decay"] for p in group["params"]}
+    named = {name.rpartition("embeddings.")[2]: id(p) in still for name, p in model.named_parameters()}
+    assert named["cls_token"]
+    assert not named["position_embeddings"]
+    assert not named["projection.weight"]
 
 
 def test_everything_else_moves_as_by_adamw_and_by_the_method_adamw_everything_does(

@@ -182,9 +182,11 @@ def turn(model: PreTrainedModel, layout: Layout, moments: HeadMoments) -> None:
             right = moments.second(heads.right, centred=True)
         if left is None or right is None:
             continue
-        if (turned := principal(left, right)) is None:
+        try:
+            there, back = principal(left, right)
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            # of what hardly varies about its mean rounding may be all that is left, and that has no directions
             continue
-        there, back = turned
         for matrix, parts in ((there, heads.left), (back, heads.right)):
             for part, name in itertools.product(parts, ("weight", "bias")):
                 if any(heads.axis in dim for dim in layout.dims.get(f"{part.layer}.{name}", ())):
@@ -192,14 +194,13 @@ def turn(model: PreTrainedModel, layout: Layout, moments: HeadMoments) -> None:
                     held.copy_((matrix @ rows).reshape(held.shape).to(held.dtype))
 
 
-def principal(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor] | None:
+def principal(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     """C and C⁻ᵀ, each (heads, head_dim, head_dim), for the second moments of both sides of a product.
 
-    None if rounding is all that is left of a moment about its mean, which then has no directions.
+    Raises:
+        LinAlgError: a moment is none: it has a direction with less than nothing in it.
     """
-    (a, of_left), (b, of_right) = (torch.linalg.cholesky_ex(_with_ridge(moment)) for moment in (left, right))
-    if bool(of_left.any() | of_right.any()):
-        return None
+    a, b = (torch.linalg.cholesky(_with_ridge(moment)) for moment in (left, right))
     u, s, _ = torch.linalg.svd(a.transpose(1, 2) @ b)
     root, u_t = s.sqrt()[:, :, None], u.transpose(1, 2)
     # Uᵀ A⁻¹ = (A⁻ᵀ U)ᵀ

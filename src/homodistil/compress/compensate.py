@@ -212,4 +212,5 @@ def _solved(covariance: Tensor, right: Tensor, ridge: Tensor) -> Tensor:
         return torch.cholesky_solve(right, factor)
     # directions below zero are rounding, and there is nothing in them but the ridge
     values, vectors = torch.linalg.eigh(covariance)
-    return vectors @ ((vectors.T @ right) / (values.clamp(min=0) + ridge)[:, None])
+    solved: Tensor = vectors @ ((vectors.T @ right) / (values.clamp(min=0) + ridge)[:, None])
+    return solved

@@ -112,7 +112,7 @@ class Runner:
                 raw, hidden, masks = _both_sides(model, batch)
             else:
                 # keys and values are kept for a next token, which never comes
-                options = {"use_cache": False} if _may_cache(type(net)) else {}
+                options = {"use_cache": False} if _may_cache(net) else {}
                 raw = net(**{name: batch[name] for name in self.inputs}, output_hidden_states=True, **options)
                 hidden = _states(raw)
                 masks = (batch["attention_mask"],) * len(hidden)
@@ -150,9 +150,8 @@ class Runner:
         return pooled
 
 
-@functools.cache
-def _may_cache(model_class: type[PreTrainedModel]) -> bool:
-    return "use_cache" in inspect.signature(model_class.forward).parameters
+def _may_cache(model: nn.Module) -> bool:
+    return "use_cache" in inspect.signature(model.forward).parameters
 
 
 def _states(raw: Any) -> tuple[Tensor, ...]:

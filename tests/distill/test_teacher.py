@@ -1,0 +1,93 @@
+"""What teachers come with, and what they are given that their folders leave out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    DynamicCache,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PreTrainedTokenizerBase,
+)
+
+import homodistil
+from conftest import WORDS
+from homodistil.distill.collate import padded
+from homodistil.distill.teacher import load_teacher
+from homodistil.errors import UserError
+
+QUICK: dict[str, Any] = {"steps": 4, "batch": 4, "text": {"length": 32}, "precision": "fp32"}
+CONFIG = LlamaConfig(
+    vocab_size=5 + len(WORDS), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, max_position_embeddings=64, pad_token_id=None, bos_token_id=2, eos_token_id=3,
+)  # fmt: skip
+
+
+def _saved(model_class: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, **roles: str | None) -> Path:
+    """A decoder whose configuration knows no padding, with a tokenizer whose special tokens have only these roles."""
+    torch.manual_seed(0)
+    model_class(CONFIG).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    file = folder / "tokenizer_config.json"
+    kept = {k: v for k, v in json.loads(file.read_text()).items() if not k.endswith("_token")}
+    file.write_text(json.dumps(kept | {"tokenizer_class": "PreTrainedTokenizerFast"} | roles))
+    (folder / "special_tokens_map.json").unlink(missing_ok=True)
+    return folder
+
+
+def test_a_decoder_with_a_head_for_labels_pads_as_its_tokenizer_does(
+    tokenizer: PreTrainedTokenizerBase, corpus: Path, tmp_path: Path
+) -> None:
+    """Its configuration is told which token that is, and so is its student's, which reads texts side by side."""
+    teacher = _saved(LlamaForSequenceClassification, tokenizer, tmp_path / "teacher", eos_token="[SEP]")
+    made = homodistil.distil(teacher, corpus, "0.5", tmp_path / "run", **QUICK).students["0.5"]
+    student = LlamaForSequenceClassification.from_pretrained(made).eval()
+    assert student.config.pad_token_id == tokenizer.sep_token_id
+    one, two = torch.tensor([[7, 8, 9]]), torch.tensor([[7, 8, 9, 3, 3], [7, 8, 9, 10, 11]])
+    with torch.no_grad():
+        alone = student(one).logits
+        beside = student(two, attention_mask=torch.tensor([[1, 1, 1, 0, 0], [1] * 5])).logits
+    torch.testing.assert_close(beside[:1], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_a_head_for_labels_without_any_padding_is_refused(
+    tokenizer: PreTrainedTokenizerBase, corpus: Path, tmp_path: Path
+) -> None:
+    """Nobody knows which token its label is read off; nothing is written."""
+    teacher = _saved(LlamaForSequenceClassification, tokenizer, tmp_path / "teacher")
+    with pytest.raises(UserError, match="which token is padding"):
+        homodistil.distil(teacher, corpus, "0.5", tmp_path / "run", **QUICK)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_language_model_needs_no_token_for_padding(
+    tokenizer: PreTrainedTokenizerBase, corpus: Path, tmp_path: Path
+) -> None:
+    """What stands in padding is read by nobody."""
+    teacher = _saved(LlamaForCausalLM, tokenizer, tmp_path / "teacher")
+    made = homodistil.distil(teacher, corpus, "0.5", tmp_path / "run", **QUICK).students["0.5"]
+    assert LlamaForCausalLM.from_pretrained(made).config.hidden_size == 16
+    plain = load_teacher(str(teacher)).tokenizer
+    assert plain.pad_token_id is None
+    batch = padded([[7, 8, 9], [7] * 9], plain)
+    assert batch["attention_mask"].sum(1).tolist() == [3, 9]
+    assert not bool((batch["ordinary"] * (1 - batch["attention_mask"])).any())
+
+
+def test_no_keys_and_values_are_kept_for_a_token_that_never_comes(
+    tokenizer: PreTrainedTokenizerBase, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would be held through the backward pass."""
+
+    def kept(*_: Any, **__: Any) -> Any:
+        raise AssertionError
+
+    teacher = _saved(LlamaForCausalLM, tokenizer, tmp_path / "teacher", eos_token="[SEP]")
+    monkeypatch.setattr(DynamicCache, "update", kept)
+    assert homodistil.distil(teacher, corpus, "0.5", tmp_path / "run", **QUICK).students["0.5"].exists()
