@@ -46,7 +46,7 @@ def folders_of(source: str, *, weights: bool = True) -> tuple[Path | None, str]:
 
     Raises:
         UserError: there is nothing at the path, it cannot be fetched whole, or the folder has modules that would have
-            to be cut.
+            to be cut, or its modules cannot be read.
     """
     path = Path(source).expanduser()
     if not path.exists():
@@ -62,16 +62,37 @@ def folders_of(source: str, *, weights: bool = True) -> tuple[Path | None, str]:
         path = fetched
     if not (path / "modules.json").exists():
         return None, str(path)
-    modules = json.loads((path / "modules.json").read_text())
-    names = {m["type"].rpartition(".")[2]: m["path"] for m in modules}
-    if strange := set(names) - _MODULES:
+    names = {str(m.get("type")).rpartition(".")[2]: m.get("path", "") for m in _modules(path)}
+    strange = ", ".join(sorted(set(names) - _MODULES))
+    if strange or "Transformer" not in names:
         raise UserError(
-            f"Cannot distil the sentence encoder {source}: it has a module {', '.join(sorted(strange))}.",
-            f"The modules of a sentence encoder must be {', '.join(sorted(_MODULES))}; others have "
-            "weights that no table describes.",
-            "Use a sentence encoder without them, or give the folder of its transformer alone.",
+            f"Cannot distil the sentence encoder {source}: it has {f'a module {strange}' if strange else 'no model'}.",
+            f"Its modules must be {', '.join(sorted(_MODULES))}, a Transformer among them; others have weights that "
+            "no table describes.",
+            "Use a sentence encoder with these alone, or give the folder of its transformer alone.",
         )
     return path, str(path / names["Transformer"])
+
+
+def _modules(folder: Path) -> list[dict[str, Any]]:
+    """The modules of a sentence-transformers folder, in the order in which a text passes them."""
+    modules: list[dict[str, Any]] = _read(folder / "modules.json", list)
+    return modules
+
+
+def _read(file: Path, kind: type = dict) -> Any:
+    """What a JSON file of a sentence-transformers folder says, which must be of the kind."""
+    try:
+        said = json.loads(file.read_bytes())
+        if not isinstance(said, kind):
+            raise ValueError(f"it holds a {type(said).__name__}, not a {kind.__name__}.")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"Cannot read {file} of the sentence encoder: {first_line(error)}",
+            "The files that name its modules and their options must be whole, as sentence-transformers writes them.",
+            "Download it or save it again, or give the folder of its transformer alone.",
+        ) from error
+    return said
 
 
 def _from_hub(name: str, weights: bool) -> Path | None:
@@ -106,13 +127,9 @@ def pooling_of(folder: Path) -> Pooling:
         UserError: in another way than ours, or in several.
     """
     options = _pooling_options(folder)
-    chosen: list[Any]
+    flags = [_POOLINGS.get(k, k) for k, on in options.items() if k.startswith("pooling_mode") and on]
     # folders written before version 5 have one flag a mode, later ones name the mode
-    chosen = (
-        [options["pooling_mode"]]
-        if "pooling_mode" in options
-        else [_POOLINGS.get(k, k) for k, on in options.items() if k.startswith("pooling_mode") and on]
-    )
+    chosen: list[Any] = [options["pooling_mode"]] if "pooling_mode" in options else flags
     if len(chosen) != 1 or chosen[0] not in _POOLINGS.values():
         raise UserError(
             f"Cannot distil the sentence encoder {folder}: it pools by {', '.join(map(str, chosen)) or 'nothing'}.",
@@ -130,7 +147,7 @@ def prompts_of(folder: Path) -> tuple[str, ...]:
     embedding leaves out again (see `counts_prompts`) are none.
     """
     file = folder / "config_sentence_transformers.json"
-    said = json.loads(file.read_text()) if file.exists() else {}
+    said = _read(file) if file.exists() else {}
     named: dict[str, str | None] = said.get("prompts") or {}
     usual = named.get(said.get("default_prompt_name") or "")
     found = tuple(dict.fromkeys(prompt or "" for prompt in (usual, *named.values())))
@@ -144,9 +161,8 @@ def counts_prompts(folder: Path) -> bool:
 
 def _pooling_options(folder: Path) -> dict[str, Any]:
     """What is written about its pooling; nothing if it has none."""
-    modules = json.loads((folder / "modules.json").read_text())
-    entry = next((m for m in modules if m["type"].endswith("Pooling")), None)
-    options: dict[str, Any] = json.loads((folder / entry["path"] / "config.json").read_text()) if entry else {}
+    entry = next((m for m in _modules(folder) if m["type"].endswith("Pooling")), None)
+    options: dict[str, Any] = _read(folder / entry["path"] / "config.json") if entry else {}
     return options
 
 
@@ -158,7 +174,7 @@ def tail_of(folder: Path, pooling: Pooling, *, trust_remote_code: bool = False) 
     Raises:
         UserError: they cannot be opened, or read something else than the pooled states.
     """
-    names = [m["type"].rpartition(".")[2] for m in json.loads((folder / "modules.json").read_text())]
+    names = [m["type"].rpartition(".")[2] for m in _modules(folder)]
     if "Dense" not in names:
         return None
 
@@ -209,13 +225,14 @@ def write_modules(folder: Path, source: Path, width: int, tail: nn.Sequential | 
         width: of the transformer's states.
         tail: the layers after the pooling, if there are any.
     """
-    modules = json.loads((source / "modules.json").read_text())
+    modules = _modules(source)
     layers: Any = iter(tail or ())
     for module in modules:
         place = source / module["path"]
         if module["type"].endswith("Transformer"):
-            if (place / "sentence_bert_config.json").exists():
-                shutil.copy(place / "sentence_bert_config.json", folder)
+            # sentence_bert_config.json, or what older versions called it after the model
+            for file in place.glob("sentence_*_config.json"):
+                shutil.copy(file, folder)
             module["path"] = ""
             continue
         (folder / module["path"]).mkdir(parents=True, exist_ok=True)
@@ -223,7 +240,7 @@ def write_modules(folder: Path, source: Path, width: int, tail: nn.Sequential | 
             next(layers).save(str(folder / module["path"]))
             continue
         for file in place.glob("*.json"):
-            options = json.loads(file.read_text())
+            options = _read(file)
             for key in ("word_embedding_dimension", "embedding_dimension"):
                 if key in options:
                     options[key] = width

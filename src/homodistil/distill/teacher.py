@@ -124,7 +124,7 @@ def load_teacher(source: str, *, trust_remote_code: bool = False) -> Teacher:
         tail = tail_of(sentence_folder, pooling, trust_remote_code=trust_remote_code)
     model = load_model(source, folder, model_class, config)
     if _reads(model_class) == "text":
-        processor = load_tokenizer(source, sentence_folder or folder, trust_remote_code)
+        processor = load_tokenizer(source, folder, trust_remote_code)
         check_vocabulary(source, processor, config.vocab_size)
     else:
         processor = load_image_processor(source, folder, config, trust_remote_code)
@@ -185,7 +185,7 @@ def unloaded(
     model_class, config = model_class_of(source, folder, trust_remote_code, headless=sentence_folder is not None)
     if _reads(model_class) == "images":
         raise no_tokenizer(source)
-    tokenizer = load_tokenizer(source, sentence_folder or folder, trust_remote_code)
+    tokenizer = load_tokenizer(source, folder, trust_remote_code)
     return on_meta(model_class, config), tokenizer, prompts_of(sentence_folder) if sentence_folder else ()
 
 

@@ -1,0 +1,108 @@
+"""Folders of sentence encoders: what older versions of the library wrote, and what is torn or missing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+
+import homodistil
+from conftest import WORDS
+from homodistil.distill.teacher import load_teacher
+from homodistil.errors import UserError
+
+TEXTS = ["the cat sees a dog", "a man", "one old house near the big red tree likes the small blue man"]
+
+
+@pytest.fixture
+def folder(encoder: Path, tmp_path: Path) -> Path:
+    """One as it is written today: the transformer lies in the folder itself."""
+    made = tmp_path / "encoder"
+    SentenceTransformer(modules=[Transformer(str(encoder)), Pooling(48, "mean"), Normalize()]).save(str(made))
+    return made
+
+
+@pytest.fixture
+def old(folder: Path, tmp_path: Path) -> Path:
+    """The same as it was written at first: the transformer and its tokenizer lie in a folder of their own."""
+    made = tmp_path / "old"
+    (made / "0_Transformer").mkdir(parents=True)
+    for place in folder.iterdir():
+        if place.is_dir():
+            shutil.copytree(place, made / place.name)
+        elif place.name not in ("modules.json", "config_sentence_transformers.json", "README.md"):
+            shutil.copy(place, made / "0_Transformer")
+    options = made / "0_Transformer" / "sentence_bert_config.json"
+    options.write_text(json.dumps({"max_seq_length": 9, "do_lower_case": False}))
+    options.rename(options.with_name("sentence_roberta_config.json"))
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[0]["path"] = "0_Transformer"
+    (made / "modules.json").write_text(json.dumps(modules))
+    return made
+
+
+def test_a_transformer_in_a_folder_of_its_own_is_found_with_its_tokenizer(
+    old: Path, folder: Path, tmp_path: Path
+) -> None:
+    """Planned and trimmed as any other; the library makes the same embeddings of what is saved, cut off alike."""
+    assert homodistil.plan(old, "0.5", data=TEXTS) == homodistil.plan(folder, "0.5", data=TEXTS)
+    made = homodistil.trim_vocabulary(old, TEXTS, tmp_path / "trimmed")
+    assert made.tokens[1] < made.tokens[0]
+    saved, source = SentenceTransformer(str(made.folder)), SentenceTransformer(str(old))
+    assert saved.max_seq_length == source.max_seq_length == 9
+    np.testing.assert_allclose(saved.encode(TEXTS), source.encode(TEXTS), atol=1e-6)
+
+
+def test_a_student_of_an_encoder_in_an_old_folder_is_one_that_the_library_opens(
+    old: Path, corpus: Path, tmp_path: Path
+) -> None:
+    """One that is whole and has not learnt makes its teacher's embeddings; a cut one is narrower."""
+    options: dict[str, Any] = {"steps": 4, "batch": 4, "text": {"length": 24}, "optim": {"learning_rate": 1e-9}}
+    made = homodistil.distil(old, corpus, ["1.0", "0.5"], tmp_path / "run", precision="fp32", **options).students
+    whole, half = (SentenceTransformer(str(made[target])) for target in ("1.0", "0.5"))
+    np.testing.assert_allclose(whole.encode(TEXTS), SentenceTransformer(str(old)).encode(TEXTS), atol=1e-5)
+    assert half.encode(TEXTS).shape == (len(TEXTS), 24)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("modules.json", '[{"idx": 0', "Cannot read .*modules.json"),
+        ("modules.json", "[]", "it has no model"),
+        ("modules.json", "{}", "it holds a dict, not a list"),
+        ("modules.json", '[{"idx": 0}]', "Cannot distil"),
+        ("1_Pooling/config.json", None, "No such file"),
+        ("1_Pooling/config.json", "{", "Cannot read .*config.json"),
+        ("1_Pooling/config.json", "[]", "it holds a list, not a dict"),
+        ("config_sentence_transformers.json", '{"prompts"', "Cannot read .*config_sentence_transformers.json"),
+        ("config_sentence_transformers.json", b"\xff\xfe{", "Cannot read .*config_sentence_transformers.json"),
+    ],
+)
+def test_a_file_that_is_torn_or_missing_is_named(
+    file: str, content: str | bytes | None, said: str, folder: Path
+) -> None:
+    """By who loads the teacher; who plans reads the modules alone, and says the same of them."""
+    if content is None:
+        (folder / file).unlink()
+    else:
+        (folder / file).write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(UserError, match=said) as refusal:
+        load_teacher(str(folder))
+    assert len(str(refusal.value).splitlines()) == 3
+    if file == "modules.json":
+        with pytest.raises(UserError, match=said):
+            homodistil.plan(folder, "0.5")
+
+
+def test_prompts_are_read_as_utf_8(folder: Path) -> None:
+    """Whatever the machine's own encoding is."""
+    prompt = f"für {WORDS[0]}: "
+    said = {"prompts": {"query": prompt}, "default_prompt_name": "query"}
+    (folder / "config_sentence_transformers.json").write_bytes(json.dumps(said, ensure_ascii=False).encode())
+    assert load_teacher(str(folder)).prompts == (prompt,)
