@@ -15,7 +15,7 @@ from datasets import Dataset
 from PIL import Image, ImageOps
 
 from homodistil.errors import UserError
-from homodistil.text import from_hub
+from homodistil.text import from_disk, from_hub
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 """Of the files that count as images; others in a folder are passed over."""
@@ -69,16 +69,16 @@ def open_images(data: str, column: str, *, channels: int = 3) -> Images:
         channels: that the images are to have, 3 or 1.
 
     Raises:
-        UserError: nothing is there, there are no images, there is no such column, or a file is no whole image.
+        UserError: nothing is there, there are no images, there is no such split or column, or a file is no whole
+            image.
     """
     path = Path(data).expanduser()
-    if path.exists() and not any((path / n).exists() for n in ("dataset_info.json", "dataset_dict.json")):
+    found = from_disk(path) if path.exists() else from_hub(data, stream=False)
+    if found is None:
         files = _files(path)
         _refuse_broken(files)
         rows = Dataset.from_dict({"image": [str(file) for file in files]})
         return Images(data, rows.cast_column("image", datasets.Image(decode=False)), channels)
-    found = datasets.load_from_disk(str(path)) if path.exists() else from_hub(data, stream=False)
-    found = found["train"] if isinstance(found, datasets.DatasetDict) else found
     pictures = [name for name, feature in found.features.items() if isinstance(feature, datasets.Image)]
     if column not in pictures:
         raise UserError(

@@ -28,7 +28,7 @@ def open_text(data: str, column: str, *, target: str | None = None, stream: bool
         stream: read on the fly.
 
     Raises:
-        UserError: nothing is there, it is empty or binary, or it has no such column.
+        UserError: nothing is there, it is empty, binary or torn, or it has no such split or column.
     """
     opened = _opened(data, column, stream)
     return opened if target is None else _checked(opened, data, target, option="target")
@@ -38,9 +38,7 @@ def _opened(data: str, column: str, stream: bool) -> Dataset | IterableDataset:
     path = Path(data).expanduser()
     if not path.exists():
         return _checked(from_hub(data, stream), data, column)
-    if path.is_dir() and any((path / n).exists() for n in ("dataset_info.json", "dataset_dict.json")):
-        saved = datasets.load_from_disk(str(path))
-        saved = saved["train"] if isinstance(saved, datasets.DatasetDict) else saved
+    if (saved := from_disk(path)) is not None:
         return _checked(saved.to_iterable_dataset() if stream else saved, data, column)
     files = _files(path)
     reader = READERS.get(_ending(files[0]), "text")
@@ -115,6 +113,34 @@ def _refuse_binary(file: Path) -> None:
             "Text must be UTF-8.",
             "Convert it, for instance with `iconv -t utf-8`, or give another file.",
         )
+
+
+def from_disk(path: Path) -> Dataset | None:
+    """The dataset that `save_to_disk` wrote into a folder, of one in splits its `train`; None if there is none.
+
+    Raises:
+        UserError: it is not whole, or has no such split.
+    """
+    marks = [name for name in ("dataset_dict.json", "dataset_info.json") if (path / name).exists()]
+    if not marks:
+        return None
+    try:
+        saved = datasets.load_from_disk(str(path))
+    except Exception as error:  # the library raises whatever its readers raise
+        raise UserError(
+            f"Cannot open the saved dataset {path}: {_first_line(error)}",
+            f"A folder with a {marks[0]} must be a dataset as `save_to_disk` wrote it, whole.",
+            f"Save it again, or take the {marks[0]} out if the folder holds other files to read.",
+        ) from error
+    if isinstance(saved, Dataset):
+        return saved
+    if "train" not in saved:
+        raise UserError(
+            f"Cannot find the split train in {path}: it has {', '.join(saved) or 'none'}.",
+            "A saved dataset in splits is read from the one called train.",
+            f"Give the folder of a split, for example {path / next(iter(saved), 'train')}.",
+        )
+    return saved["train"]
 
 
 def from_hub(data: str, stream: bool) -> Dataset | IterableDataset:
