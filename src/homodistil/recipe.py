@@ -14,6 +14,9 @@ from homodistil.errors import UserError
 from homodistil.settings import Cutting, Images, Losses, Optim, Text
 
 
+_UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A run: which teacher, on which text or images, down to which targets.
@@ -86,6 +89,7 @@ class Recipe:
         }
         for name, count in one_up.items():
             _check(name, count, count >= 1, "a whole number from 1 up", "1")
+        _check("seed", self.seed, 0 <= self.seed < 2**63, "a whole number from 0 to below 2**63", "0")
         shares = {
             "text.crops": self.text.crops,
             "text.heldout": self.text.heldout,
@@ -145,9 +149,9 @@ class Recipe:
             UserError: it cannot be read.
         """
         written = self.tokens.strip().upper()
-        scale = {"K": 1e3, "M": 1e6, "B": 1e9}.get(written[-1:], 1.0)
+        unit = written[-1:] if written[-1:] in _UNITS else ""
         try:
-            count = float(written.rstrip("KMB")) * scale
+            count = float(written.removesuffix(unit)) * _UNITS[unit]
         except ValueError:
             count = 0.0
         _check(
