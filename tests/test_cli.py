@@ -23,7 +23,7 @@ from homodistil.cli.distil import read_recipe
 from homodistil.errors import UserError
 from homodistil.reading import load
 from homodistil.recipe import Recipe
-from homodistil.settings import Losses, Optim
+from homodistil.settings import Losses, Optim, Text
 
 QUICK = ["--steps", "4", "--batch", "4", "--text.length", "32", "--precision", "fp32"]
 
@@ -174,6 +174,47 @@ def test_a_yaml_file_with_an_unknown_key_is_refused_with_the_nearest(
     assert main(["distil", "--config", str(file)]) == 2
     assert "losses.hiden" in (said := capsys.readouterr().err)
     assert "'hidden'" in said
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("# Entwurf für später\nseed: 1".encode("latin-1"), "in UTF-8"),
+        (b"\x00\x01\x02", "special characters are not allowed"),
+        (b"- seed", "it holds no names with values, but a list"),
+        (b"seed: 2020-13-01", "month must be in 1..12"),
+        (b"seed: [", "while parsing"),
+        (b"5: 3", "no key 5."),
+        (b"text: {5: 3}", "no key text.5."),
+        (b"text: 5", "text = 5"),
+    ],
+)
+@pytest.mark.parametrize("option", ["--config", "--resume"])
+def test_a_recipe_that_cannot_be_read_is_answered_in_three_sentences(
+    option: str, content: bytes, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Given as a file, and in a run's folder: what is in no encoding, no YAML, no mapping, and keys that are none."""
+    file = tmp_path / "recipe.yaml"
+    file.write_bytes(content)
+    assert main(["distil", option, str(file if option == "--config" else tmp_path)]) == 2
+    answer = capsys.readouterr().err.strip()
+    assert said in answer
+    assert len(answer.splitlines()) == 3
+
+
+def test_a_yaml_file_may_hold_numbers_for_targets_and_tokens_and_groups_without_lines(tmp_path: Path) -> None:
+    """As YAML reads what is written without quotes; all else goes through unchanged, and options win."""
+    file = tmp_path / "recipe.yaml"
+    file.write_text(
+        "teacher: größer/🐈\ndata: '0.5'\ntarget: [0.5, 8000000, 17.3M]\ntokens: 500000\n"
+        "text:\n  # length: 64\noptim: {learning_rate: 1e-3}\nlosses: {hidden: 2}\n"
+    )
+    read = read_recipe(["--config", str(file), "--out", "o", "--losses.hidden", "3"])
+    assert (read.teacher, read.data, read.tokens) == ("größer/🐈", "0.5", "500000")
+    assert read.target == ["0.5", "8000000", "17.3M"]
+    assert (read.text, read.optim.learning_rate, read.losses.hidden) == (Text(), 1e-3, 3.0)
+    file.write_text("target: 0.5")
+    assert read_recipe(["t", "--data", "d", "--out", "o", "--config", str(file)]).target == ["0.5"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

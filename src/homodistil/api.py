@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from homodistil.distill.trim import Texts, Trimmed, trim_folder, trimmed_archite
 from homodistil.errors import UserError
 from homodistil.reading import build, load
 from homodistil.reading import preset as presets
+from homodistil.recipe import Target
 from homodistil.report.live import Display
 from homodistil.rundir import RunDir
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 def distil(
     teacher: str | PathLike[str],
     data: str | PathLike[str] | Iterable[str],
-    target: str | Sequence[str],
+    target: Target | Iterable[Target],
     out: str | PathLike[str],
     *,
     display: Display | None = None,
@@ -39,7 +40,7 @@ def distil(
     Args:
         teacher: a folder or a hub name.
         data: a text file, a folder, a dataset (see `Recipe`), or the texts themselves.
-        target: a keep ratio, a parameter budget, a shape or a preset, or several of them.
+        target: a keep ratio (0.5), a parameter budget (8_000_000 or "8M"), a shape or a preset, or several of them.
         out: the run's folder; it must be new.
         display: where progress is shown; nowhere by default.
         preset: a recipe in part that comes with the package, such as `paper`; options win over it, group by group.
@@ -56,7 +57,7 @@ def distil(
     values = {
         "teacher": str(teacher),
         "data": str(data) if named else "<texts>",
-        "target": [target] if isinstance(target, str) else [str(t) for t in target],
+        "target": target,
         "out": str(out),
         **(presets(preset) if preset else {}),
         **options,
@@ -90,7 +91,7 @@ def resume(out: str | PathLike[str], *, data: Iterable[str] | None = None, displ
 
 def plan(
     teacher: str | PathLike[str],
-    target: str | Sequence[str],
+    target: Target | Iterable[Target],
     *,
     data: str | PathLike[str] | Iterable[str] | None = None,
     column: str = "text",
@@ -108,12 +109,11 @@ def plan(
     if family is not None:
         register(read_family(str(family)))
     layout, shape = architecture(str(teacher), trust_remote_code=trust_remote_code)
-    targets = [target] if isinstance(target, str) else list(target)
     figures = planning.teacher_figures(layout, shape)
     if data is not None:
         texts = Texts(_texts(data), column)
         layout, _ = trimmed_architecture(str(teacher), texts, trust_remote_code=trust_remote_code)
-    return figures, planning.plan(layout, shape, targets)
+    return figures, planning.plan(layout, shape, target)
 
 
 def trim_vocabulary(

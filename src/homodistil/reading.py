@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 import yaml
 
 from homodistil.errors import UserError, nearest
-from homodistil.recipe import Recipe
+from homodistil.recipe import Recipe, as_written, targets_of
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
 PRESETS = Path(__file__).parent / "presets"
 """Recipes in part, by name."""
+_GROUPS = {name for name, hint in get_type_hints(Recipe).items() if is_dataclass(hint)}
+_RULE = "A recipe is a YAML file, in UTF-8, of the options that `homodistil distil --help` lists."
 
 
 def preset(name: str) -> dict[str, Any]:
@@ -43,20 +45,16 @@ def parser(**options: Any) -> ArgumentParser:
 
 
 def build(values: Mapping[str, Any]) -> Recipe:
-    """A recipe out of plain values, as from YAML or Python: nested groups may be mappings or dataclasses.
+    """A recipe out of values as from YAML or Python; see `plain`.
 
     Raises:
         UserError: an unknown key, a missing one, or a value of the wrong type or range.
     """
-    plain = {k: asdict(v) if is_dataclass(v) and not isinstance(v, type) else v for k, v in values.items()}
-    if isinstance(plain.get("target"), str):
-        plain["target"] = [plain["target"]]
-    refuse_unknown(plain)
     from jsonargparse import ArgumentError
 
     reader = parser()
     try:
-        read = vars(reader.instantiate(reader.parse_object(plain)))
+        read = vars(reader.instantiate(reader.parse_object(plain(values))))
     except ArgumentError as error:
         raise unreadable(str(error)) from error
     return Recipe(**{name: value for name, value in read.items() if name != "config"})
@@ -68,19 +66,56 @@ def load(path: Path) -> Recipe:
     Raises:
         UserError: it is missing, no YAML, or no recipe.
     """
+    return build(content_of(path, "recipe", _RULE))
+
+
+def content_of(path: str | Path, what: str, rule: str) -> dict[str, Any]:
+    """The mapping that a user's YAML file holds; an empty file holds an empty one.
+
+    Args:
+        path: of the file.
+        what: the message calls it.
+        rule: what such a file must be, as a sentence of the message.
+
+    Raises:
+        UserError: it cannot be read, is not in UTF-8, no YAML, or something else than a mapping.
+    """
     try:
-        values = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
+        # bytes: YAML says itself how they are to be read, and refuses those that cannot be
+        content = yaml.safe_load(Path(path).expanduser().read_bytes()) or {}
+        if not isinstance(content, dict):
+            raise ValueError(f"it holds no names with values, but a {type(content).__name__}.")
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(
-            f"Cannot read the recipe {path}: {str(error).splitlines()[0]}",
-            "A recipe is a YAML file of the options that `homodistil distil --help` lists.",
+            f"Cannot read the {what} {path}: {str(error).splitlines()[0]}",
+            rule,
             "Check the path, or correct the file.",
         ) from error
-    return build(values if isinstance(values, dict) else {})
+    return {str(key): value for key, value in content.items()}
+
+
+def plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as from YAML or Python as the parser takes them.
+
+    Groups may be mappings, dataclasses, or empty; targets one or several; targets and tokens texts or numbers.
+
+    Raises:
+        UserError: an unknown key, or a group that is none.
+    """
+    made = {k: asdict(v) if is_dataclass(v) and not isinstance(v, type) else v for k, v in values.items()}
+    # a group says nothing where all of its lines are comments
+    made |= {k: {} for k, v in made.items() if v is None and k in _GROUPS}
+    refuse_unknown(made)
+    written = {"target": targets_of, "tokens": as_written}
+    return made | {k: write(made[k]) for k, write in written.items() if k in made}
 
 
 def refuse_unknown(values: Mapping[str, Any], group: Any = Recipe, prefix: str = "") -> None:
-    """Raise a UserError that names the nearest known key if `values` has a key that no recipe has."""
+    """Refuse a key that no recipe has, by the nearest known one, and a mere value where a group must stand.
+
+    Raises:
+        UserError: there is one.
+    """
     known = {f.name for f in fields(group)}
     hints = get_type_hints(group)
     for key, value in values.items():
@@ -88,10 +123,18 @@ def refuse_unknown(values: Mapping[str, Any], group: Any = Recipe, prefix: str =
             raise UserError(
                 f"A recipe has no key {prefix}{key}.",
                 f"Each key must be one of those that {'this group' if prefix else 'a recipe'} has.",
-                nearest(key, sorted(known)),
+                # YAML has numbers for keys, too
+                nearest(str(key), sorted(known)),
             )
-        if is_dataclass(hints[key]) and isinstance(value, Mapping):
-            refuse_unknown(value, hints[key], f"{prefix}{key}.")
+        if not is_dataclass(hints[key]):
+            continue
+        if not isinstance(value, Mapping):
+            raise UserError(
+                f"Cannot read {prefix}{key} = {value!r}.",
+                f"{key} is a group: it must hold names of options, each with a value.",
+                "Name the option below it, as in `homodistil distil --help`, or leave the group out.",
+            )
+        refuse_unknown(value, hints[key], f"{prefix}{key}.")
 
 
 def unreadable(message: str) -> UserError:

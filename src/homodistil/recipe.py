@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
+from numbers import Real
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import yaml
 
 from homodistil.errors import UserError
 from homodistil.settings import Cutting, Images, Losses, Optim, Text
 
-
+Target: TypeAlias = str | float
+"""A target as users give it: a text, or the number that it would be: 0.5 is "0.5", and 8_000_000 "8000000"."""
 _UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9}
 
 
@@ -182,6 +185,19 @@ class Recipe:
     def to_yaml(self) -> str:
         """The whole recipe, defaults written out, as it can be read back with `--config`."""
         return yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True)
+
+
+def targets_of(given: Target | Iterable[Target]) -> list[str]:
+    """One target or several as texts, under which their students are found."""
+    several = given if isinstance(given, Iterable) and not isinstance(given, str) else [given]
+    return [as_written(target) for target in several]
+
+
+def as_written(value: Any) -> Any:
+    """A number as the text that a user would write, a whole one above 1 without a point; all else as it is."""
+    if isinstance(value, float) and value > 1 and value.is_integer():
+        value = int(value)
+    return str(value) if isinstance(value, Real) else value
 
 
 def _check(name: str, value: object, holds: bool, rule: str, example: str) -> None:

@@ -104,12 +104,19 @@ def test_what_does_not_fit_is_named(changes: dict[str, object], said: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
-    [("name: [", "Cannot read"), ("nme: Phi", "'nme' is unknown"), ("name: Phi", "is missing")],
+    ("content", "said"),
+    [
+        (b"name: [", "Cannot read"),
+        ("name: Übung".encode("latin-1"), "Cannot read the family(?s:.*)in UTF-8"),
+        (b"- name", "but a list"),
+        (b"nme: Phi", "'nme' is unknown"),
+        (b"5: Phi\nname: Phi", "'5' is unknown"),
+        (b"name: Phi", "is missing"),
+    ],
 )
-def test_a_file_that_is_no_family_is_refused(tmp_path: Path, text: str, said: str) -> None:
+def test_a_file_that_is_no_family_is_refused(tmp_path: Path, content: bytes, said: str) -> None:
     """YAML that is broken, or has other fields than a family, is refused by name."""
-    (tmp_path / "own.yaml").write_text(text)
+    (tmp_path / "own.yaml").write_bytes(content)
     with pytest.raises(UserError, match=said):
         homodistil.read_family(tmp_path / "own.yaml")
 

@@ -44,7 +44,7 @@ def read_recipe(words: list[str]) -> Recipe:
     import yaml
     from jsonargparse import ArgumentError
 
-    from homodistil.reading import PRESETS, parser, preset, refuse_unknown, unreadable
+    from homodistil.reading import PRESETS, content_of, parser, plain, preset, unreadable
     from homodistil.recipe import Recipe
 
     reader = parser(
@@ -81,17 +81,10 @@ def read_recipe(words: list[str]) -> Recipe:
             continue
         if name == "--config":
             value = value if equals else next(pending, "")
-            try:
-                with open(value) as file:
-                    content = yaml.safe_load(file)
-            except (OSError, yaml.YAMLError) as error:
-                raise UserError(
-                    f"Cannot read the recipe {value}: {str(error).splitlines()[0]}",
-                    "--config takes a YAML file of the options that --help lists.",
-                    "Check the path, or correct the file.",
-                ) from error
-            refuse_unknown(content if isinstance(content, dict) else {})
-            rewritten.append(f"--config={value}")
+            content = content_of(
+                value, "recipe", "--config takes a YAML file, in UTF-8, of the options that --help lists."
+            )
+            rewritten.append(f"--config={yaml.safe_dump(plain(content), allow_unicode=True)}")
             continue
         rewritten.append(word)
     try:

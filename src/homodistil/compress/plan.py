@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 from homodistil.axes.layout import Layout
@@ -12,6 +12,7 @@ from homodistil.axes.shape import Shape, describe
 from homodistil.axes.stack import LAYERS
 from homodistil.compress.targets import PRESETS, clash, from_budget, from_ratio, from_shape, uneven
 from homodistil.errors import UserError, nearest
+from homodistil.recipe import Target, targets_of
 
 SEQUENCE = 128
 """The tokens in a sequence for which operations are counted, as in the paper; images have as many as they have."""
@@ -44,26 +45,27 @@ class Planned:
         return {k: v for k, v in asdict(self).items() if k not in ("missed", "sequence")}
 
 
-def plan(layout: Layout, teacher: Shape, targets: Sequence[str], *, weight_bytes: int = 4) -> list[Planned]:
+def plan(layout: Layout, teacher: Shape, targets: Target | Iterable[Target], *, weight_bytes: int = 4) -> list[Planned]:
     """The shapes of several targets, widest first: the order in which one run passes through them, if it can.
 
     Args:
         layout: of the teacher.
         teacher: the teacher's shape.
-        targets: as a user writes them: `0.5`, `17.3M`, `17.3M,layers=6`, `hidden=240,heads=12`,
-            `homobert-small`.
+        targets: one or several, as a user writes them: `0.5`, `17.3M`, `17.3M,layers=6`, `hidden=240,heads=12`,
+            `homobert-small`; or the numbers 0.5 and 17_300_000.
         weight_bytes: bytes of one saved weight.
 
     Raises:
         UserError: a target cannot be read or reached, or is given twice.
     """
-    if not targets:
+    texts = targets_of(targets)
+    if not texts:
         raise UserError(
             "There is no target.",
             "A run needs at least one target: a keep ratio, a parameter budget or a shape.",
             "Add, for example, --target 0.5.",
         )
-    planned = [_planned(layout, teacher, text, weight_bytes) for text in targets]
+    planned = [_planned(layout, teacher, text, weight_bytes) for text in texts]
     names = [p.target for p in planned]
     if twice := {name for name in names if names.count(name) > 1}:
         raise UserError(

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from homodistil.axes.families.family import Family
 from homodistil.axes.notation import expand_braces, parse_table
 from homodistil.errors import UserError, nearest
+from homodistil.reading import content_of
 
 registered: list[Family] = []
 """Families that users added; the newest first, and before those of the package."""
@@ -33,16 +32,9 @@ def read_family(path: str | Path) -> Family:
     Raises:
         UserError: it cannot be read, or a field is unknown or missing.
     """
-    try:
-        content = yaml.safe_load(Path(path).expanduser().read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(
-            f"Cannot read the family {path}: {str(error).splitlines()[0]}",
-            "A family is a YAML file with the fields that docs/adding-a-family.md describes.",
-            "Check the path, or correct the file.",
-        ) from error
+    rule = "A family is a YAML file, in UTF-8, with the fields that docs/adding-a-family.md describes."
+    given = content_of(path, "family", rule)
     known = {f.name: f for f in fields(Family)}
-    given: Mapping[str, Any] = content if isinstance(content, dict) else {}
     needed = {n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING}
     wrong = sorted(set(given) - set(known)) or sorted(needed - set(given))
     if wrong:
