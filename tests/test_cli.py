@@ -137,6 +137,22 @@ def test_a_runs_own_recipe_starts_another_run(tmp_path: Path) -> None:
     assert read_recipe(["--config", str(file), "--out", "two", "--target", "0.3"]).target == ["0.3"]
 
 
+def test_a_tilde_is_the_home_wherever_a_folder_is_named(
+    masked_lm: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A shell leaves it as it is behind an equals sign, and Python does always; other paths stay relative."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert main(["distil", str(masked_lm), f"--data={corpus}", "--target", "0.5", "--out=~/run", *QUICK]) == 0
+    assert main(["distil", "--resume=~/run"]) == 0
+    assert main(["trim", "~/run/students/0.5", f"--data={corpus}", "--out=~/trimmed"]) == 0
+    assert capsys.readouterr().out.rstrip().endswith(str(tmp_path / "home" / "trimmed"))
+    assert (tmp_path / "home" / "run" / "students" / "0.5" / "model.safetensors").exists()
+    assert not list((tmp_path / "here").iterdir())
+    assert read_recipe(["t", "--data", "d", "--target", "0.5", "--out", "runs/x"]).out == "runs/x"
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -150,6 +166,8 @@ def test_a_runs_own_recipe_starts_another_run(tmp_path: Path) -> None:
         (["distil", "--resume", "nowhere"], "there is no run"),
         (["distil", "--resume", "nowhere", "--steps", "7"], "recipe that it was started with"),
         (["plan", "nowhere/at/all", "--target", "0.5"], "Cannot find the teacher"),
+        (["plan", "~nobody-of-that-name/x", "--target", "0.5"], "Cannot find the teacher"),
+        (["distil", "--config", "~nobody-of-that-name/x"], "Cannot read the recipe"),
     ],
 )
 def test_bad_input_is_answered_in_three_sentences(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from os.path import expanduser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,14 +79,14 @@ def resume(out: str | PathLike[str], *, data: Iterable[str] | None = None, displ
         UserError: there is no run, or its recipe has changed, or no checkpoint is whole.
         RunStopped: SIGTERM or Ctrl-C; the state has been saved.
     """
-    folder = RunDir(Path(out))
+    folder = RunDir(Path(expanduser(out)))
     if not folder.recipe.exists():
         raise UserError(
             f"Cannot resume {out}: there is no run.",
             "A run's folder holds the recipe.yaml that it was started with.",
             "Check the path, or start a run with `homodistil distil TEACHER --data TEXT --target 0.5 --out FOLDER`.",
         )
-    recipe = replace(load(folder.recipe), out=str(out))
+    recipe = replace(load(folder.recipe), out=str(folder.path))
     return loop.distil(recipe, resume=True, texts=data, display=display)
 
 
@@ -144,7 +145,7 @@ def trim_vocabulary(
     if family is not None:
         register(read_family(str(family)))
     texts = Texts(_texts(data), column)
-    return trim_folder(str(model), texts, Path(out), trust_remote_code=trust_remote_code)
+    return trim_folder(str(model), texts, Path(expanduser(out)), trust_remote_code=trust_remote_code)
 
 
 def _texts(data: str | PathLike[str] | Iterable[str]) -> str | Iterable[str]:

@@ -8,6 +8,7 @@ import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from os.path import expanduser
 from pathlib import Path
 
 import datasets
@@ -72,7 +73,7 @@ def open_images(data: str, column: str, *, channels: int = 3) -> Images:
         UserError: nothing is there, there are no images, there is no such split or column, or a file is no whole
             image.
     """
-    path = Path(data).expanduser()
+    path = Path(expanduser(data))
     found = from_disk(path) if path.exists() else from_hub(data, stream=False)
     if found is None:
         files = _files(path)

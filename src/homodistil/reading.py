@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass
+from os.path import expanduser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -82,7 +83,7 @@ def content_of(path: str | Path, what: str, rule: str) -> dict[str, Any]:
     """
     try:
         # bytes: YAML says itself how they are to be read, and refuses those that cannot be
-        content = yaml.safe_load(Path(path).expanduser().read_bytes()) or {}
+        content = yaml.safe_load(Path(expanduser(path)).read_bytes()) or {}
         if not isinstance(content, dict):
             raise ValueError(f"it holds no names with values, but a {type(content).__name__}.")
     except (OSError, ValueError, yaml.YAMLError) as error:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from numbers import Real
+from os.path import expanduser
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -173,14 +174,11 @@ class Recipe:
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
 
     def resolved(self) -> Recipe:
-        """The same with absolute paths, so that the run can be resumed from anywhere."""
-        places = {"teacher": Path(self.teacher).expanduser(), "data": Path(self.data).expanduser()}
-        if self.student is not None:
-            places["student"] = Path(self.student).expanduser()
-        if self.family is not None:
-            places["family"] = Path(self.family).expanduser()
+        """The same with absolute paths, so that the run can be resumed from anywhere; `out` stays a relative one."""
+        named = {"teacher": self.teacher, "data": self.data, "student": self.student, "family": self.family}
+        places = {name: Path(expanduser(place)) for name, place in named.items() if place is not None}
         absolute: dict[str, Any] = {name: str(path.resolve()) for name, path in places.items() if path.exists()}
-        return replace(self, **absolute)
+        return replace(self, **absolute, out=expanduser(self.out))
 
     def to_yaml(self) -> str:
         """The whole recipe, defaults written out, as it can be read back with `--config`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from os.path import expanduser
 from pathlib import Path
 
 import datasets
@@ -35,7 +36,7 @@ def open_text(data: str, column: str, *, target: str | None = None, stream: bool
 
 
 def _opened(data: str, column: str, stream: bool) -> Dataset | IterableDataset:
-    path = Path(data).expanduser()
+    path = Path(expanduser(data))
     if not path.exists():
         return _checked(from_hub(data, stream), data, column)
     if (saved := from_disk(path)) is not None:

@@ -11,6 +11,7 @@ import copy
 import json
 import shutil
 from collections.abc import Iterable
+from os.path import expanduser
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,7 +49,7 @@ def folders_of(source: str, *, weights: bool = True) -> tuple[Path | None, str]:
         UserError: there is nothing at the path, it cannot be fetched whole, or the folder has modules that would have
             to be cut, or its modules cannot be read.
     """
-    path = Path(source).expanduser()
+    path = Path(expanduser(source))
     if not path.exists():
         if source.startswith((".", "/", "~")) or source.count("/") > 1 or path.suffix in (".bin", ".safetensors"):
             raise UserError(
@@ -241,9 +242,7 @@ def write_modules(folder: Path, source: Path, width: int, tail: nn.Sequential | 
             continue
         for file in place.glob("*.json"):
             options = _read(file)
-            for key in ("word_embedding_dimension", "embedding_dimension"):
-                if key in options:
-                    options[key] = width
+            options |= {key: width for key in ("word_embedding_dimension", "embedding_dimension") if key in options}
             (folder / module["path"] / file.name).write_text(json.dumps(options, indent=2))
     (folder / "modules.json").write_text(json.dumps(modules, indent=2))
     if (source / "config_sentence_transformers.json").exists():
