@@ -232,6 +232,17 @@ def test_a_run_never_overwrites_another(masked_lm: Path, corpus: Path, tmp_path:
     assert (tmp_path / "file").read_text() == "mine"
 
 
+@pytest.mark.parametrize("place", ["file/x", "x" * 300])
+def test_a_run_needs_a_place_that_can_be_written_to(
+    place: str, masked_lm: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither under a file, nor where the name is too long to be looked for; nor does a run lie there to go on with."""
+    (tmp_path / "file").write_text("mine")
+    _refused(tmp_path / place, "can be written to", teacher=masked_lm, data=corpus, target="0.5")
+    with pytest.raises(UserError, match="there is no run"):
+        homodistil.resume(tmp_path / place)
+
+
 def test_a_loss_that_is_no_number_stops_before_it_does_harm(
     masked_lm: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from os.path import expanduser
+from os.path import exists, expanduser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +80,7 @@ def resume(out: str | PathLike[str], *, data: Iterable[str] | None = None, displ
         RunStopped: SIGTERM or Ctrl-C; the state has been saved.
     """
     folder = RunDir(Path(expanduser(out)))
-    if not folder.recipe.exists():
+    if not exists(folder.recipe):
         raise UserError(
             f"Cannot resume {out}: there is no run.",
             "A run's folder holds the recipe.yaml that it was started with.",

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from os.path import exists  # of what cannot be looked at, Path.exists raises what the user would get to see
 from pathlib import Path
 from typing import Any
 
 from homodistil.errors import UserError
+
+RESUME = "then go on with `homodistil distil --resume` and the run's folder"
 
 
 @dataclass(frozen=True)
@@ -62,13 +66,13 @@ class RunDir:
         Raises:
             UserError: the folder holds another run already, or something else.
         """
-        if self.recipe.exists():
+        if exists(self.recipe):
             raise UserError(
                 f"Cannot start a run in {self.path}: it holds one already.",
                 "A run never overwrites another.",
                 f"Go on with it by `homodistil distil --resume {self.path}`, or give --out a new name.",
             )
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        if taken(self.path):
             raise UserError(
                 f"Cannot start a run in {self.path}: something else is there.",
                 "The run's folder must be new or empty, so that nothing is overwritten.",
@@ -142,12 +146,26 @@ def write_text(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def disk_failure(path: Path, error: Exception) -> UserError:
-    """A failed save, in our three sentences."""
+def taken(path: Path) -> bool:
+    """Whether something is there already, where a folder must be new or empty."""
+    return exists(path) and (not path.is_dir() or any(path.iterdir()))
+
+
+def disk_failure(path: Path, error: Exception, then: str = RESUME) -> UserError:
+    """A failed save, in our three sentences.
+
+    Args:
+        path: what was to be saved.
+        error: what the system said, or safetensors.
+        then: what to do as soon as there is room, or the place can be written to.
+    """
+    # safetensors has no number of the error, but the same words
+    full = any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
     return UserError(
         f"Cannot save to {path}: {error}",
-        "A save needs room on the disk for the new state beside the old one, which is still whole.",
-        "Make room, then go on with `homodistil distil --resume` and the run's folder.",
+        f"A save needs {'room on the disk' if full else 'a place that can be written to'}; what was saved before is "
+        "still whole.",
+        f"Make {'room' if full else 'it writable'}, {then}.",
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertForMaskedLM, BertModel
 
 import homodistil
@@ -188,6 +189,33 @@ def test_a_trimmed_model_agrees_with_its_teacher(masked_lm: Path, few: Path, tmp
     assert found["similarity"] == pytest.approx(1)
     with pytest.raises(UserError, match="a part of it"):
         agreement(teacher, student, blocks(teacher, texts, 16, 4), texts[:9])
+
+
+@pytest.mark.parametrize("place", ["file/x", "file/x/y", "x" * 300])
+def test_a_place_that_cannot_be_written_to_is_told_from_a_full_disk(
+    place: str, masked_lm: Path, few: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another place is what helps, and there is no run to go on with."""
+    (tmp_path / "file").write_text("mine")
+    assert main(["trim", str(masked_lm), "--data", str(few), "--out", str(tmp_path / place)]) == 2
+    said = capsys.readouterr().err
+    assert "a place that can be written to" in said
+    assert said.rstrip().endswith("Make it writable, or give --out another place.")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_full_disk_leaves_no_half_of_a_trimmed_model(
+    masked_lm: Path, few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Room is what helps, and there is no run to go on with."""
+
+    def full(*_: Any, **__: Any) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(BertForMaskedLM, "save_pretrained", full)
+    with pytest.raises(UserError, match=r"needs room on the disk(?s:.*)Make room, or give --out another place\.$"):
+        homodistil.trim_vocabulary(masked_lm, few, tmp_path / "made")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_command_line_trims_and_plans(

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from homodistil.distill.sentence import folded, write_modules
 from homodistil.distill.teacher import Teacher
-from homodistil.rundir import disk_failure, writing_folder
+from homodistil.rundir import RESUME, disk_failure, writing_folder
 
 
 def as_saved(student: PreTrainedModel, teacher: Teacher) -> PreTrainedModel:
@@ -20,7 +20,13 @@ def as_saved(student: PreTrainedModel, teacher: Teacher) -> PreTrainedModel:
 
 
 def save_student(
-    path: Path, student: PreTrainedModel, teacher: Teacher, card: str, projection: Tensor | None = None
+    path: Path,
+    student: PreTrainedModel,
+    teacher: Teacher,
+    card: str,
+    projection: Tensor | None = None,
+    *,
+    then: str = RESUME,
 ) -> None:
     """Write configuration, weights, tokenizer or image processor, and model card; whole or not at all.
 
@@ -31,9 +37,10 @@ def save_student(
         card: what its README.md says.
         projection: W of the last hidden states, (narrow, wide), through which a sentence encoder's tail reads them; it
             reads them as they are by default.
+        then: what to do as soon as a disk that was full has room; see `disk_failure`.
 
     Raises:
-        UserError: the disk is full or gone.
+        UserError: the disk is full, or cannot be written to.
     """
     student = as_saved(student, teacher)
     try:
@@ -47,4 +54,4 @@ def save_student(
                 write_modules(folder, teacher.sentence_folder, student.config.hidden_size, tail)
             (folder / "README.md").write_text(card)
     except (OSError, SafetensorError) as error:
-        raise disk_failure(path, error) from error
+        raise disk_failure(path, error, then) from error

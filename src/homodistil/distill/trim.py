@@ -13,6 +13,7 @@ from homodistil.compress.vocabulary import Vocabulary, narrow, vocabulary_of, wi
 from homodistil.distill.student import save_student
 from homodistil.distill.teacher import Teacher, load_teacher, unloaded
 from homodistil.errors import UserError
+from homodistil.rundir import taken
 from homodistil.text import open_text
 
 
@@ -113,10 +114,10 @@ def trim_folder(source: str, texts: Iterable[str], out: Path, *, trust_remote_co
     """Save a model, in its own precision, with the tokens of these texts alone. No training.
 
     Raises:
-        UserError: there is something at `out`, the disk is full, the model cannot be loaded (see `load_teacher`), or
-            its vocabulary cannot be trimmed (see `vocabulary_of`).
+        UserError: there is something at `out`, it cannot be written to, the disk is full, the model cannot be loaded
+            (see `load_teacher`), or its vocabulary cannot be trimmed (see `vocabulary_of`).
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if taken(out):
         raise UserError(
             f"Cannot save to {out}: something is there.",
             "The folder must be new or empty, so that nothing is overwritten.",
@@ -134,6 +135,7 @@ def trim_folder(source: str, texts: Iterable[str], out: Path, *, trust_remote_co
         f"# {name}, fewer tokens\n\n{name} with {tokens[1]:,} of its {tokens[0]:,} tokens, those of a corpus: texts of "
         "it have the same tokens and outputs as before. Other text can be read, in more and shorter tokens. Made with "
         "HomoDistil; it opens with plain transformers.\n",
+        then="or give --out another place",
     )
     return Trimmed(out, tokens, (before, teacher.model.num_parameters()))
 
