@@ -25,6 +25,7 @@ from homodistil.compress.compensate import Inputs, compensate, read_dim
 from homodistil.compress.importance import Scores, magnitude
 from homodistil.compress.plan import Planned, plan
 from homodistil.compress.widths import follow, scales_of, write_widths
+from homodistil.recipe import Target
 
 Keep = dict[str, Tensor]
 """For each axis that loses units, the indices of those that stay, ascending: (kept,), or for a nested axis
@@ -34,7 +35,7 @@ axes of layers that leave may be named as well."""
 
 def shrink(
     model: PreTrainedModel,
-    target: str,
+    target: Target,
     *,
     scores: Scores | None = None,
     inputs: Mapping[str, Inputs] | None = None,
@@ -44,7 +45,7 @@ def shrink(
 
     Args:
         model: any model of a known family.
-        target: a keep ratio, a parameter budget, a shape or a preset; see `plan`.
+        target: a keep ratio, a parameter budget, a shape or a preset, as text or as a number; see `plan`.
         scores: importance of each unit, and of each layer under `layers`; by default the sum of a unit's weights'
             magnitudes, and evenly spaced layers.
         inputs: what linear layers read, to compensate with; see `InputMoments`.
