@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import shutil
@@ -142,6 +143,28 @@ def test_other_data_under_one_name_is_measured_anew(masked_lm: Path, tmp_path: P
     assert ask() == []
     file.write_text("".join(json.dumps(row) + "\n" for row in rows[::-1]))
     assert ask() == ["own, best of the grid", "own, seed 0"]
+
+
+def test_two_labels_and_columns_of_one_file_are_several_measurements(encoder: Path, tmp_path: Path) -> None:
+    """What is kept of one label or column is not taken for the numbers of another."""
+    draw, file = random.Random(0), tmp_path / "own.jsonl"
+    texts = [" ".join(draw.choices(WORDS, k=4)) for _ in range(41)]
+    rows = [
+        {"a": a, "b": b, "cat": "cat" in a, "dog": "dog" in a, "near": k / 3, "far": k % 7 / 3}
+        for k, (a, b) in enumerate(itertools.pairwise(texts))
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def ask(kind: str, columns: list[str], label: str) -> list[str]:
+        said: list[str] = []
+        options: dict[str, Any] = {kind: [str(file)], "columns": columns, "label": label, "say": said.append}
+        evaluate(str(encoder), time=False, json=tmp_path / "numbers.json", **options)
+        return [what for what in said if "size" not in what]
+
+    asked = [("probes", ["a"], "cat"), ("probes", ["a"], "dog"), ("probes", ["b"], "dog")]
+    asked += [("pairs", ["a", "b"], "near"), ("pairs", ["a", "b"], "far"), ("pairs", ["b", "a"], "far")]
+    assert [len(ask(*words)) for words in asked] == [1] * 6
+    assert [len(ask(*words)) for words in asked] == [0] * 6
 
 
 def test_a_model_measured_alone_is_a_teacher_when_it_stands_beside(masked_lm: Path, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from homodistil.evaluate.models import Opened, open_model, transformer_folder
 from homodistil.evaluate.probe import probe, refuse_spans
 from homodistil.evaluate.records import Record, Records, digest, identity
 from homodistil.evaluate.similarity import judged_pairs
-from homodistil.evaluate.tasks import Splits, open_task
+from homodistil.evaluate.tasks import Splits, Task, open_task
 
 BLOCKS = 128
 """Blocks of plain text that are measured at most."""
@@ -127,7 +127,7 @@ def evaluate(
                 records.measure(
                     source,
                     f"{splits.task.name} pairs",
-                    {"split": split, "data": name, "digest": digest(rows)},
+                    {"split": split, **_read_as(name, splits.task), "digest": digest(rows)},
                     lambda source=source, rows=rows, task=splits.task: {  # type: ignore[misc]
                         "spearman": judged_pairs(str(Path(source).expanduser()), task, rows)
                     },
@@ -174,7 +174,12 @@ def evaluate(
 
 def _data_of(name: str, splits: Splits) -> dict[str, object]:
     whole = itertools.chain(splits.train, *splits.evaluated.values())
-    return {"data": name, "rows": len(splits.train), "digest": digest(whole)}
+    return {**_read_as(name, splits.task), "rows": len(splits.train), "digest": digest(whole)}
+
+
+def _read_as(name: str, task: Task) -> dict[str, object]:
+    """One file holds several tasks, by the columns that are read."""
+    return {"data": name, "columns": task.columns, "label": task.label, "labels": task.labels}
 
 
 def _measure_text(records: Records, opened: Sequence[Opened], texts: list[str]) -> None:
