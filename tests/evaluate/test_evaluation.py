@@ -16,6 +16,7 @@ from homodistil.cli import main
 from homodistil.errors import UserError
 from homodistil.evaluate.evaluation import evaluate
 from homodistil.evaluate.records import Records
+from homodistil.report.tables import rows
 from zoo import tiny
 
 
@@ -83,6 +84,17 @@ def test_a_finished_part_survives_a_failure(tmp_path: Path, masked_lm: Path) -> 
     records.measure(str(changed), "first", {"a": 1}, lambda: {"x": 4.0})
     records.measure(str(changed), "first", {"a": 2}, lambda: {"x": 5.0})
     assert [r["values"]["x"] for r in records.used] == [2.5, 3.0, 4.0, 5.0]
+
+
+def test_a_model_that_is_put_back_is_what_a_report_shows(masked_lm: Path, encoder: Path, tmp_path: Path) -> None:
+    """Its numbers are in the file and are not measured again, and yet they are the last."""
+    folder, file = tmp_path / "student", tmp_path / "numbers.json"
+    for there in (masked_lm, encoder, masked_lm):
+        shutil.copytree(there, folder, dirs_exist_ok=True)
+        used = evaluate(str(folder), time=False, json=file)
+    records = json.loads(file.read_text())["records"]
+    assert len(records) == 2
+    assert {row.value: row.cells[str(folder)].mean for row in rows(records)} == used[0]["values"]
 
 
 def test_pairs_without_judgements_are_refused(masked_lm: Path, tasks: Path) -> None:

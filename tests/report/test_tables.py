@@ -10,16 +10,16 @@ from rich.console import Console
 from homodistil.report.tables import markdown, rows, terminal, written
 
 
-def _record(model: str, measure: str, **values: float) -> dict[str, Any]:
-    return {"model": model, "measure": measure, "values": values}
+def _record(model: str, measure: str, seed: int | None = None, **values: float) -> dict[str, Any]:
+    return {"model": model, "measure": measure, "seed": seed, "values": values}
 
 
 RECORDS = [
     _record("runs/a/half", "size", parameters=1_000_000, file_bytes=4e6),
     _record("runs/a/teacher", "size", parameters=4_000_000, file_bytes=16e6),
-    _record("runs/a/half", "sst2", accuracy=0.8, score=80.0),
-    _record("runs/a/half", "sst2", accuracy=0.9, score=90.0),
-    _record("runs/a/teacher", "sst2", accuracy=0.95, score=95.0),
+    _record("runs/a/half", "sst2", 0, accuracy=0.8, score=80.0),
+    _record("runs/a/half", "sst2", 1, accuracy=0.9, score=90.0),
+    _record("runs/a/teacher", "sst2", 0, accuracy=0.95, score=95.0),
 ]
 
 
@@ -29,6 +29,36 @@ def test_seeds_become_mean_and_deviation() -> None:
     cell = accuracy.cells["runs/a/half"]
     assert (cell.mean, cell.deviation, cell.count) == pytest.approx((0.85, 0.005**0.5, 2))
     assert accuracy.cells["runs/a/teacher"].deviation == 0
+
+
+def test_what_was_measured_again_counts_once_and_as_it_was_last() -> None:
+    """A file that is read twice changes nothing; a model that was replaced, or other settings, leave nothing behind."""
+    assert written([*RECORDS, *RECORDS]) == written(RECORDS)
+    before, after = ([{**r, "identity": name} for r in RECORDS if r["model"].endswith("half")] for name in "xy")
+    after = [{**r, "values": {k: v / 2 for k, v in r["values"].items()}} for r in after]
+    assert rows([*before, *after]) == rows(after)
+    assert rows([*before, after[0]]) == rows(after[:1])
+    slow, fast = ([{**r, "settings": {"learning_rate": rate}} for r in RECORDS] for rate in (1e-4, 1e-3))
+    assert rows([*slow, *fast[2:3]])[2].cells["runs/a/half"].count == 1
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "names"),
+    [
+        ({"data": "x/A/own.jsonl"}, {"data": "x/B/own.jsonl"}, ["own, data A/own.jsonl", "own, data B/own.jsonl"]),
+        ({"label": "a", "digest": "1"}, {"label": "b", "digest": "2"}, ["own, label a", "own, label b"]),
+        ({"columns": ["a"]}, {"columns": ["a", "b"]}, ["own, columns a", "own, columns a,b"]),
+        ({"digest": "1"}, {"digest": "2"}, ["own, digest 1", "own, digest 2"]),
+        ({"digest": "1"}, {"digest": "1", "learning_rate": 1}, ["own"]),
+    ],
+)
+def test_one_measure_on_several_data_is_several_rows(
+    first: dict[str, Any], second: dict[str, Any], names: list[str]
+) -> None:
+    """Each is named by what tells it from the others; how a model was fine-tuned makes no row."""
+    records = [{**_record("m", "own", k, score=k), "settings": s} for k, s in enumerate((first, second))]
+    assert [row.measure for row in rows(records)] == names
+    assert all(row.cells["m"].count == 1 for row in rows(records))
 
 
 def test_a_model_stands_beside_its_teacher() -> None:

@@ -55,17 +55,28 @@ class Records:
             values = {k: float(v) for k, v in compute().items()}
             found = {**key, "values": values, "seconds": round(time.perf_counter() - started, 2)}
             found["role"] = self._role(model)
-            self.known.append(found)
-            if self.file:
-                write_text(self.file, json.dumps({"machine": machine(), "records": self.known}, indent=1) + "\n")
+            self._keep(found)
+        elif any(_replaces(later, found) for later in self.known[self.known.index(found) :]):
+            self._keep(found)
         # it may have been measured in another role
         found["role"] = self._role(model)
         self.used.append(found)
         measured: dict[str, float] = found["values"]
         return measured
 
+    def _keep(self, record: Record) -> None:
+        """Put a record at the end: what was asked for last is what counts in a report."""
+        self.known = [*(r for r in self.known if r is not record), record]
+        if self.file:
+            write_text(self.file, json.dumps({"machine": machine(), "records": self.known}, indent=1) + "\n")
+
     def _role(self, model: str) -> str:
         return "teacher" if model == self.teacher else "model"
+
+
+def _replaces(later: Record, record: Record) -> bool:
+    """Whether another record is of the same measure and seed, with another model in its place or other settings."""
+    return later is not record and all(later.get(k) == record.get(k) for k in ("model", "measure", "seed"))
 
 
 def digest(rows: Iterable[object]) -> str:

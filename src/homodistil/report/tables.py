@@ -25,6 +25,8 @@ _WORDS = {
     "score": ("score", "{:.1f}", "difference"),
 }
 """How a value is called and written, and what it is beside the teacher's; others have four digits."""
+_DATA = ("data", "columns", "label", "split", "rows", "digest")
+"""Settings that say what was measured on; others, such as a learning rate, say how."""
 _SCALE = {"file_bytes": 1e-6, "flops_per_token": 1e-6}
 
 
@@ -42,7 +44,7 @@ class Row:
     """One quantity of one measure, for each model that has it.
 
     Attributes:
-        measure: such as `sst2` or `speed at 128 tokens`.
+        measure: such as `sst2` or `speed at 128 tokens`, with what tells its data apart where there are several.
         value: such as `accuracy`.
         cells: by model.
     """
@@ -53,15 +55,55 @@ class Row:
 
 
 def rows(records: Iterable[Record]) -> list[Row]:
-    """Gather records by measure and value, in the order in which they come."""
+    """Gather records by measure, data and value, in the order in which they come.
+
+    What was measured several times counts as it was last: of a model that was replaced what lies there now, of a
+    measure the last settings, of a seed one record.
+    """
+    present = _present(list(records))
+    names = _names(dict.fromkeys(_measured(r) for r in present))
     gathered: dict[tuple[str, str], dict[str, list[float]]] = {}
-    for record in records:
+    for record in present:
         for value, number in record["values"].items():
-            gathered.setdefault((record["measure"], value), {}).setdefault(record["model"], []).append(number)
+            row = gathered.setdefault((names[_measured(record)], value), {})
+            row.setdefault(record["model"], []).append(number)
     return [
         Row(measure, value, {m: _cell(numbers) for m, numbers in models.items()})
         for (measure, value), models in gathered.items()
     ]
+
+
+def _present(records: Sequence[Record]) -> list[Record]:
+    """The records that count, in order."""
+    models = {r["model"]: r.get("identity") for r in records}
+    current = [r for r in records if r.get("identity") == models[r["model"]]]
+    settings = {(r["model"], _measured(r)): r.get("settings") for r in current}
+    current = [r for r in current if r.get("settings") == settings[r["model"], _measured(r)]]
+    return list({(r["model"], _measured(r), r.get("seed")): r for r in current}.values())
+
+
+def _measured(record: Record) -> tuple[str, ...]:
+    """A measure and each of `_DATA`, as text."""
+    said = [record.get("settings", {}).get(name, "") for name in _DATA]
+    return record["measure"], *(",".join(s) if isinstance(s, list) else str(s) for s in said)
+
+
+def _names(measured: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
+    """What each is called: its measure, and what of its data others of that measure do not share."""
+    alike: dict[str, list[tuple[str, ...]]] = {}
+    for one in measured:
+        alike.setdefault(one[0], []).append(one)
+    names = {}
+    for measure, several in alike.items():
+        values = dict(zip(_DATA, list(zip(*several, strict=True))[1:], strict=True))
+        values["data"] = tuple(map(_short(list(dict.fromkeys(values["data"]))).__getitem__, values["data"]))
+        differing = [name for name in _DATA if len(set(values[name])) > 1]
+        if len(set(zip(*(values[name] for name in differing[:-1]), strict=True))) == len(several):
+            # a digest tells nobody anything, and comes last
+            differing = differing[:-1]
+        for k, one in enumerate(several):
+            names[one] = ", ".join([measure, *(f"{name} {values[name][k]}" for name in differing if values[name][k])])
+    return names
 
 
 def written(records: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
