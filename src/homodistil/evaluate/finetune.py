@@ -87,6 +87,8 @@ def finetune(
         tokenizer.pad_token = tokenizer.eos_token
     torch.manual_seed(seed)
     if task.labels == "span":
+        # an answer's tokens are counted from the left
+        tokenizer.padding_side = "right"
         net = _open(AutoModelForQuestionAnswering, model, {}, trust_remote_code)
         per_split = squad.learn_and_answer(
             lambda train, evaluated: train_and_predict(net, _padded(tokenizer), train, evaluated, settings, seed),
