@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +16,10 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageClassification,
     AutoModelForMaskedLM,
+    AutoModelForPreTraining,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     BaseImageProcessor,
     PreTrainedModel,
@@ -22,23 +27,25 @@ from transformers import (
 )
 
 from homodistil.errors import UserError
+from homodistil.evaluate.towers import has_towers
 
 Head = Literal["masked", "causal", "classes", "none"]
 
-_AUTO = {
-    "masked": AutoModelForMaskedLM,
-    "causal": AutoModelForCausalLM,
-    "classes": AutoModelForImageClassification,
-    "none": AutoModel,
-}
-_ENDINGS: dict[str, Head] = {
-    "ForMaskedLM": "masked",
-    "ForPreTraining": "masked",
-    "ForCausalLM": "causal",
-    "LMHeadModel": "causal",
-    "ForImageClassification": "classes",
-    "ForImageClassificationWithTeacher": "classes",
-}
+_KINDS: tuple[tuple[str, Head, Any], ...] = (
+    ("ForMaskedLM", "masked", AutoModelForMaskedLM),
+    # it tells replaced tokens, and predicts none
+    ("ElectraForPreTraining", "none", AutoModelForPreTraining),
+    ("ForPreTraining", "masked", AutoModelForMaskedLM),
+    ("ForCausalLM", "causal", AutoModelForCausalLM),
+    ("LMHeadModel", "causal", AutoModelForCausalLM),
+    ("ForImageClassification", "classes", AutoModelForImageClassification),
+    ("ForImageClassificationWithTeacher", "classes", AutoModelForImageClassification),
+    ("ForSequenceClassification", "none", AutoModelForSequenceClassification),
+    ("ForTokenClassification", "none", AutoModelForTokenClassification),
+    ("ForQuestionAnswering", "none", AutoModelForQuestionAnswering),
+    ("", "none", AutoModel),
+)
+"""By the ending of a class's name, the first that fits: its head, and what opens it."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,8 @@ def open_model(source: str, *, trust_remote_code: bool = False) -> Opened:
     """Open a model with the head that its configuration names.
 
     Raises:
-        UserError: there is no such model, it cannot be opened, or it is an encoder-decoder.
+        UserError: there is no such model, it cannot be opened, has no weights for some of its parameters, or is an
+            encoder-decoder.
     """
     path = transformer_folder(source)
     try:
@@ -102,19 +110,47 @@ def open_model(source: str, *, trust_remote_code: bool = False) -> Opened:
             "A model must be an encoder, a decoder or a model of images.",
             "What a run measured on held-out text is in its metrics.jsonl and in its student's README.md.",
         )
+    # of a sentence encoder its users call the embedding, whatever head its configuration names
+    name = "" if has_towers(local(source)) else (config.architectures or [""])[0]
+    head, auto = next((head, auto) for ending, head, auto in _KINDS if name.endswith(ending))
     try:
-        names = config.architectures or [""]
-        head: Head = next((head for ending, head in _ENDINGS.items() if names[0].endswith(ending)), "none")
-        model = _AUTO[head].from_pretrained(path, trust_remote_code=trust_remote_code, dtype=torch.float32)
+        model = _whole(source, path, auto, trust_remote_code)
         if model.main_input_name == "pixel_values":
             processor = AutoImageProcessor.from_pretrained(path, backend="pil", trust_remote_code=trust_remote_code)
         else:
             processor = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
             processor.pad_token = processor.pad_token or processor.eos_token
+            if model.config.pad_token_id is None:
+                # decoders with a classifier look for the last token that is no padding
+                model.config.pad_token_id = processor.pad_token_id
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise _unopened(source, error) from error
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return Opened(source, model.to(device).eval(), processor, head)
+
+
+def _whole(source: str, path: str, auto: Any, trust: bool) -> PreTrainedModel:
+    """The model with all of its weights; without a pooler where none was saved."""
+
+    def load(**options: bool) -> tuple[PreTrainedModel, list[str]]:
+        loaded, info = auto.from_pretrained(
+            path, trust_remote_code=trust, dtype=torch.float32, output_loading_info=True, **options
+        )
+        return loaded, sorted(info["missing_keys"])
+
+    model, missing = load()
+    if missing and all(".pooler." in f".{key}" for key in missing):
+        # classes of other people's code may have no such option; their pooler stays, and nothing reads it
+        has_option = "add_pooling_layer" in inspect.signature(type(model)).parameters
+        return load(add_pooling_layer=False)[0] if has_option else model
+    if missing:
+        raise UserError(
+            f"Cannot evaluate {source}: it has no weights for {missing[0]}"
+            + (f" and {len(missing) - 1} more." if len(missing) > 1 else "."),
+            f"A {type(model).__name__} must come with all its weights; random ones would be measured as if learnt.",
+            "Correct `architectures` in its config.json, or save the model again.",
+        )
+    return model
 
 
 def _unopened(source: str, error: Exception) -> UserError:
@@ -125,11 +161,17 @@ def _unopened(source: str, error: Exception) -> UserError:
     )
 
 
+def local(source: str) -> str:
+    """A folder's path with `~` written out, or a hub name as it is."""
+    path = Path(source).expanduser()
+    return str(path) if path.exists() else source
+
+
 def transformer_folder(source: str) -> str:
     """Where the transformer itself lies: in the folder, or in the first module of a sentence-transformers folder."""
-    path = Path(source).expanduser()
+    path = Path(local(source))
     if path.is_dir() and not (path / "config.json").exists():
         inside = sorted(path.glob("0_*/config.json"))
         if inside:
             return str(inside[0].parent)
-    return str(path) if path.exists() else source
+    return local(source)

@@ -1,0 +1,86 @@
+"""A model is opened as what its weights are, and nothing random is measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sentence_transformers import SentenceTransformer
+from transformers import (
+    BertForMaskedLM,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    BertModel,
+    PreTrainedTokenizerBase,
+)
+
+from homodistil.errors import UserError
+from homodistil.evaluate.models import open_model
+from homodistil.evaluate.speed import size
+from zoo import tiny
+
+
+@pytest.fixture
+def saved(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> Callable[..., Path]:
+    """Saves a model of the zoo with the tokenizer, and returns the folder."""
+
+    def save(name: str, **changes: Any) -> Path:
+        tiny(name, **changes).save_pretrained(tmp_path / "model")
+        tokenizer.save_pretrained(tmp_path / "model")
+        return tmp_path / "model"
+
+    return save
+
+
+def _called(folder: Path, name: str) -> Path:
+    """The folder, with another class in its configuration."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": [name]}))
+    return folder
+
+
+def test_a_discriminator_is_no_language_model(saved: Callable[..., Path]) -> None:
+    """It has no head that predicts tokens, and none is made up."""
+    opened = open_model(str(saved("ELECTRA")))
+    assert opened.head == "none"
+    assert type(opened.model).__name__ == "ElectraForPreTraining"
+
+
+def test_a_head_without_weights_is_refused(encoder: Path, save_teacher: Callable[..., Path]) -> None:
+    """A configuration that names a head which the file lacks: random numbers are not measured."""
+    folder = _called(save_teacher(BertModel), "BertForMaskedLM")
+    with pytest.raises(UserError, match=r"no weights for cls\.predictions\S+ and \d+ more"):
+        open_model(str(folder))
+
+
+def test_a_sentence_encoder_is_an_encoder_whatever_head_its_configuration_names(encoder: Path, tmp_path: Path) -> None:
+    """Its users call its embedding."""
+    SentenceTransformer(str(encoder)).save_pretrained(str(tmp_path))
+    assert open_model(str(_called(tmp_path, "BertForMaskedLM"))).head == "none"
+
+
+@pytest.mark.parametrize(
+    "model_class",
+    [
+        BertForMaskedLM,
+        BertForQuestionAnswering,
+        BertForSequenceClassification,
+        BertForTokenClassification,
+        BertModel,
+    ],
+)
+def test_a_models_parameters_are_those_of_its_file(model_class: Any, save_teacher: Callable[..., Path]) -> None:
+    """Its classifier is counted, and no pooler that it lacks."""
+    folder = save_teacher(model_class)
+    assert size(open_model(str(folder)))["parameters"] == model_class.from_pretrained(folder).num_parameters()
+
+
+def test_a_pooler_that_was_not_saved_is_not_counted(save_teacher: Callable[..., Path]) -> None:
+    """What stands in the file is the model."""
+    folder = _called(save_teacher(BertForTokenClassification), "BertModel")
+    opened = open_model(str(folder))
+    assert opened.model.pooler is None
