@@ -84,3 +84,11 @@ def test_a_pooler_that_was_not_saved_is_not_counted(save_teacher: Callable[..., 
     folder = _called(save_teacher(BertForTokenClassification), "BertModel")
     opened = open_model(str(folder))
     assert opened.model.pooler is None
+
+
+def test_weights_that_are_not_read_are_not_counted(save_teacher: Callable[..., Path]) -> None:
+    """Pickles beside safetensors, of the model or of anything else, are no part of its size."""
+    folder = save_teacher(BertModel)
+    for name in ("pytorch_model.bin", "training_args.bin"):
+        (folder / name).write_bytes(bytes(1000))
+    assert size(open_model(str(folder)))["file_bytes"] == (folder / "model.safetensors").stat().st_size

@@ -175,3 +175,8 @@ def transformer_folder(source: str) -> str:
         if inside:
             return str(inside[0].parent)
     return local(source)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that weights are read from; pickles beside safetensors are not read, nor are other things' pickles."""
+    return sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from homodistil.errors import UserError
-from homodistil.evaluate.models import transformer_folder
+from homodistil.evaluate.models import local, transformer_folder, weight_files
 from homodistil.rundir import write_text
 
 Record = dict[str, Any]
@@ -98,12 +98,24 @@ def machine() -> dict[str, Any]:
     }
 
 
+_READ = (
+    *("*config*.json", "modules.json", "tokenizer.json", "vocab.*", "merges.txt", "*.model"),
+    *("special_tokens_map.json", "added_tokens.json", "*.py"),
+)
+"""What else than weights makes a model's numbers: configurations, prompts, modules, tokenizer, processor, own code."""
+
+
 def identity(model: str) -> str:
-    """What tells two models with one name apart: a digest of configuration and weights; the name, from the hub."""
-    folder = Path(transformer_folder(model))
-    files = sorted(f for f in folder.glob("*") if f.suffix in (".safetensors", ".bin") or f.name == "config.json")
+    """What tells two models with one name apart: a digest of all that is read of a folder; the name, from the hub."""
+    folder = Path(local(model))
+    modules = json.loads(found.read_text()) if (found := folder / "modules.json").exists() else []
+    places = {Path(transformer_folder(model)), folder, *(folder / module["path"] for module in modules)}
+    files = {
+        file for place in places for file in (*weight_files(place), *(f for name in _READ for f in place.glob(name)))
+    }
     digest = hashlib.sha256(b"" if files else model.encode())
-    for file in files:
+    for file in sorted(files):
+        digest.update(str(file.relative_to(folder)).encode())
         with file.open("rb") as opened:
             digest.update(hashlib.file_digest(opened, "sha256").digest())
     return digest.hexdigest()[:16]

@@ -13,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from homodistil.evaluate.models import Opened, transformer_folder
+from homodistil.evaluate.models import Opened, transformer_folder, weight_files
 
 SECONDS = 0.2
 """A measurement repeats a forward pass for about so long, because one alone is too short for the clock's noise."""
@@ -24,14 +24,13 @@ def size(opened: Opened, *, length: int = 128) -> dict[str, float]:
     folder = Path(transformer_folder(opened.source))
     # the tokens of an image are counted, and not chosen
     length = _tokens(opened) if opened.reads_images else min(length, opened.longest)
-    files = [f for ending in ("safetensors", "bin") for f in folder.glob(f"*.{ending}")]
     counter = FlopCounterMode(display=False)
     # the counter passes over the fused kernel of a CPU, and not over plain products
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
         opened.model(**opened.random_inputs(1, length))
     return {
         "parameters": sum(p.numel() for p in opened.model.parameters()),
-        "file_bytes": sum(f.stat().st_size for f in files),
+        "file_bytes": sum(f.stat().st_size for f in weight_files(folder)),
         "flops_per_token": counter.get_total_flops() / length,
     }
 
