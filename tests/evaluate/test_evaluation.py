@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sentence_transformers import SentenceTransformer
 
 from conftest import WORDS
 from homodistil.cli import main
@@ -95,6 +96,19 @@ def test_a_model_that_is_put_back_is_what_a_report_shows(masked_lm: Path, encode
     records = json.loads(file.read_text())["records"]
     assert len(records) == 2
     assert {row.value: row.cells[str(folder)].mean for row in rows(records)} == used[0]["values"]
+
+
+def test_a_path_from_home_is_the_folder_that_it_names(
+    encoder: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A teacher that embeds by its first token does so by either name."""
+    folder = tmp_path / "teacher"
+    made = SentenceTransformer(str(encoder))
+    made[1] = type(made[1])(48, pooling_mode="cls")
+    made.save_pretrained(str(folder))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    used = [evaluate(str(encoder), against=name, text=str(corpus), time=False) for name in (str(folder), "~/teacher")]
+    assert [(r["model"], r["values"]) for r in used[0]] == [(r["model"], r["values"]) for r in used[1]]
 
 
 def test_pairs_without_judgements_are_refused(masked_lm: Path, tasks: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from transformers import BertModel, PreTrainedTokenizerBase
 
 from conftest import WORDS, tiny_config
 from homodistil.errors import UserError
+from homodistil.evaluate.evaluation import evaluate
 from homodistil.evaluate.finetune import finetune
 from homodistil.evaluate.probe import probe
 from homodistil.evaluate.tasks import Splits, Task
@@ -129,6 +132,22 @@ def test_a_short_text_is_not_padded_to_its_partner(sentence_encoder: Path, monke
     ids = torch.stack((long, short), dim=1)
     net(ids, (ids > 0).long())
     assert seen == [(2, 6), (2, 4)]
+
+
+def test_a_transformer_in_a_folder_of_its_own_is_the_same_encoder(sentence_encoder: Path, tmp_path: Path) -> None:
+    """As older folders have it: it is fine-tuned through its embedding, to the same numbers."""
+    old = Path(shutil.copytree(sentence_encoder, tmp_path / "old"))
+    modules = json.loads((old / "modules.json").read_text())
+    modules[0]["path"] = "0_Transformer"
+    (old / "0_Transformer").mkdir()
+    for file in old.glob("*"):
+        if file.is_file() and file.name != "config_sentence_transformers.json":
+            file.rename(old / "0_Transformer" / file.name)
+    (old / "modules.json").write_text(json.dumps(modules))
+    task = tmp_path / "own.jsonl"
+    _rows(60, 0, lambda a, _: "cat" in a).select_columns(["one", "label"]).to_json(task)
+    made = [evaluate(str(folder), tasks=[str(task)], seeds=1, time=False) for folder in (sentence_encoder, old)]
+    assert [r["values"] for r in made[0]] == [r["values"] for r in made[1]]
 
 
 def test_other_encoders_have_no_towers(sentence_encoder: Path, encoder: Path) -> None:

@@ -19,7 +19,7 @@ from homodistil.evaluate.inputs import (
     refuse_unpaired,
 )
 from homodistil.evaluate.language import blocks, language
-from homodistil.evaluate.models import Opened, open_model, transformer_folder
+from homodistil.evaluate.models import Opened, local, open_model
 from homodistil.evaluate.probe import probe, refuse_spans
 from homodistil.evaluate.records import Record, Records, digest, identity
 from homodistil.evaluate.similarity import judged_pairs
@@ -89,8 +89,8 @@ def evaluate(
         UserError: a model, task, column or file that cannot be used; before anything is measured where that can
             be known.
     """
-    records = Records(json, against, say)
-    names = [model, *([against] if against else [])]
+    names = [local(name) for name in (model, against) if name]
+    records = Records(json, local(against) if against else None, say)
     folder = Path(data_dir).expanduser() if data_dir else None
     opened = [open_model(name, trust_remote_code=trust_remote_code) for name in names]
     refuse_other_data(
@@ -129,7 +129,7 @@ def evaluate(
                     f"{splits.task.name} pairs",
                     {"split": split, **_read_as(name, splits.task), "digest": digest(rows)},
                     lambda source=source, rows=rows, task=splits.task: {  # type: ignore[misc]
-                        "spearman": judged_pairs(str(Path(source).expanduser()), task, rows)
+                        "spearman": judged_pairs(source, task, rows)
                     },
                 )
     for name, splits in probed.items():
@@ -138,12 +138,12 @@ def evaluate(
                 source,
                 f"{splits.task.name} probe",
                 _data_of(name, splits),
-                lambda source=source, splits=splits: probe(str(Path(source).expanduser()), splits),  # type: ignore[misc]
+                lambda source=source, splits=splits: probe(source, splits),  # type: ignore[misc]
             )
     for name, splits in labelled.items():
         data = _data_of(name, splits)
         for source, one in zip(names, opened, strict=True):
-            path = Path(transformer_folder(source))
+            path = Path(source)
             settings = finetune.defaults(splits.task, len(splits.train), one.model.config.hidden_size)
             if grid:
                 best = records.measure(

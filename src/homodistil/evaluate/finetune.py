@@ -24,6 +24,7 @@ from transformers import (
 from homodistil.errors import UserError
 from homodistil.evaluate import squad
 from homodistil.evaluate.metrics import score, summary
+from homodistil.evaluate.models import transformer_folder
 from homodistil.evaluate.tasks import Splits, Task
 from homodistil.evaluate.towers import Collate, Towers, has_towers
 from homodistil.evaluate.training import Settings, train_and_predict
@@ -82,14 +83,15 @@ def finetune(
         UserError: the labels of scored rows are unknown, or the model has no such head.
     """
     task = splits.task
-    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
+    folder = Path(transformer_folder(str(model)))
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     torch.manual_seed(seed)
     if task.labels == "span":
         # an answer's tokens are counted from the left
         tokenizer.padding_side = "right"
-        net = _open(AutoModelForQuestionAnswering, model, {}, trust_remote_code)
+        net = _open(AutoModelForQuestionAnswering, folder, {}, trust_remote_code)
         per_split = squad.learn_and_answer(
             lambda train, evaluated: train_and_predict(net, _padded(tokenizer), train, evaluated, settings, seed),
             tokenizer,
@@ -119,7 +121,8 @@ def _reader(
         net = Towers(model, splits, classes, trust_remote_code=trust)
         return net, Collate(tokenizer), net.encoded, net.longest
     options = {"num_labels": max(1, len(classes)), "problem_type": _PROBLEM[splits.task.labels]}
-    opened = _open(AutoModelForSequenceClassification, model, options, trust)
+    folder = Path(transformer_folder(str(model)))
+    opened = _open(AutoModelForSequenceClassification, folder, options, trust)
     opened.config.pad_token_id = tokenizer.pad_token_id
     return opened, _padded(tokenizer), _encoded, _longest(opened, tokenizer)
 
