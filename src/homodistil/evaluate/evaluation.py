@@ -98,7 +98,7 @@ def evaluate(
     )
     own = {"columns": columns, "label": label}
     labelled = {name: open_task(name, folder, limit=limit, **own) for name in tasks}  # type: ignore[arg-type]
-    paired = {name: open_task(name, folder, **own) for name in pairs}  # type: ignore[arg-type]
+    paired = {name: open_task(name, folder, scores=True, **own) for name in pairs}  # type: ignore[arg-type]
     probed = {name: open_task(name, folder, limit=limit, **own) for name in probes}  # type: ignore[arg-type]
     for splits in probed.values():
         refuse_spans(splits.task)

@@ -23,6 +23,7 @@ from transformers import (
 
 from homodistil.errors import UserError
 from homodistil.evaluate import squad
+from homodistil.evaluate.labels import classes
 from homodistil.evaluate.metrics import score, summary
 from homodistil.evaluate.models import transformer_folder
 from homodistil.evaluate.tasks import Splits, Task
@@ -53,9 +54,23 @@ def defaults(task: Task, rows: int, hidden: int) -> Settings:
 
 
 def best_of_grid(model: Path, splits: Splits, settings: Settings, *, trust_remote_code: bool = False) -> Settings:
-    """The settings with the multiple of the learning rate that scores best on training rows held out for this."""
+    """The settings with the multiple of the learning rate that scores best on training rows held out for this.
+
+    Raises:
+        UserError: there are too few rows to hold two out that are of classes which the others have.
+    """
+    task = splits.task
     parts = splits.train.train_test_split(test_size=GRID_HELDOUT, seed=0)
-    inner = Splits(splits.task, parts["train"], {"held": parts["test"]})
+    held, known = parts["test"], set(parts["train"][task.label][:]) if task.labels == "classes" else set()
+    if known:
+        held = held.select([k for k, label in enumerate(held[task.label]) if label in known])
+    if len(held) < 2:
+        raise UserError(
+            f"Cannot choose a learning rate for {task.name} by {len(held)} of its {len(splits.train)} training rows.",
+            "A tenth of them is held out, of which two must be of classes that the others have.",
+            "Leave --grid out, or give more rows.",
+        )
+    inner = Splits(task, parts["train"], {"held": held})
     scored = {}
     for times in GRID:
         tried = replace(settings, learning_rate=times * settings.learning_rate)
@@ -99,9 +114,9 @@ def finetune(
             min(settings.length, _longest(net, tokenizer)),
         )
     else:
-        classes = _classes(splits)
-        label: Label = {c: i for i, c in enumerate(classes)}.__getitem__ if classes else float
-        net, collate, read, longest = _reader(model, splits, classes, tokenizer, trust_remote_code)
+        known = classes(splits) if task.labels == "classes" else []
+        label: Label = {c: i for i, c in enumerate(known)}.__getitem__ if known else float
+        net, collate, read, longest = _reader(model, splits, known, tokenizer, trust_remote_code)
         length = min(settings.length, longest)
         train = read(splits.train, task, tokenizer, length, label)
         evaluated = {s: read(rows, task, tokenizer, length, label) for s, rows in splits.evaluated.items()}
@@ -114,13 +129,13 @@ def finetune(
 
 
 def _reader(
-    model: Path, splits: Splits, classes: Sequence[Any], tokenizer: PreTrainedTokenizerBase, trust: bool
+    model: Path, splits: Splits, known: Sequence[Any], tokenizer: PreTrainedTokenizerBase, trust: bool
 ) -> tuple[nn.Module, DataCollatorWithPadding | Collate, Callable[..., Dataset], int]:
     """A model with a head for classes or numbers, what makes its batches and rows, and how long these may be."""
     if has_towers(model):
-        net = Towers(model, splits, classes, trust_remote_code=trust)
+        net = Towers(model, splits, known, trust_remote_code=trust)
         return net, Collate(tokenizer), net.encoded, net.longest
-    options = {"num_labels": max(1, len(classes)), "problem_type": _PROBLEM[splits.task.labels]}
+    options = {"num_labels": max(1, len(known)), "problem_type": _PROBLEM[splits.task.labels]}
     folder = Path(transformer_folder(str(model)))
     opened = _open(AutoModelForSequenceClassification, folder, options, trust)
     opened.config.pad_token_id = tokenizer.pad_token_id
@@ -157,21 +172,6 @@ def _open(auto: Any, model: Path, options: dict[str, Any], trust: bool) -> PreTr
 def _longest(net: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """Tokens that both the positions and the tokenizer allow."""
     return int(min(getattr(net.config, "max_position_embeddings", 512), tokenizer.model_max_length))
-
-
-def _classes(splits: Splits) -> list[Any]:
-    """The classes of the training rows, in order; of rows to score none may be new."""
-    if splits.task.labels == "number":
-        return []
-    known = sorted(set(splits.train[splits.task.label]))
-    for split, rows in splits.evaluated.items():
-        if new := set(rows[splits.task.label]) - set(known):
-            raise UserError(
-                f"The {split} rows of {splits.task.name} have a class that no training row has: {sorted(new)[0]!r}.",
-                "A class must be learnt to be scored.",
-                "Add training rows of it, or leave these rows out.",
-            )
-    return known
 
 
 def _encoded(rows: Dataset, task: Task, tokenizer: PreTrainedTokenizerBase, length: int, label: Label) -> Dataset:

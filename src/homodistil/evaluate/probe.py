@@ -22,6 +22,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from homodistil.errors import UserError
+from homodistil.evaluate.labels import classes
 from homodistil.evaluate.metrics import score, summary
 from homodistil.evaluate.similarity import embed
 from homodistil.evaluate.tasks import Splits, Task
@@ -43,7 +44,7 @@ def probe(model: Path | str, splits: Splits) -> dict[str, float]:
 
     Raises:
         UserError: the task asks for spans, which no embedding of a whole text can tell, or its training rows have a
-            single class.
+            single class or lack one.
     """
     task = splits.task
     fitted = _fitted(model, splits)
@@ -95,12 +96,6 @@ def refuse_spans(task: Task) -> None:
 def _linear(task: Task, labels: Sequence[Any]) -> Pipeline:
     if task.labels == "number":
         return make_pipeline(StandardScaler(), RidgeCV(1 / STRENGTHS))
-    if len(set(labels)) < 2:
-        raise UserError(
-            f"Cannot learn {task.name}: its training rows have a single class, {labels[0]!r}.",
-            "There must be two classes to tell apart.",
-            "Add rows of another class, or check that the label column is the right one.",
-        )
     # each fold needs a row of each class; where one has a single row, nothing can be chosen
     folds = min(FOLDS, *Counter(labels).values())
     linear = LogisticRegression(max_iter=1000)
@@ -109,6 +104,8 @@ def _linear(task: Task, labels: Sequence[Any]) -> Pipeline:
 
 def _fitted(model: Path | str | SentenceTransformer, splits: Splits) -> Pipeline:
     refuse_spans(splits.task)
+    if splits.task.labels == "classes":
+        classes(splits)
     # a column of a data set would be read again at each access
     labels = list(splits.train[splits.task.label])
     return _linear(splits.task, labels).fit(_features(model, splits.task, splits.train), labels)

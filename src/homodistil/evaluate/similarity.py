@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
 
+from homodistil.evaluate.metrics import METRICS
 from homodistil.evaluate.tasks import Task
 
 
@@ -53,4 +54,4 @@ def judged_pairs(model: Path | str, task: Task, rows: Dataset) -> float:
         rows: the pairs.
     """
     first, second = (embed(model, rows[column]) for column in task.columns)
-    return float(spearmanr((first * second).sum(-1), rows[task.label]).statistic)
+    return METRICS["spearman"]((first * second).sum(-1), np.asarray(rows[task.label]))

@@ -11,6 +11,7 @@ import datasets
 from datasets import Dataset, Value
 
 from homodistil.errors import UserError, nearest
+from homodistil.evaluate.labels import check, refuse_few
 
 Labels = Literal["classes", "number", "span"]
 Metric = Literal["accuracy", "f1", "macro_f1", "matthews", "pearson", "spearman", "r2", "mae", "exact", "span_f1"]
@@ -99,7 +100,13 @@ class Splits:
 
 
 def open_task(
-    name: str, data_dir: Path | None, *, columns: Sequence[str] = (), label: str = "label", limit: int | None = None
+    name: str,
+    data_dir: Path | None,
+    *,
+    columns: Sequence[str] = (),
+    label: str = "label",
+    limit: int | None = None,
+    scores: bool = False,
 ) -> Splits:
     """A task by its name, or a user's own by its file or folder.
 
@@ -110,9 +117,10 @@ def open_task(
         columns: the text columns of a user's own task; by default its only text columns besides the label.
         label: the label's column of a user's own task.
         limit: train on that many rows at most, drawn with a fixed seed.
+        scores: whether whole numbers are numbers, too, and not classes.
 
     Raises:
-        UserError: no such task, file or column, or rows without labels.
+        UserError: no such task, file or column, or rows that cannot be learnt or scored, as `labels.check` says.
     """
     if name in TASKS:
         task = TASKS[name]
@@ -120,10 +128,10 @@ def open_task(
         opened = {s: _read(files[s]) for s in files} if files else _from_hub(task)
         splits = Splits(task, opened["train"], {s: opened[s] for s in task.evaluated})
     else:
-        splits = _own(Path(name).expanduser(), tuple(columns), label)
-    _check(splits)
+        splits = _own(Path(name).expanduser(), tuple(columns), label, scores)
     if limit is not None and limit < len(splits.train):
         splits = Splits(splits.task, splits.train.shuffle(seed=0).select(range(limit)), splits.evaluated)
+    check(splits)
     return splits
 
 
@@ -184,7 +192,7 @@ def _from_hub(task: Task) -> Mapping[str, Dataset]:
     return opened
 
 
-def _own(path: Path, columns: tuple[str, ...], label: str) -> Splits:
+def _own(path: Path, columns: tuple[str, ...], label: str, scores: bool) -> Splits:
     """A user's own task: two files in a folder, or one file of which a fixed part is scored."""
     if path.is_dir():
         files = {split: _split_file(path, split) for split in ("train", "validation")}
@@ -196,7 +204,9 @@ def _own(path: Path, columns: tuple[str, ...], label: str) -> Splits:
             )
         train, scored = (_read(f) for f in files.values() if f)
     else:
-        parts = _read(path).train_test_split(test_size=OWN_HELDOUT, seed=0)
+        whole = _read(path)
+        refuse_few(path.stem, "labelled", len(whole))
+        parts = whole.train_test_split(test_size=OWN_HELDOUT, seed=0)
         train, scored = parts["train"], parts["test"]
     if label not in train.column_names:
         raise UserError(
@@ -206,7 +216,8 @@ def _own(path: Path, columns: tuple[str, ...], label: str) -> Splits:
         )
     text = [c for c, kind in train.features.items() if kind in (Value("string"), Value("large_string"))]
     columns = columns or tuple(c for c in text if c != label)
-    number = getattr(train.features[label], "dtype", "") in ("float16", "float32", "float64", "double")
+    kind = str(getattr(train.features[label], "dtype", ""))
+    number = kind.startswith(("float", "double", "int", "uint") if scores else ("float", "double"))
     task = Task(
         name=path.stem,
         columns=columns,
@@ -215,33 +226,3 @@ def _own(path: Path, columns: tuple[str, ...], label: str) -> Splits:
         label=label,
     )
     return Splits(task, train, {"validation": scored})
-
-
-def _check(splits: Splits) -> None:
-    task = splits.task
-    if not 1 <= len(task.columns) <= 2:
-        raise UserError(
-            f"Cannot tell the text columns of the task {task.name}: there are {len(task.columns)} "
-            f"({', '.join(task.columns)}).",
-            "A task has one text column, or two for pairs.",
-            "Name them with --columns, for example --columns premise,hypothesis.",
-        )
-    for split, rows in {"train": splits.train, **splits.evaluated}.items():
-        if missing := [c for c in (*task.columns, task.label) if c not in rows.column_names]:
-            raise UserError(
-                f"The task {task.name} has no column {missing[0]} in its {split} rows.",
-                f"It needs {', '.join((*task.columns, task.label))}; the rows have {', '.join(rows.column_names)}.",
-                "Rename the columns, or name other ones with --columns and --label.",
-            )
-        if len(rows) < 2:
-            raise UserError(
-                f"The task {task.name} has {len(rows)} {split} rows.",
-                "There must be at least two.",
-                "Give more rows.",
-            )
-        if task.labels == "classes" and any(v is None or v == -1 for v in rows[task.label]):
-            raise UserError(
-                f"The task {task.name} has {split} rows without a label.",
-                "Each row must have a label; -1 and nothing stand for none.",
-                "Leave these rows out; hidden test sets cannot be scored.",
-            )
