@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,20 @@ def test_numbers_are_learnt(learner: Path) -> None:
     made = finetune(learner, splits, EASY, seed=0)
     assert made["spearman"] > 0.5
     assert made["score"] == pytest.approx(100 * made["r2"])
+
+
+@pytest.mark.parametrize(("offset", "scale"), [(60.0, 1.0), (-3.0, 1e5)])
+def test_numbers_are_learnt_wherever_they_lie(offset: float, scale: float, learner: Path) -> None:
+    """Another zero and another unit change no share of what is explained, and the error is in that unit."""
+    options: dict[str, Any] = {"labels": "number", "metrics": ("r2", "spearman", "mae")}
+    settings = replace(EASY, epochs=2)
+    plain, moved = (
+        finetune(learner, _splits(lambda t, a=a, b=b: a + b * t.split().count("cat"), **options), settings, seed=0)
+        for a, b in ((0.0, 1.0), (offset, scale))
+    )
+    assert plain["r2"] > -0.5
+    for name, unit in (("r2", 1.0), ("spearman", 1.0), ("mae", scale)):
+        assert moved[name] / unit == pytest.approx(plain[name], abs=0.02)
 
 
 def test_several_splits_are_named(encoder: Path) -> None:

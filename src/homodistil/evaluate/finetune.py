@@ -31,7 +31,7 @@ from homodistil.evaluate.towers import Collate, Towers, has_towers
 from homodistil.evaluate.training import Settings, train_and_predict
 
 Label = Callable[[Any], float]
-"""What the Trainer learns of a label: the number of its class, or its number."""
+"""What the Trainer learns of a label: the number of its class, or its number, in standard deviations from the mean."""
 GRID = (0.5, 1.0, 2.0)
 """Learning rates tried on request, as multiples of the default, which goes with the width."""
 GRID_HELDOUT = 0.1
@@ -115,7 +115,8 @@ def finetune(
         )
     else:
         known = classes(splits) if task.labels == "classes" else []
-        label: Label = {c: i for i, c in enumerate(known)}.__getitem__ if known else float
+        middle, spread = (0.0, 1.0) if known or has_towers(model) else _scale(splits)
+        label: Label = {c: i for i, c in enumerate(known)}.__getitem__ if known else lambda v: (v - middle) / spread
         net, collate, read, longest = _reader(model, splits, known, tokenizer, trust_remote_code)
         length = min(settings.length, longest)
         train = read(splits.train, task, tokenizer, length, label)
@@ -123,8 +124,11 @@ def finetune(
         answers = train_and_predict(net, collate, train, evaluated, settings, seed)
         per_split = {}
         for split, logits in answers.items():
-            predicted = logits[:, 0] if task.labels == "number" else logits.argmax(-1)
-            per_split[split] = score(task, predicted, np.asarray(evaluated[split]["labels"]))
+            right = splits.evaluated[split][task.label][:]
+            if known:
+                per_split[split] = score(task, logits.argmax(-1), np.asarray([label(v) for v in right]))
+            else:
+                per_split[split] = score(task, middle + spread * logits[:, 0], np.asarray(right, dtype=float))
     return summary(task, per_split)
 
 
@@ -140,6 +144,15 @@ def _reader(
     opened = _open(AutoModelForSequenceClassification, folder, options, trust)
     opened.config.pad_token_id = tokenizer.pad_token_id
     return opened, _padded(tokenizer), _encoded, _longest(opened, tokenizer)
+
+
+def _scale(splits: Splits) -> tuple[float, float]:
+    """Mean and standard deviation of the numbers to learn: a new head starts near 0, and would never get to 60.
+
+    That of a sentence encoder starts as a probe, which has learnt them.
+    """
+    numbers = np.asarray(splits.train[splits.task.label][:], dtype=float)
+    return float(numbers.mean()), float(numbers.std()) or 1.0
 
 
 def _padded(tokenizer: PreTrainedTokenizerBase) -> DataCollatorWithPadding:
