@@ -13,6 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 from conftest import WORDS
 from homodistil.errors import UserError
 from homodistil.evaluate.agreement import agreement, linear_cka, pairs_correlation
+from homodistil.evaluate.evaluation import evaluate
 from homodistil.evaluate.language import blocks, language, masked_predictions
 from homodistil.evaluate.models import Opened, open_model
 
@@ -123,3 +124,10 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     """What cannot be opened is named."""
     with pytest.raises(UserError, match="Cannot evaluate"):
         open_model(str(tmp_path))
+
+
+def test_text_that_a_tokenizer_cannot_read_is_refused(masked_lm: Path, tmp_path: Path) -> None:
+    """Of unknown words none can be masked, so that there is nothing to predict."""
+    (tmp_path / "text.txt").write_text("слово другое третье\n" * 200)
+    with pytest.raises(UserError, match="knows no word of it"):
+        evaluate(str(masked_lm), text=str(tmp_path / "text.txt"), time=False)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from sentence_transformers import SentenceTransformer
 from transformers import (
+    AutoTokenizer,
     BertForMaskedLM,
     BertForQuestionAnswering,
     BertForSequenceClassification,
@@ -18,7 +22,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from conftest import WORDS
 from homodistil.errors import UserError
+from homodistil.evaluate.evaluation import evaluate
 from homodistil.evaluate.models import open_model
 from homodistil.evaluate.speed import size
 from zoo import tiny
@@ -92,3 +98,43 @@ def test_weights_that_are_not_read_are_not_counted(save_teacher: Callable[..., P
     for name in ("pytorch_model.bin", "training_args.bin"):
         (folder / name).write_bytes(bytes(1000))
     assert size(open_model(str(folder)))["file_bytes"] == (folder / "model.safetensors").stat().st_size
+
+
+def test_positions_that_padding_takes_are_not_read(saved: Callable[..., Path]) -> None:
+    """RoBERTa has fewer positions than its table has rows, also where its tokenizer knows of no limit."""
+    folder = saved("RoBERTa", pad_token_id=1)
+    AutoTokenizer.from_pretrained(folder, model_max_length=int(1e30)).save_pretrained(folder)
+    opened = open_model(str(folder))
+    assert opened.longest == 64
+    opened.model(input_ids=torch.full((1, 64), 5))
+    with pytest.raises((IndexError, RuntimeError)):
+        opened.model(input_ids=torch.full((1, 65), 5))
+
+
+def test_a_tokenizer_that_is_not_the_models_own_is_refused(save_teacher: Callable[..., Path]) -> None:
+    """Of some of its tokens there would be no embedding."""
+    folder = save_teacher(BertModel, vocab_size=20)
+    with pytest.raises(UserError, match="has 27 tokens, its embeddings 20"):
+        open_model(str(folder))
+
+
+def test_code_that_comes_with_a_model_is_run_for_its_embeddings_too(encoder: Path, tmp_path: Path) -> None:
+    """Where it is trusted: for probes, pairs and agreement as well as for size."""
+    folder = Path(shutil.copytree(encoder, tmp_path / "model"))
+    (folder / "modeling_own.py").write_text(
+        "from transformers import BertConfig, BertModel\n\n\n"
+        "class OwnConfig(BertConfig):\n    model_type = 'own_bert'\n\n\n"
+        "class OwnModel(BertModel):\n    config_class = OwnConfig\n"
+    )
+    config = json.loads((folder / "config.json").read_text())
+    classes = {"AutoConfig": "modeling_own.OwnConfig", "AutoModel": "modeling_own.OwnModel"}
+    config |= {"model_type": "own_bert", "architectures": ["OwnModel"], "auto_map": classes}
+    (folder / "config.json").write_text(json.dumps(config))
+    rows = [{"a": f"{a} cat", "b": f"{b} dog", "label": k / 3} for k, (a, b) in enumerate(itertools.pairwise(WORDS))]
+    task = tmp_path / "own.jsonl"
+    task.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = [
+        evaluate(str(model), probes=[str(task)], pairs=[str(task)], time=False, trust_remote_code=True)
+        for model in (encoder, folder)
+    ]
+    assert [r["values"] for r in made[1][1:]] == [r["values"] for r in made[0][1:]]

@@ -86,3 +86,14 @@ def test_answers_are_compared_as_the_official_scripts_do() -> None:
     assert squad.token_f1("old red cat", "red cat") == pytest.approx(2 * (2 / 3) * 1 / (2 / 3 + 1))
     assert squad.scores(["", "cat"], [[], []]) == {"exact": 0.5, "span_f1": 0.5}
     assert all(squad.token_f1(word, word) == 1 for word in WORDS if word not in ("a", "the"))
+
+
+def test_a_question_longer_than_a_window_is_cut(tokenizer: PreTrainedTokenizerBase) -> None:
+    """The context still has room, and a question that fits is read whole."""
+    rows = _rows([("red cat", CONTEXT.index("red cat"))] * 2)
+    rows = rows.map(lambda _, k: {"question": " ".join(WORDS * 3) if k else QUESTION}, with_indices=True)
+    windows = squad._windows(rows, _splits(rows), tokenizer, 24, positions=False)
+    assert max(map(len, windows["input_ids"])) <= 24
+    first, *_, last = (tokenizer.decode(ids) for ids in windows["input_ids"])
+    assert first.startswith(f"[CLS] {QUESTION} [SEP]")
+    assert last.startswith(f"[CLS] {' '.join(WORDS[:12])} [SEP]")

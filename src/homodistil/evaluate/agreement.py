@@ -155,7 +155,8 @@ def _last_hidden(opened: Opened, ids: Tensor) -> Tensor:
 def _embeddings(opened: Opened, texts: Sequence[str], batch: int = 32) -> Tensor:
     """A sentence encoder's own embeddings, or mean-pooled last hidden states, (texts, width)."""
     if has_towers(opened.source):
-        return torch.from_numpy(embed(opened.source, texts, batch=batch))
+        made = embed(opened.source, texts, batch=batch, trust_remote_code=opened.trust_remote_code)
+        return torch.from_numpy(made)
     pooled = []
     length = min(opened.longest, 512)
     for at in range(0, len(texts), batch):

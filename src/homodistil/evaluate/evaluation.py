@@ -18,7 +18,7 @@ from homodistil.evaluate.inputs import (
     refuse_too_long,
     refuse_unpaired,
 )
-from homodistil.evaluate.language import blocks, language
+from homodistil.evaluate.language import blocks, language, refuse_unknown
 from homodistil.evaluate.models import Opened, local, open_model
 from homodistil.evaluate.probe import probe, refuse_spans
 from homodistil.evaluate.records import Record, Records, digest, identity
@@ -129,7 +129,7 @@ def evaluate(
                     f"{splits.task.name} pairs",
                     {"split": split, **_read_as(name, splits.task), "digest": digest(rows)},
                     lambda source=source, rows=rows, task=splits.task: {  # type: ignore[misc]
-                        "spearman": judged_pairs(source, task, rows)
+                        "spearman": judged_pairs(source, task, rows, trust_remote_code=trust_remote_code)
                     },
                 )
     for name, splits in probed.items():
@@ -138,7 +138,9 @@ def evaluate(
                 source,
                 f"{splits.task.name} probe",
                 _data_of(name, splits),
-                lambda source=source, splits=splits: probe(source, splits),  # type: ignore[misc]
+                lambda source=source, splits=splits: probe(  # type: ignore[misc]
+                    source, splits, trust_remote_code=trust_remote_code
+                ),
             )
     for name, splits in labelled.items():
         data = _data_of(name, splits)
@@ -192,6 +194,7 @@ def _measure_text(records: Records, opened: Sequence[Opened], texts: list[str]) 
                 "There must be text for at least one block.",
                 "Give more text.",
             )
+        refuse_unknown(one, tokens)
     settings = {"digest": digest(texts), "blocks": BLOCKS, "block": block}
     for one, tokens in zip(opened, ids, strict=True):
         if one.head != "none":

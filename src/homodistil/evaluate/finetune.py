@@ -25,7 +25,7 @@ from homodistil.errors import UserError
 from homodistil.evaluate import squad
 from homodistil.evaluate.labels import classes
 from homodistil.evaluate.metrics import score, summary
-from homodistil.evaluate.models import transformer_folder
+from homodistil.evaluate.models import longest, transformer_folder
 from homodistil.evaluate.tasks import Splits, Task
 from homodistil.evaluate.towers import Collate, Towers, has_towers
 from homodistil.evaluate.training import Settings, train_and_predict
@@ -111,14 +111,14 @@ def finetune(
             lambda train, evaluated: train_and_predict(net, _padded(tokenizer), train, evaluated, settings, seed),
             tokenizer,
             splits,
-            min(settings.length, _longest(net, tokenizer)),
+            min(settings.length, longest(net, tokenizer)),
         )
     else:
         known = classes(splits) if task.labels == "classes" else []
         middle, spread = (0.0, 1.0) if known or has_towers(model) else _scale(splits)
         label: Label = {c: i for i, c in enumerate(known)}.__getitem__ if known else lambda v: (v - middle) / spread
-        net, collate, read, longest = _reader(model, splits, known, tokenizer, trust_remote_code)
-        length = min(settings.length, longest)
+        net, collate, read, most = _reader(model, splits, known, tokenizer, trust_remote_code)
+        length = min(settings.length, most)
         train = read(splits.train, task, tokenizer, length, label)
         evaluated = {s: read(rows, task, tokenizer, length, label) for s, rows in splits.evaluated.items()}
         answers = train_and_predict(net, collate, train, evaluated, settings, seed)
@@ -143,7 +143,7 @@ def _reader(
     folder = Path(transformer_folder(str(model)))
     opened = _open(AutoModelForSequenceClassification, folder, options, trust)
     opened.config.pad_token_id = tokenizer.pad_token_id
-    return opened, _padded(tokenizer), _encoded, _longest(opened, tokenizer)
+    return opened, _padded(tokenizer), _encoded, longest(opened, tokenizer)
 
 
 def _scale(splits: Splits) -> tuple[float, float]:
@@ -180,11 +180,6 @@ def _open(auto: Any, model: Path, options: dict[str, Any], trust: bool) -> PreTr
             "Check the path, or leave the task out of --tasks.",
         ) from error
     return opened
-
-
-def _longest(net: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Tokens that both the positions and the tokenizer allow."""
-    return int(min(getattr(net.config, "max_position_embeddings", 512), tokenizer.model_max_length))
 
 
 def _encoded(rows: Dataset, task: Task, tokenizer: PreTrainedTokenizerBase, length: int, label: Label) -> Dataset:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from homodistil.errors import UserError
 from homodistil.evaluate.models import Opened
 
 MASKED = 0.15
@@ -30,6 +31,28 @@ def blocks(opened: Opened, texts: Sequence[str], length: int, most: int) -> Tens
     return torch.tensor(cut, device=opened.model.device)
 
 
+def refuse_unknown(opened: Opened, ids: Tensor) -> None:
+    """Refuse text of which a masked language model has next to nothing to predict.
+
+    Args:
+        opened: any model.
+        ids: blocks (blocks, length).
+
+    Raises:
+        UserError: its first blocks hold no two tokens that are not special; what it cannot read is special, too.
+    """
+    if opened.head == "masked" and int((~_special(opened, ids[:PSEUDO_BLOCKS])).sum()) < 2:
+        raise UserError(
+            f"Cannot measure {opened.source} on this text: its tokenizer knows no word of it.",
+            "There must be tokens to mask and to predict.",
+            "Give text of the model's language.",
+        )
+
+
+def _special(opened: Opened, ids: Tensor) -> Tensor:
+    return torch.isin(ids, torch.tensor(opened.tokenizer.all_special_ids, device=ids.device))
+
+
 @torch.no_grad()
 def masked_predictions(opened: Opened, ids: Tensor, *, seed: int = 0, batch: int = 32) -> tuple[Tensor, Tensor]:
     """Mask a fixed share of each block and predict it.
@@ -43,7 +66,7 @@ def masked_predictions(opened: Opened, ids: Tensor, *, seed: int = 0, batch: int
     Returns:
         Log-probabilities (masked, vocabulary) on the CPU, and what stood there, (masked,).
     """
-    special = torch.isin(ids, torch.tensor(opened.tokenizer.all_special_ids, device=ids.device)).cpu()
+    special = _special(opened, ids).cpu()
     lot = torch.rand(ids.shape, generator=torch.Generator().manual_seed(seed)).masked_fill(special, 2.0)
     chosen = lot < torch.quantile(lot[~special], MASKED)
     hidden = ids.masked_fill(chosen.to(ids.device), opened.tokenizer.mask_token_id)
@@ -58,7 +81,7 @@ def masked_predictions(opened: Opened, ids: Tensor, *, seed: int = 0, batch: int
 def pseudo_perplexity(opened: Opened, ids: Tensor, *, batch: int = 64) -> float:
     """Exp of the mean negative log-probability of each token with it alone masked (Salazar et al. 2020)."""
     mask = opened.tokenizer.mask_token_id
-    special = torch.isin(ids, torch.tensor(opened.tokenizer.all_special_ids, device=ids.device))
+    special = _special(opened, ids)
     losses = []
     for block, skip in zip(ids, special, strict=True):
         positions = torch.arange(len(block), device=ids.device)[~skip]

@@ -57,12 +57,14 @@ class Opened:
         model: in evaluation mode, float32, on a GPU where there is one.
         processor: its tokenizer, or its image processor.
         head: which language model or classifier it has.
+        trust_remote_code: whether it was opened with code that comes with it.
     """
 
     source: str
     model: PreTrainedModel
     processor: PreTrainedTokenizerBase | BaseImageProcessor
     head: Head
+    trust_remote_code: bool = False
 
     @property
     def reads_images(self) -> bool:
@@ -78,7 +80,7 @@ class Opened:
     @property
     def longest(self) -> int:
         """Tokens that both the positions and the tokenizer allow."""
-        return int(min(getattr(self.model.config, "max_position_embeddings", 512), self.tokenizer.model_max_length))
+        return longest(self.model, self.tokenizer)
 
     def random_inputs(self, batch: int, length: int) -> dict[str, Tensor]:
         """What it reads: sequences of `length` tokens, or images, which have one size; on its device."""
@@ -96,8 +98,8 @@ def open_model(source: str, *, trust_remote_code: bool = False) -> Opened:
     """Open a model with the head that its configuration names.
 
     Raises:
-        UserError: there is no such model, it cannot be opened, has no weights for some of its parameters, or is an
-            encoder-decoder.
+        UserError: there is no such model, it cannot be opened, has no weights for some of its parameters, has tokens
+            that its embeddings do not hold, or is an encoder-decoder.
     """
     path = transformer_folder(source)
     try:
@@ -120,13 +122,14 @@ def open_model(source: str, *, trust_remote_code: bool = False) -> Opened:
         else:
             processor = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
             processor.pad_token = processor.pad_token or processor.eos_token
+            _refuse_strange_tokens(source, processor, model.get_input_embeddings().weight.shape[0])
             if model.config.pad_token_id is None:
                 # decoders with a classifier look for the last token that is no padding
                 model.config.pad_token_id = processor.pad_token_id
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise _unopened(source, error) from error
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Opened(source, model.to(device).eval(), processor, head)
+    return Opened(source, model.to(device).eval(), processor, head, trust_remote_code)
 
 
 def _whole(source: str, path: str, auto: Any, trust: bool) -> PreTrainedModel:
@@ -153,12 +156,31 @@ def _whole(source: str, path: str, auto: Any, trust: bool) -> PreTrainedModel:
     return model
 
 
+def _refuse_strange_tokens(source: str, tokenizer: PreTrainedTokenizerBase, size: int) -> None:
+    # a folder without a tokenizer opens as one that knows its special tokens and nothing else
+    if not len(tokenizer.all_special_ids) < len(tokenizer) <= size:
+        raise UserError(
+            f"Cannot evaluate {source}: its tokenizer has {len(tokenizer)} tokens, its embeddings {size}.",
+            "The tokenizer must be the model's own, with a vocabulary that its embeddings hold.",
+            "Save the tokenizer that the model was trained with into its folder.",
+        )
+
+
 def _unopened(source: str, error: Exception) -> UserError:
     return UserError(
         f"Cannot evaluate {source}: {(str(error).strip() or type(error).__name__).splitlines()[0][:300]}",
         "A model is a folder that `save_pretrained` wrote, or the name of one on a hub that can be reached.",
         "Check the path.",
     )
+
+
+def longest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Tokens that both the positions and the tokenizer allow."""
+    embeddings = getattr(model.base_model, "embeddings", None)
+    # RoBERTa and its kin count positions from the padding's number
+    padding = getattr(getattr(embeddings, "position_embeddings", None), "padding_idx", None)
+    unused = 0 if padding is None else padding + 1
+    return int(min(getattr(model.config, "max_position_embeddings", 512) - unused, tokenizer.model_max_length))
 
 
 def local(source: str) -> str:

@@ -32,12 +32,13 @@ STRENGTHS = 10.0 ** np.arange(-4, 3)
 FOLDS = 5
 
 
-def probe(model: Path | str, splits: Splits) -> dict[str, float]:
+def probe(model: Path | str, splits: Splits, *, trust_remote_code: bool = False) -> dict[str, float]:
     """Fit a linear model on frozen embeddings and score it.
 
     Args:
         model: a sentence-transformers folder, or any other encoder, whose token states are averaged.
         splits: the task's data.
+        trust_remote_code: run code that comes with the model.
 
     Returns:
         Each metric of each scored split, and `score`, as `finetune.finetune` does.
@@ -47,9 +48,11 @@ def probe(model: Path | str, splits: Splits) -> dict[str, float]:
             single class or lack one.
     """
     task = splits.task
-    fitted = _fitted(model, splits)
+    # opened once for all of its texts
+    encoder = SentenceTransformer(str(model), trust_remote_code=trust_remote_code)
+    fitted = _fitted(encoder, splits)
     per_split = {
-        split: score(task, fitted.predict(_features(model, task, rows)), np.asarray(rows[task.label]))
+        split: score(task, fitted.predict(_features(encoder, task, rows)), np.asarray(rows[task.label]))
         for split, rows in splits.evaluated.items()
     }
     return summary(task, per_split)
@@ -102,16 +105,16 @@ def _linear(task: Task, labels: Sequence[Any]) -> Pipeline:
     return make_pipeline(StandardScaler(), GridSearchCV(linear, {"C": STRENGTHS}, cv=folds) if folds > 1 else linear)
 
 
-def _fitted(model: Path | str | SentenceTransformer, splits: Splits) -> Pipeline:
+def _fitted(encoder: SentenceTransformer, splits: Splits) -> Pipeline:
     refuse_spans(splits.task)
     if splits.task.labels == "classes":
         classes(splits)
     # a column of a data set would be read again at each access
     labels = list(splits.train[splits.task.label])
-    return _linear(splits.task, labels).fit(_features(model, splits.task, splits.train), labels)
+    return _linear(splits.task, labels).fit(_features(encoder, splits.task, splits.train), labels)
 
 
-def _features(model: Path | str | SentenceTransformer, task: Task, rows: Dataset) -> NDArray[np.float32]:
-    first, *others = (embed(model, rows[column]) for column in task.columns)
+def _features(encoder: SentenceTransformer, task: Task, rows: Dataset) -> NDArray[np.float32]:
+    first, *others = (embed(encoder, rows[column]) for column in task.columns)
     features: NDArray[np.float32] = np.concatenate(of_pair(first, others[0]), axis=1) if others else first
     return features

@@ -15,7 +15,9 @@ from homodistil.evaluate.metrics import METRICS
 from homodistil.evaluate.tasks import Task
 
 
-def embed(model: Path | str | SentenceTransformer, texts: Sequence[str], *, batch: int = 32) -> NDArray[np.float32]:
+def embed(
+    model: Path | str | SentenceTransformer, texts: Sequence[str], *, batch: int = 32, trust_remote_code: bool = False
+) -> NDArray[np.float32]:
     """Embeddings of texts, (texts, hidden), normalised.
 
     Args:
@@ -23,8 +25,11 @@ def embed(model: Path | str | SentenceTransformer, texts: Sequence[str], *, batc
             open already.
         texts: what is embedded.
         batch: texts in a forward pass.
+        trust_remote_code: run code that comes with the model.
     """
-    encoder = model if isinstance(model, SentenceTransformer) else SentenceTransformer(str(model))
+    encoder = model
+    if not isinstance(encoder, SentenceTransformer):
+        encoder = SentenceTransformer(str(model), trust_remote_code=trust_remote_code)
     if encoder.tokenizer.pad_token is None:
         encoder.tokenizer.pad_token = encoder.tokenizer.eos_token
     made: NDArray[np.float32] = encoder.encode(
@@ -45,13 +50,14 @@ def follows(student: NDArray[np.float32], teacher: NDArray[np.float32]) -> float
     return float(spearmanr(*pairs).statistic)
 
 
-def judged_pairs(model: Path | str, task: Task, rows: Dataset) -> float:
+def judged_pairs(model: Path | str, task: Task, rows: Dataset, *, trust_remote_code: bool = False) -> float:
     """Spearman's correlation between cosine similarities of pairs and people's judgements, without fine-tuning.
 
     Args:
         model: as in `embed`.
         task: one with two text columns and a number as label, such as `stsb`.
         rows: the pairs.
+        trust_remote_code: as in `embed`.
     """
-    first, second = (embed(model, rows[column]) for column in task.columns)
+    first, second = (embed(model, rows[column], trust_remote_code=trust_remote_code) for column in task.columns)
     return METRICS["spearman"]((first * second).sum(-1), np.asarray(rows[task.label]))
