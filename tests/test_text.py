@@ -1,4 +1,4 @@
-"""Opening datasets that were saved: whole or in splits, and what is refused."""
+"""Text is read as it stands in its files; datasets that were saved: whole or in splits, and what is refused."""
 
 from __future__ import annotations
 
@@ -57,3 +57,10 @@ def test_a_saved_dataset_that_cannot_be_opened_is_refused(kind: str, said: str, 
     with pytest.raises(UserError, match=said) as refusal:
         OPEN[reads](str(tmp_path))
     assert len(str(refusal.value).splitlines()) == 3
+
+
+def test_every_text_of_a_table_is_read(tmp_path: Path) -> None:
+    """A quote that opens a text is a character of it, None is a word, and a file's name is no pattern."""
+    texts = ["None", '"the cat', "a dog", '"one tree', "NA"]
+    (tmp_path / "own[1].tsv").write_text("".join(f"{text}\t{k}\n" for k, text in enumerate(["text", *texts])))
+    assert [row["text"] for row in open_text(str(tmp_path / "own[1].tsv"), "text")] == texts

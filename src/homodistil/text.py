@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import glob
 import itertools
+from collections.abc import Sequence
 from os.path import expanduser
 from pathlib import Path
 
@@ -46,11 +49,8 @@ def _opened(data: str, column: str, stream: bool) -> Dataset | IterableDataset:
     if reader in ("text", "json", "csv"):
         for file in files:
             _refuse_binary(file)
-    options = {"delimiter": "\t"} if _ending(files[0]) == ".tsv" else {}
     try:
-        opened = datasets.load_dataset(
-            reader, data_files=[str(f) for f in files], split="train", streaming=stream, **options
-        )
+        opened = load_files(reader, files, stream=stream)
         if reader == "text":
             return opened if column == "text" else opened.rename_column("text", column)
         return _checked(opened, data, column)
@@ -62,6 +62,25 @@ def _opened(data: str, column: str, stream: bool) -> Dataset | IterableDataset:
             f"A file ending in {_ending(files[0])} must be whole, valid {reader}.",
             "Correct the file, or give its text as .txt.",
         ) from error
+
+
+def load_files(reader: str, files: Sequence[Path], *, stream: bool = False) -> Dataset | IterableDataset:
+    """Files of one ending as one dataset, with every row that is in them.
+
+    Args:
+        reader: one of `READERS`.
+        files: whatever their names are; brackets and stars are no patterns.
+        stream: read on the fly.
+    """
+    options: dict[str, object] = {}
+    if reader == "csv":
+        # an empty cell is missing, and None or NA is a word
+        options = {"keep_default_na": False, "na_values": [""]}
+    if _ending(files[0]) == ".tsv":
+        # nothing is quoted there, so that a quote that opens a text would take in the rows up to the next one
+        options |= {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+    names = [glob.escape(str(file)) for file in files]
+    return datasets.load_dataset(reader, data_files=names, split="train", streaming=stream, **options)
 
 
 def _ending(file: Path) -> str:

@@ -72,6 +72,23 @@ def test_ones_own_folder_has_its_own_validation_rows(tmp_path: Path) -> None:
     assert (len(splits.train), len(splits.evaluated["validation"])) == (9, 2)
 
 
+def test_every_row_of_a_table_is_read(tmp_path: Path) -> None:
+    """A quote that opens a text between tabs is a character, and None is a word."""
+    for ending, tab, quote in ((".tsv", "\t", '"'), (".csv", ",", "")):
+        rows = [f"{quote if k in (3, 7) else ''}text {k}{tab}{'None' if k % 2 else 'NA'}" for k in range(20)]
+        (tmp_path / f"own{ending}").write_text("\n".join([f"text{tab}label", *rows]) + "\n")
+        splits = open_task(str(tmp_path / f"own{ending}"), None)
+        assert len(splits.train) + len(splits.evaluated["validation"]) == 20
+        assert set(splits.train["label"]) == {"None", "NA"}
+
+
+def test_a_files_name_is_no_pattern(tmp_path: Path) -> None:
+    """Brackets and stars stand for themselves."""
+    for name, count in (("own[1]*.jsonl", 10), ("own1.jsonl", 20)):
+        splits = open_task(str(_write(tmp_path / name, _labelled(count))), None)
+        assert len(splits.train) + len(splits.evaluated["validation"]) == count
+
+
 @pytest.mark.parametrize(
     ("name", "rows", "options", "said"),
     [

@@ -12,6 +12,7 @@ from datasets import Dataset, Value
 
 from homodistil.errors import UserError, nearest
 from homodistil.evaluate.labels import check, refuse_few
+from homodistil.text import load_files
 
 Labels = Literal["classes", "number", "span"]
 Metric = Literal["accuracy", "f1", "macro_f1", "matthews", "pearson", "spearman", "r2", "mae", "exact", "span_f1"]
@@ -168,9 +169,8 @@ def _read(file: Path) -> Dataset:
             f"A task is one of {', '.join(TASKS)}, or a file ending in {', '.join(_READERS)}.",
             nearest(str(file), list(TASKS)),
         )
-    options = {"delimiter": "\t"} if file.suffix.lower() == ".tsv" else {}
     try:
-        return datasets.load_dataset(reader, data_files=str(file), split="train", **options)
+        return load_files(reader, [file])
     except Exception as error:  # the library raises whatever its readers raise
         raise UserError(
             f"Cannot read {file}: {str(error).splitlines()[0][:300] if str(error) else type(error).__name__}",
