@@ -64,3 +64,13 @@ def test_every_text_of_a_table_is_read(tmp_path: Path) -> None:
     texts = ["None", '"the cat', "a dog", '"one tree', "NA"]
     (tmp_path / "own[1].tsv").write_text("".join(f"{text}\t{k}\n" for k, text in enumerate(["text", *texts])))
     assert [row["text"] for row in open_text(str(tmp_path / "own[1].tsv"), "text")] == texts
+
+
+def test_a_column_is_asked_for_by_the_option_that_there_is(tmp_path: Path) -> None:
+    """Verbs call it differently."""
+    (tmp_path / "own.csv").write_text("body,number\na cat,1\n")
+    with pytest.raises(UserError, match=r"--text\.column body"):
+        open_text(str(tmp_path / "own.csv"), "text")
+    for column in ("text", "number"):
+        with pytest.raises(UserError, match="with --text-column"):
+            open_text(str(tmp_path / "own.csv"), column, option="--text-column")

@@ -21,7 +21,9 @@ READERS = {
 """Which of the datasets library's readers opens a file, by its ending; an unknown ending is plain text."""
 
 
-def open_text(data: str, column: str, *, target: str | None = None, stream: bool = False) -> Dataset | IterableDataset:
+def open_text(
+    data: str, column: str, *, target: str | None = None, stream: bool = False, option: str = "--text.column"
+) -> Dataset | IterableDataset:
     """A dataset whose column `column` holds text, and `target`, if it is named, as well.
 
     Args:
@@ -30,20 +32,21 @@ def open_text(data: str, column: str, *, target: str | None = None, stream: bool
         column: the text column; plain text files have no columns.
         target: a second one.
         stream: read on the fly.
+        option: what names the column on the command line.
 
     Raises:
         UserError: nothing is there, it is empty, binary or torn, or it has no such split or column.
     """
-    opened = _opened(data, column, stream)
-    return opened if target is None else _checked(opened, data, target, option="target")
+    opened = _opened(data, column, stream, option)
+    return opened if target is None else _checked(opened, data, target, "--text.target")
 
 
-def _opened(data: str, column: str, stream: bool) -> Dataset | IterableDataset:
+def _opened(data: str, column: str, stream: bool, option: str) -> Dataset | IterableDataset:
     path = Path(expanduser(data))
     if not path.exists():
-        return _checked(from_hub(data, stream), data, column)
+        return _checked(from_hub(data, stream), data, column, option)
     if (saved := from_disk(path)) is not None:
-        return _checked(saved.to_iterable_dataset() if stream else saved, data, column)
+        return _checked(saved.to_iterable_dataset() if stream else saved, data, column, option)
     files = _files(path)
     reader = READERS.get(_ending(files[0]), "text")
     if reader in ("text", "json", "csv"):
@@ -53,7 +56,7 @@ def _opened(data: str, column: str, stream: bool) -> Dataset | IterableDataset:
         opened = load_files(reader, files, stream=stream)
         if reader == "text":
             return opened if column == "text" else opened.rename_column("text", column)
-        return _checked(opened, data, column)
+        return _checked(opened, data, column, option)
     except UserError:
         raise
     except Exception as error:  # the library raises whatever its readers raise
@@ -103,7 +106,7 @@ def _files(path: Path) -> list[Path]:
             )
     if not any(f.stat().st_size for f in files):
         raise UserError(
-            f"Cannot train on {path}: it is empty.",
+            f"Cannot read {path}: it is empty.",
             "The data must hold text.",
             "Check that it was written completely.",
         )
@@ -129,7 +132,7 @@ def _refuse_binary(file: Path) -> None:
         torn = error.start < len(head) - 8
     if b"\0" in head or torn:
         raise UserError(
-            f"Cannot train on {file}: it is binary, or not in UTF-8.",
+            f"Cannot read {file}: it is binary, or not in UTF-8.",
             "Text must be UTF-8.",
             "Convert it, for instance with `iconv -t utf-8`, or give another file.",
         )
@@ -182,9 +185,7 @@ def from_hub(data: str, stream: bool) -> Dataset | IterableDataset:
         ) from error
 
 
-def _checked(
-    opened: Dataset | IterableDataset, data: str, column: str, option: str = "column"
-) -> Dataset | IterableDataset:
+def _checked(opened: Dataset | IterableDataset, data: str, column: str, option: str) -> Dataset | IterableDataset:
     columns = opened.column_names
     if columns is None:
         columns = list(next(iter(opened), {}))
@@ -192,14 +193,14 @@ def _checked(
         raise UserError(
             f"Cannot find the column {column!r} in {data}.",
             f"The data must have a column of text; its columns are {', '.join(columns) or 'none'}.",
-            f"Name it with --text.{option}, for example --text.{option} {columns[0] if columns else 'text'}.",
+            f"Name it with {option}, for example {option} {columns[0] if columns else 'text'}.",
         )
     first = next((v for v in (row[column] for row in itertools.islice(opened, 100)) if v is not None), "")
     if not isinstance(first, str):
         raise UserError(
             f"Cannot read the column {column!r} of {data}: it holds {type(first).__name__}.",
             "The column must hold text.",
-            f"Name another one with --text.{option}; there are {', '.join(columns)}.",
+            f"Name another one with {option}; there are {', '.join(columns)}.",
         )
     return opened
 

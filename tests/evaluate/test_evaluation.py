@@ -133,6 +133,9 @@ def test_an_encoder_decoder_is_refused_in_words(tokenizer: Any, tmp_path: Path) 
         (["--seeds", "0"], "--seeds 0"),
         (["--text", "nosuchfile.txt"], "nosuchfile.txt"),
         (["--json", "README.md"], "it holds no evaluation"),
+        (["--json", "README.md/deep/numbers.json"], "README.md is no folder"),
+        (["--text", "own.jsonl", "--text-column", "nope"], "--text-column words"),
+        (["--text", "empty.txt"], "Cannot read empty.txt: it is empty"),
     ],
 )
 def test_wrong_options_are_refused_before_anything_is_measured(
@@ -146,6 +149,8 @@ def test_wrong_options_are_refused_before_anything_is_measured(
     """Exit status 2, three sentences, and no measurement begun."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "README.md").write_text("words")
+    (tmp_path / "own.jsonl").write_text('{"words": "the cat"}\n')
+    (tmp_path / "empty.txt").touch()
     assert main(["evaluate", str(masked_lm), "--data-dir", str(tmp_path), "--no-speed", *words]) == 2
     shown = capsys.readouterr()
     assert said in shown.err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import re
 import shutil
@@ -115,6 +116,17 @@ def test_quality_is_drawn_over_size_with_the_teacher_as_a_line() -> None:
     teacher, students = figure.axes[0].lines[:2]
     assert [y for _, y in _points(teacher)] == [70.0, 70.0]
     assert _points(students) == [[1.0, 60.0], [2.0, 64.0]]
+
+
+def test_a_name_is_no_formula() -> None:
+    """Dollars in a task's name are drawn as they are."""
+    records = [
+        {"model": "a", "role": "model", "measure": measure, "values": values}
+        for measure, values in (("size", {"parameters": 1e6}), ("us$_vs_$eu", {"score": 60.0}))
+    ]
+    figure = curves.quality(records)
+    assert figure is not None
+    figure.savefig(io.BytesIO())
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:

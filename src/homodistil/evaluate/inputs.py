@@ -79,7 +79,7 @@ def read_pictures(data: str, column: str, opened: Sequence[Opened]) -> list[Imag
 
 def read_texts(data: str, column: str, most: int) -> list[str]:
     """The first texts that are not empty."""
-    rows = open_text(data, column, stream=True)
+    rows = open_text(data, column, stream=True, option="--text-column")
     found = [t for row in rows.take(most) if (t := row[column]) and t.strip()]
     if len(found) < 3:
         raise UserError(

@@ -29,11 +29,14 @@ class Records:
         file: where they are kept; what it holds already is not measured again.
         teacher: the model whose records are marked as the teacher's.
         say: told what is being measured.
+
+    Raises:
+        UserError: the file holds no evaluation, or cannot be in this place.
     """
 
     def __init__(self, file: Path | None, teacher: str | None, say: Callable[[str], None]) -> None:
         self.file, self.teacher, self.say = file, teacher, say
-        self.known: list[Record] = _read(file) if file and file.exists() else []
+        self.known: list[Record] = _read(file) if file else []
         self.used: list[Record] = []
 
     def measure(
@@ -122,6 +125,15 @@ def identity(model: str) -> str:
 
 
 def _read(file: Path) -> list[Record]:
+    if not file.exists():
+        above = next(place for place in file.absolute().parents if place.exists())
+        if not above.is_dir():
+            raise UserError(
+                f"Cannot keep numbers in {file}: {above} is no folder.",
+                "A file given with --json lies in a folder, which is made where there is none.",
+                "Give another path.",
+            )
+        return []
     try:
         records: list[Record] = json.loads(file.read_text())["records"]
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -62,7 +62,7 @@ def card(
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
         f"# {name}, {made['target']}",
-        f"A smaller {name}, made with HomoDistil: it began as a copy of its teacher and was distilled on "
+        f"A smaller {name}, made with HomoDistil: it began as {_start(recipe)} and was distilled on "
         f"{_PLAIN[reads]} while its least important units were cut away. It opens with plain transformers.",
         markdown(("", "teacher", "this model"), rows),
         f"Teacher: `{name}`. {reads.capitalize()}: `{_name(recipe.data)}`. "
@@ -85,6 +85,10 @@ def command(recipe: Recipe) -> str:
     student = f" --student {_name(recipe.student)}" if recipe.student else ""
     sources = f"{_name(recipe.teacher)}{student} --data {_name(recipe.data)}"
     return f"homodistil distil {sources} {targets} {length} --out {recipe.out}"
+
+
+def _start(recipe: Recipe) -> str:
+    return f"the student `{_name(recipe.student)}`" if recipe.student else "a copy of its teacher"
 
 
 def _name(source: str) -> str:

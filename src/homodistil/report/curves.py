@@ -114,7 +114,8 @@ def quality(records: Sequence[Record]) -> Figure | None:
                 capsize=3,
                 markersize=5,
             )
-        panel.set_title(f"{row.measure}: {row.value.replace('_', ' ')}", fontsize=9)
+        # a name may hold dollars, which would be read as formulas
+        panel.set_title(f"{row.measure}: {row.value.replace('_', ' ')}", fontsize=9, parse_math=False)
         panel.set_xlabel("million parameters", fontsize=8)
         panel.tick_params(labelsize=7)
     for panel in list(figure.axes)[len(drawn) :]:
