@@ -130,6 +130,9 @@ def test_an_encoder_decoder_is_refused_in_words(tokenizer: Any, tmp_path: Path) 
     [
         (["--tasks", "sst2"], "there is no folder sst2"),
         (["--tasks", "nosuchtask"], "There is no task"),
+        (["--tasks", "~nobodyhere/own.jsonl"], "There is no task"),
+        (["--against", "~nobodyhere/model"], "Cannot evaluate ~nobodyhere/model"),
+        (["--tasks", "sst2", "--data-dir", "~nobodyhere"], "there is no folder sst2"),
         (["--seeds", "0"], "--seeds 0"),
         (["--text", "nosuchfile.txt"], "nosuchfile.txt"),
         (["--json", "README.md"], "it holds no evaluation"),

@@ -6,6 +6,7 @@ import functools
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from os.path import expanduser
 from pathlib import Path
 
 from homodistil.errors import UserError
@@ -91,7 +92,7 @@ def evaluate(
     """
     names = [local(name) for name in (model, against) if name]
     records = Records(json, local(against) if against else None, say)
-    folder = Path(data_dir).expanduser() if data_dir else None
+    folder = Path(expanduser(data_dir)) if data_dir else None
     opened = [open_model(name, trust_remote_code=trust_remote_code) for name in names]
     refuse_other_data(
         opened, {"--tasks": tasks, "--pairs": pairs, "--probes": probes, "--text": text}, {"--images": images}, against

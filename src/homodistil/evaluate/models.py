@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
+from os.path import expanduser
 from pathlib import Path
 from typing import Any, Literal
 
@@ -185,7 +186,7 @@ def longest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
 
 def local(source: str) -> str:
     """A folder's path with `~` written out, or a hub name as it is."""
-    path = Path(source).expanduser()
+    path = Path(expanduser(source))
     return str(path) if path.exists() else source
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from os.path import expanduser
 from pathlib import Path
 from typing import Literal
 
@@ -129,7 +130,7 @@ def open_task(
         opened = {s: _read(files[s]) for s in files} if files else _from_hub(task)
         splits = Splits(task, opened["train"], {s: opened[s] for s in task.evaluated})
     else:
-        splits = _own(Path(name).expanduser(), tuple(columns), label, scores)
+        splits = _own(Path(expanduser(name)), tuple(columns), label, scores)
     if limit is not None and limit < len(splits.train):
         splits = Splits(splits.task, splits.train.shuffle(seed=0).select(range(limit)), splits.evaluated)
     check(splits)
