@@ -106,4 +106,5 @@ def _one_shot(source: Path, text: Path, out: Path) -> None:
             made = run(student, batch)
         scores.update(importance.output(layout, student, made.hidden[-1], batch["attention_mask"], index))
     shrink(student, TARGET, scores=scores.ranking(), inputs=moments.inputs)
-    save_student(out, student, teacher, f"all-MiniLM-L6-v2 cut to {TARGET} in one step, not distilled.\n")
+    card = f"all-MiniLM-L6-v2 cut to {TARGET} in one step, not distilled.\n"
+    save_student(out, student, teacher, card, then="and run the demo again")

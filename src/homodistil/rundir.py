@@ -15,6 +15,8 @@ from typing import Any
 
 from homodistil.errors import UserError
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a disk without room, of a user without a share of it, and of a file that may not be as large."""
 RESUME = "then go on with `homodistil distil --resume` and the run's folder"
 
 
@@ -160,7 +162,7 @@ def disk_failure(path: Path, error: Exception, then: str = RESUME) -> UserError:
         then: what to do as soon as there is room, or the place can be written to.
     """
     # safetensors has no number of the error, but the same words
-    full = any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+    full = any(os.strerror(number) in str(error) for number in FULL)
     return UserError(
         f"Cannot save to {path}: {error}",
         f"A save needs {'room on the disk' if full else 'a place that can be written to'}; what was saved before is "

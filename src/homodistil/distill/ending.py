@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import math
 import signal
 import threading
@@ -12,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 from homodistil.errors import UserError
-from homodistil.rundir import RunDir, disk_failure
+from homodistil.rundir import FULL, RunDir, disk_failure
 
 
 def refuse_nonfinite(terms: dict[str, float], step: int, run_dir: RunDir) -> None:
@@ -58,6 +57,6 @@ def full_disk_explained(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno in FULL:
             raise disk_failure(path, error) from error
         raise
