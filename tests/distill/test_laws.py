@@ -354,16 +354,16 @@ def test_labels_that_do_not_exclude_each_other_are_told_by_sigmoids(
     """The loss is the divergence of each label's two outcomes, and agreement is of labels, of which many may hold."""
     many = save_teacher(BertForSequenceClassification, problem_type="multi_label_classification", num_labels=5)
     run = ready(BertForSequenceClassification, teacher=str(many))
-    assert run.teacher.kind == run.objective.kind == "many-labels"
+    assert run.teacher.kind == run.objective.kind == "multi-label"
     assert _terms(run, _batch(run))["prediction"].item() == 0
     draw = torch.Generator().manual_seed(0)
     student, teacher = torch.randn(6, 5, generator=draw), torch.randn(6, 5, generator=draw)
     p, q = (torch.stack((x, 1 - x)) for x in ((teacher / 2).sigmoid(), (student / 2).sigmoid()))
     expected = 4 * (p * (p / q).log()).sum((0, 2)).mean()
-    torch.testing.assert_close(losses.many_labels(student, teacher, 2.0), expected)
-    assert losses.many_labels(teacher + 4, teacher, 1.0) > 1
-    said = [_answer("many-labels", logits) for logits in (student, teacher)]
-    assert agreement("many-labels", *said) == ((student > 0) == (teacher > 0)).float().mean()
+    torch.testing.assert_close(losses.multi_label(student, teacher, 2.0), expected)
+    assert losses.multi_label(teacher + 4, teacher, 1.0) > 1
+    said = [_answer("multi-label", logits) for logits in (student, teacher)]
+    assert agreement("multi-label", *said) == ((student > 0) == (teacher > 0)).float().mean()
 
 
 def test_a_batch_without_a_token_to_predict_has_no_loss(ready: Callable[..., Run]) -> None:

@@ -83,6 +83,6 @@ def _answer(kind: Kind, prediction: Tensor) -> Tensor:
     prediction = prediction.float().cpu()
     if kind == "similarity":
         return prediction
-    if kind == "many-labels":
+    if kind == "multi-label":
         return prediction > 0
     return prediction[:, 0] if prediction.shape[-1] == 1 else prediction.argmax(-1)

@@ -54,7 +54,7 @@ def prediction(
     return divergence(student, teacher, temperature)
 
 
-def many_labels(
+def multi_label(
     student: Float[Tensor, "rows labels"], teacher: Float[Tensor, "rows labels"], temperature: float
 ) -> Float[Tensor, ""]:
     """T² · KL between the two Bernoulli distributions of each label, summed over labels, mean over rows.

@@ -111,8 +111,8 @@ class Objective:
     def _prediction(self, student: Tensor, teacher: Tensor) -> Tensor:
         if self.kind == "similarity":
             return losses.similarity(student, teacher, self.weights.similarity_temperature)
-        if self.kind == "many-labels":
-            return losses.many_labels(student, teacher, self.weights.temperature)
+        if self.kind == "multi-label":
+            return losses.multi_label(student, teacher, self.weights.temperature)
         if student.shape[-1] == 1:
             return losses.regression(student, teacher)
         return losses.prediction(student, teacher, self.weights.temperature)

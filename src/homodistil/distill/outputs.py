@@ -104,7 +104,7 @@ class Runner:
 
     def __call__(self, model: PreTrainedModel, batch: Batch) -> Outputs:
         """Run `model` on `batch`; gradients, precision and device are the caller's."""
-        heads = self.prediction and self.kind in ("labels", "many-labels", "token-labels", "span")
+        heads = self.prediction and self.kind in ("labels", "multi-label", "token-labels", "span")
         net = model if heads else model.base_model
         keep = captured() if self.attention else contextlib.nullcontext(())
         with keep as layers, without_padding() if unpadded(batch) else contextlib.nullcontext():
@@ -214,7 +214,7 @@ def _span(run: Runner, model: PreTrainedModel, raw: Any, last: Tensor, batch: Ba
 _PREDICT: dict[Kind, Callable[[Runner, PreTrainedModel, Any, Tensor, Batch], Tensor]] = {
     "similarity": _similarity,
     "labels": _labels,
-    "many-labels": _labels,
+    "multi-label": _labels,
     "token-labels": _token_labels,
     "span": _span,
 }

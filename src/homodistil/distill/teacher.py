@@ -28,7 +28,7 @@ from homodistil.distill.folders import (
 from homodistil.distill.sentence import Pooling, folders_of, pooling_of, prompts_of, tail_of
 from homodistil.errors import UserError
 
-Kind = Literal["masked-lm", "causal-lm", "seq2seq-lm", "similarity", "labels", "many-labels", "token-labels", "span"]
+Kind = Literal["masked-lm", "causal-lm", "seq2seq-lm", "similarity", "labels", "multi-label", "token-labels", "span"]
 """What a model predicts: masked tokens; the next token; the next token of what it says to a text; an embedding whose
 similarities count; a label, or many that do not exclude each other, a sequence or image; a label a token; the start
 and end of an answer."""
@@ -134,7 +134,7 @@ def load_teacher(source: str, *, trust_remote_code: bool = False) -> Teacher:
             "A masked language model needs a tokenizer with a mask token, and this one has none.",
             "Use the tokenizer that the model was trained with.",
         )
-    if kind in ("labels", "many-labels") and _reads(model_class) == "text" and config.pad_token_id is None:
+    if kind in ("labels", "multi-label") and _reads(model_class) == "text" and config.pad_token_id is None:
         # a decoder reads its label off the last token that is no padding, by its configuration
         model.config.pad_token_id = _padding_of(source, processor)
     layout = Layout.of(model)
@@ -233,7 +233,7 @@ def _kind(model_class: type[PreTrainedModel], config: PretrainedConfig) -> Kind:
     name = model_class.__name__
     for suffix, kind in _KINDS.items():
         if name.endswith(suffix):
-            return "many-labels" if kind == "labels" and config.problem_type == "multi_label_classification" else kind
+            return "multi-label" if kind == "labels" and config.problem_type == "multi_label_classification" else kind
     raise UserError(
         f"Cannot distil a {name}.",
         "A teacher must be a masked, causal or sequence-to-sequence language model, a bare encoder, or have a "
