@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from transformers import AutoModelForCausalLM, PhiConfig, PhiForCausalLM, PreTrainedTokenizerBase
 
 import homodistil
@@ -119,6 +120,27 @@ def test_a_file_that_is_no_family_is_refused(tmp_path: Path, content: bytes, sai
     (tmp_path / "own.yaml").write_bytes(content)
     with pytest.raises(UserError, match=said):
         homodistil.read_family(tmp_path / "own.yaml")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rows": 5},
+        {"heads": {"language model": 5}},
+        {"widths": ["hidden", "ffn"]},
+        {"attributes": {"layers.*.self_attn": "heads"}},
+        {"model_types": "phi"},
+        {"queries": [1]},
+        {"bound": "perhaps"},
+        {"class_tokens": "one"},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_a_field_of_another_type_is_named(phi: tuple[Path, Path], changes: dict[str, object]) -> None:
+    """A value that is no text, list or mapping where one must stand is refused by its field."""
+    phi[1].write_text(yaml.safe_dump({**yaml.safe_load(phi[1].read_text()), **changes}))
+    with pytest.raises(UserError, match=next(iter(changes))):
+        homodistil.read_family(phi[1])
 
 
 def test_families_are_listed(phi: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any
 
 from homodistil.axes.families.family import Family
 from homodistil.axes.notation import expand_braces, parse_table
@@ -30,8 +29,10 @@ def read_family(path: str | Path) -> Family:
     """A family out of a YAML file with the fields of `Family`.
 
     Raises:
-        UserError: it cannot be read, or a field is unknown or missing.
+        UserError: it cannot be read, or a field is unknown, missing or of another type.
     """
+    from jsonargparse import ArgumentError, ArgumentParser
+
     rule = "A family is a YAML file, in UTF-8, with the fields that docs/adding-a-family.md describes."
     given = content_of(path, "family", rule)
     known = {f.name: f for f in fields(Family)}
@@ -43,8 +44,16 @@ def read_family(path: str | Path) -> Family:
             f"A family must have {', '.join(sorted(needed))}, and may have {', '.join(sorted(set(known) - needed))}.",
             nearest(wrong[0], known) if wrong[0] in given else f"Add {wrong[0]}.",
         )
-    values: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in given.items()}
-    return Family(**values)
+    reader = ArgumentParser(exit_on_error=False)
+    reader.add_class_arguments(Family)
+    try:
+        return Family(**vars(reader.parse_object(given)))
+    except ArgumentError as error:
+        raise UserError(
+            f"Cannot use the family {path}: {' '.join(str(error).split())}",
+            "A field must be what docs/adding-a-family.md shows: a text, a list of texts, or names with texts.",
+            "Correct it there.",
+        ) from error
 
 
 def check(family: Family) -> None:
