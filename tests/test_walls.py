@@ -20,7 +20,7 @@ FLOORS = [
     {"errors"},
     {"settings"},
     {"recipe", "rundir", "text"},
-    {"reading", "images"},
+    {"reading", "images", "loading"},
     {"report"},
     {"axes"},
     {"compress"},

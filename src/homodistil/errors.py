@@ -39,6 +39,11 @@ class RunStopped(Exception):  # noqa: N818 - a stop that was asked for is no err
         self.signal_number = signal_number
 
 
+def first_line(error: Exception) -> str:
+    """What an error of a library says first, as far as a line may go."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """The known word that was probably meant, as `Did you mean 'x'?`, or the list of all known words."""
     choices = list(known)

@@ -12,7 +12,7 @@ from pathlib import Path
 import datasets
 from datasets import Dataset, IterableDataset
 
-from homodistil.errors import UserError
+from homodistil.errors import UserError, first_line
 
 READERS = {
     ".txt": "text", ".text": "text", ".md": "text", ".smi": "text",
@@ -61,7 +61,7 @@ def _opened(data: str, column: str, stream: bool, option: str) -> Dataset | Iter
         raise
     except Exception as error:  # the library raises whatever its readers raise
         raise UserError(
-            f"Cannot read {data} as {reader}: {_first_line(error)}",
+            f"Cannot read {data} as {reader}: {first_line(error)}",
             f"A file ending in {_ending(files[0])} must be whole, valid {reader}.",
             "Correct the file, or give its text as .txt.",
         ) from error
@@ -151,7 +151,7 @@ def from_disk(path: Path) -> Dataset | None:
         saved = datasets.load_from_disk(str(path))
     except Exception as error:  # the library raises whatever its readers raise
         raise UserError(
-            f"Cannot open the saved dataset {path}: {_first_line(error)}",
+            f"Cannot open the saved dataset {path}: {first_line(error)}",
             f"A folder with a {marks[0]} must be a dataset as `save_to_disk` wrote it, whole.",
             f"Save it again, or take the {marks[0]} out if the folder holds other files to read.",
         ) from error
@@ -179,7 +179,7 @@ def from_hub(data: str, stream: bool) -> Dataset | IterableDataset:
         return datasets.load_dataset(name, config or None, split="train", streaming=stream)
     except Exception as error:  # offline, unknown, gated, without this split: all have their own type
         raise UserError(
-            f"Cannot find the data {data}: {_first_line(error)}",
+            f"Cannot find the data {data}: {first_line(error)}",
             "The data must be a file or folder that exists, or a dataset on a hub that can be reached.",
             "Check the path, or download the dataset and give its folder.",
         ) from error
@@ -203,7 +203,3 @@ def _checked(opened: Dataset | IterableDataset, data: str, column: str, option: 
             f"Name another one with {option}; there are {', '.join(columns)}.",
         )
     return opened
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -56,13 +56,6 @@ def test_a_discriminator_is_no_language_model(saved: Callable[..., Path]) -> Non
     assert type(opened.model).__name__ == "ElectraForPreTraining"
 
 
-def test_a_head_without_weights_is_refused(encoder: Path, save_teacher: Callable[..., Path]) -> None:
-    """A configuration that names a head which the file lacks: random numbers are not measured."""
-    folder = _called(save_teacher(BertModel), "BertForMaskedLM")
-    with pytest.raises(UserError, match=r"no weights for cls\.predictions\S+ and \d+ more"):
-        open_model(str(folder))
-
-
 def test_a_sentence_encoder_is_an_encoder_whatever_head_its_configuration_names(encoder: Path, tmp_path: Path) -> None:
     """Its users call its embedding."""
     SentenceTransformer(str(encoder)).save_pretrained(str(tmp_path))
@@ -83,13 +76,6 @@ def test_a_models_parameters_are_those_of_its_file(model_class: Any, save_teache
     """Its classifier is counted, and no pooler that it lacks."""
     folder = save_teacher(model_class)
     assert size(open_model(str(folder)))["parameters"] == model_class.from_pretrained(folder).num_parameters()
-
-
-def test_a_pooler_that_was_not_saved_is_not_counted(save_teacher: Callable[..., Path]) -> None:
-    """What stands in the file is the model."""
-    folder = _called(save_teacher(BertForTokenClassification), "BertModel")
-    opened = open_model(str(folder))
-    assert opened.model.pooler is None
 
 
 def test_weights_that_are_not_read_are_not_counted(save_teacher: Callable[..., Path]) -> None:

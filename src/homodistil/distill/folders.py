@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 from PIL import Image
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -21,7 +19,8 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from homodistil.axes.binding import families_of
-from homodistil.errors import UserError
+from homodistil.errors import UserError, first_line
+from homodistil.loading import image_size, load_whole
 
 # a next-sentence head learns nothing from plain text; such checkpoints hold a masked language model as well
 _INSTEAD = {"BertForPreTraining": "BertForMaskedLM"}
@@ -77,37 +76,7 @@ def load_model(source: str, folder: str, model_class: type[PreTrainedModel], con
             "Weights must be safetensors, because pickled ones run any code that was put into them.",
             "If you trust the file, convert it: AutoModel.from_pretrained(...).save_pretrained(NEW_FOLDER).",
         )
-
-    def load(**options: Any) -> tuple[PreTrainedModel, list[str]]:
-        try:
-            loaded, info = model_class.from_pretrained(
-                folder,
-                config=config,
-                use_safetensors=True,
-                dtype=torch.float32,
-                output_loading_info=True,
-                **options,
-            )
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise UserError(
-                f"Cannot load the teacher {source}: {first_line(error)}",
-                "The folder or hub must hold whole safetensors that fit the configuration.",
-                "Download the model again, or check that config.json belongs to it.",
-            ) from error
-        return loaded, sorted(info["missing_keys"])
-
-    model, missing = load()
-    if missing and all(".pooler." in f".{name}" for name in missing):
-        # saved without a pooler; one made up here would be distilled as if it meant something
-        model, missing = load(add_pooling_layer=False)
-    if missing:
-        raise UserError(
-            f"Cannot use the teacher {source}: it has no weights for {missing[0]}"
-            + (f" and {len(missing) - 1} more." if len(missing) > 1 else "."),
-            f"A {model_class.__name__} must come with all its weights; random ones would be distilled as if learnt.",
-            "Correct `architectures` in its config.json, or save the model again.",
-        )
-    return model
+    return load_whole(source, model_class, folder, config=config, use_safetensors=True)
 
 
 def load_tokenizer(source: str, folder: Path | str, trust: bool) -> PreTrainedTokenizerBase:
@@ -147,8 +116,7 @@ def load_image_processor(source: str, folder: str, config: Any, trust: bool) -> 
             "A teacher of images comes with its preprocessor_config.json, which says how they are resized and scaled.",
             "Save the image processor into its folder with `processor.save_pretrained`, or install what it asks for.",
         ) from error
-    size = config.image_size if isinstance(config.image_size, (tuple, list)) else (config.image_size,) * 2
-    wanted, made = (config.num_channels, *size), tuple(made["pixel_values"].shape[1:])
+    wanted, made = image_size(config), tuple(made["pixel_values"].shape[1:])
     if made != wanted:
         raise UserError(
             f"Cannot read images for {source}: its image processor makes them {_by(made)}, and it reads {_by(wanted)}.",
@@ -160,23 +128,3 @@ def load_image_processor(source: str, folder: str, config: Any, trust: bool) -> 
 
 def _by(sizes: tuple[int, ...]) -> str:
     return " x ".join(map(str, sizes))
-
-
-def check_vocabulary(source: str, tokenizer: PreTrainedTokenizerBase, size: int) -> None:
-    """Refuse a tokenizer that is not the model's own, of which the embeddings would have no row for some token.
-
-    Raises:
-        UserError: it knows more tokens than the embeddings hold, or none but special ones.
-    """
-    # a folder without tokenizer files loads as a tokenizer that knows its special tokens and nothing else
-    if not len(tokenizer.all_special_ids) < len(tokenizer) <= size:
-        raise UserError(
-            f"Cannot read text for {source}: its tokenizer has {len(tokenizer)} tokens, its embeddings {size}.",
-            "The tokenizer must be the teacher's own, with a vocabulary that its embeddings hold.",
-            "Save the tokenizer that the model was trained with into the teacher's folder.",
-        )
-
-
-def first_line(error: Exception) -> str:
-    """What an error of a library says first, as far as a line may go."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -19,8 +19,7 @@ from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 from torch import Tensor, nn
 
-from homodistil.distill.folders import first_line
-from homodistil.errors import UserError
+from homodistil.errors import UserError, first_line
 
 Pooling = Literal["mean", "cls", "max", "lasttoken"]
 """How token states become an embedding."""

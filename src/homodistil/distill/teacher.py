@@ -19,7 +19,6 @@ from transformers import (
 from homodistil.axes.layout import Layout, on_meta
 from homodistil.distill.attention import IMPLEMENTATION
 from homodistil.distill.folders import (
-    check_vocabulary,
     load_image_processor,
     load_model,
     load_tokenizer,
@@ -27,6 +26,7 @@ from homodistil.distill.folders import (
 )
 from homodistil.distill.sentence import Pooling, folders_of, pooling_of, prompts_of, tail_of
 from homodistil.errors import UserError
+from homodistil.loading import check_vocabulary
 
 Kind = Literal["masked-lm", "causal-lm", "seq2seq-lm", "similarity", "labels", "multi-label", "token-labels", "span"]
 """What a model predicts: masked tokens; the next token; the next token of what it says to a text; an embedding whose

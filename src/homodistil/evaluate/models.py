@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
 from os.path import expanduser
 from pathlib import Path
@@ -27,8 +26,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from homodistil.errors import UserError
+from homodistil.errors import UserError, first_line
 from homodistil.evaluate.towers import has_towers
+from homodistil.loading import check_vocabulary, image_size, load_whole
 
 Head = Literal["masked", "causal", "classes", "none"]
 
@@ -87,10 +87,8 @@ class Opened:
         """What it reads: sequences of `length` tokens, or images, which have one size; on its device."""
         draw, config = torch.Generator().manual_seed(0), self.model.config
         if self.reads_images:
-            size = config.image_size if isinstance(config.image_size, (tuple, list)) else (config.image_size,) * 2
-            return {
-                "pixel_values": torch.randn(batch, config.num_channels, *size, generator=draw).to(self.model.device)
-            }
+            images = torch.randn(batch, *image_size(config), generator=draw)
+            return {"pixel_values": images.to(self.model.device)}
         ids = torch.randint(config.vocab_size, (batch, length), generator=draw)
         return {"input_ids": ids.to(self.model.device)}
 
@@ -116,60 +114,33 @@ def open_model(source: str, *, trust_remote_code: bool = False) -> Opened:
     # of a sentence encoder its users call the embedding, whatever head its configuration names
     name = "" if has_towers(local(source)) else (config.architectures or [""])[0]
     head, auto = next((head, auto) for ending, head, auto in _KINDS if name.endswith(ending))
-    try:
-        model = _whole(source, path, auto, trust_remote_code)
-        if model.main_input_name == "pixel_values":
-            processor = AutoImageProcessor.from_pretrained(path, backend="pil", trust_remote_code=trust_remote_code)
-        else:
-            processor = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-            processor.pad_token = processor.pad_token or processor.eos_token
-            _refuse_strange_tokens(source, processor, model.get_input_embeddings().weight.shape[0])
-            if model.config.pad_token_id is None:
-                # decoders with a classifier look for the last token that is no padding
-                model.config.pad_token_id = processor.pad_token_id
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise _unopened(source, error) from error
+    model = load_whole(source, auto, path, trust_remote_code=trust_remote_code)
+    processor = _processor_of(model, source, path, trust_remote_code)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return Opened(source, model.to(device).eval(), processor, head, trust_remote_code)
 
 
-def _whole(source: str, path: str, auto: Any, trust: bool) -> PreTrainedModel:
-    """The model with all of its weights; without a pooler where none was saved."""
-
-    def load(**options: bool) -> tuple[PreTrainedModel, list[str]]:
-        loaded, info = auto.from_pretrained(
-            path, trust_remote_code=trust, dtype=torch.float32, output_loading_info=True, **options
-        )
-        return loaded, sorted(info["missing_keys"])
-
-    model, missing = load()
-    if missing and all(".pooler." in f".{key}" for key in missing):
-        # classes of other people's code may have no such option; their pooler stays, and nothing reads it
-        has_option = "add_pooling_layer" in inspect.signature(type(model)).parameters
-        return load(add_pooling_layer=False)[0] if has_option else model
-    if missing:
-        raise UserError(
-            f"Cannot evaluate {source}: it has no weights for {missing[0]}"
-            + (f" and {len(missing) - 1} more." if len(missing) > 1 else "."),
-            f"A {type(model).__name__} must come with all its weights; random ones would be measured as if learnt.",
-            "Correct `architectures` in its config.json, or save the model again.",
-        )
-    return model
-
-
-def _refuse_strange_tokens(source: str, tokenizer: PreTrainedTokenizerBase, size: int) -> None:
-    # a folder without a tokenizer opens as one that knows its special tokens and nothing else
-    if not len(tokenizer.all_special_ids) < len(tokenizer) <= size:
-        raise UserError(
-            f"Cannot evaluate {source}: its tokenizer has {len(tokenizer)} tokens, its embeddings {size}.",
-            "The tokenizer must be the model's own, with a vocabulary that its embeddings hold.",
-            "Save the tokenizer that the model was trained with into its folder.",
-        )
+def _processor_of(
+    model: PreTrainedModel, source: str, path: str, trust: bool
+) -> PreTrainedTokenizerBase | BaseImageProcessor:
+    """Its image processor, or its tokenizer, by which the model is told what padding is."""
+    try:
+        if model.main_input_name == "pixel_values":
+            return AutoImageProcessor.from_pretrained(path, backend="pil", trust_remote_code=trust)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, trust_remote_code=trust)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise _unopened(source, error) from error
+    check_vocabulary(source, tokenizer, model.get_input_embeddings().weight.shape[0])
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    if model.config.pad_token_id is None:
+        # decoders with a classifier look for the last token that is no padding
+        model.config.pad_token_id = tokenizer.pad_token_id
+    return tokenizer
 
 
 def _unopened(source: str, error: Exception) -> UserError:
     return UserError(
-        f"Cannot evaluate {source}: {(str(error).strip() or type(error).__name__).splitlines()[0][:300]}",
+        f"Cannot evaluate {source}: {first_line(error)}",
         "A model is a folder that `save_pretrained` wrote, or the name of one on a hub that can be reached.",
         "Check the path.",
     )

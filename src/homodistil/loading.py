@@ -1,0 +1,77 @@
+"""What a run and an evaluation alike ask of a model: all of its weights, a tokenizer of its own, a size of images."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from homodistil.errors import UserError, first_line
+
+
+def load_whole(source: str, model_class: Any, folder: str, **options: Any) -> PreTrainedModel:
+    """The model in float32 with all of its weights; without a pooler where none was saved.
+
+    Args:
+        source: what the user calls it.
+        model_class: the class that opens it, or an Auto class of transformers.
+        folder: where it lies, or its name on the hub.
+        options: what else `from_pretrained` is given.
+
+    Raises:
+        UserError: weights are missing, or torn, or do not fit the configuration.
+    """
+
+    def load(**more: bool) -> tuple[PreTrainedModel, list[str]]:
+        try:
+            loaded, info = model_class.from_pretrained(
+                folder, dtype=torch.float32, output_loading_info=True, **options, **more
+            )
+        except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+            raise UserError(
+                f"Cannot load {source}: {first_line(error)}",
+                "A model must come with whole weights that fit its configuration.",
+                "Download or save it again, or check that config.json belongs to it.",
+            ) from error
+        return loaded, sorted(info["missing_keys"])
+
+    model, missing = load()
+    if missing and all(".pooler." in f".{name}" for name in missing):
+        if "add_pooling_layer" in inspect.signature(type(model)).parameters:
+            # saved without a pooler; one made up here would be used as if it meant something
+            model, missing = load(add_pooling_layer=False)
+        elif not type(model).__module__.startswith("transformers."):
+            # classes of other people's code may have no such option; their pooler stays, and nothing reads it
+            missing = []
+    if missing:
+        raise UserError(
+            f"Cannot use {source}: it has no weights for {missing[0]}"
+            + (f" and {len(missing) - 1} more." if len(missing) > 1 else "."),
+            f"A {type(model).__name__} must come with all its weights; random ones would be taken for learnt ones.",
+            "Correct `architectures` in its config.json, or save the model again.",
+        )
+    return model
+
+
+def check_vocabulary(source: str, tokenizer: PreTrainedTokenizerBase, size: int) -> None:
+    """Refuse a tokenizer that is not the model's own, of which the embeddings would have no row for some token.
+
+    Raises:
+        UserError: it knows more tokens than the embeddings' `size`, or none but special ones.
+    """
+    # a folder without tokenizer files loads as a tokenizer that knows its special tokens and nothing else
+    if not len(tokenizer.all_special_ids) < len(tokenizer) <= size:
+        raise UserError(
+            f"Cannot use {source}: its tokenizer has {len(tokenizer)} tokens, its embeddings {size}.",
+            "The tokenizer must be the model's own, with a vocabulary that its embeddings hold.",
+            "Save the tokenizer that the model was trained with into its folder.",
+        )
+
+
+def image_size(config: Any) -> tuple[int, int, int]:
+    """Channels, height and width of the images that a model reads."""
+    sides = config.image_size if isinstance(config.image_size, (tuple, list)) else (config.image_size,) * 2
+    return (config.num_channels, *sides)
