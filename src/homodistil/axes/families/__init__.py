@@ -2,7 +2,8 @@
 
 from homodistil.axes.families.deberta import DEBERTA, DEBERTA_OWN
 from homodistil.axes.families.decoders import EUROBERT, GPT2, LLAMA, MISTRAL, NEOX, OPT
-from homodistil.axes.families.encoders import BERT, DISTILBERT, ELECTRA, ELECTRA_SMALL, MODERNBERT, ROBERTA
+from homodistil.axes.families.electra import ELECTRA, ELECTRA_SMALL
+from homodistil.axes.families.encoders import BERT, DISTILBERT, MODERNBERT, ROBERTA
 from homodistil.axes.families.family import Family
 from homodistil.axes.families.gemma import GEMMA, GEMMA_2
 from homodistil.axes.families.own import read_family, register, registered

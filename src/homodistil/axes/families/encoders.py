@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from homodistil.axes.families.family import Family
 
-_LAYERS = """
+LAYERS = """
     encoder.layer.*.attention.self.{query,key}.weight             (heads* qk*) hidden
     encoder.layer.*.attention.self.{query,key}.bias               (heads* qk*)
     encoder.layer.*.attention.self.value.weight                   (heads* vo*) hidden
@@ -25,14 +25,6 @@ _EMBEDDINGS = """
     embeddings.position_embeddings.weight                         position hidden
     embeddings.token_type_embeddings.weight                       type hidden
     embeddings.LayerNorm.{weight,bias}                            hidden
-"""
-_OWN_EMBEDDINGS = """
-    embeddings.word_embeddings.weight                             vocab embedding
-    embeddings.position_embeddings.weight                         position embedding
-    embeddings.token_type_embeddings.weight                       type embedding
-    embeddings.LayerNorm.{weight,bias}                            embedding
-    embeddings_project.weight                                     hidden embedding
-    embeddings_project.bias                                       hidden
 """
 _POOLER = """
     pooler.dense.weight                                           hidden hidden
@@ -56,7 +48,7 @@ _QUESTION_HEAD = """
 BERT = Family(
     name="BERT",
     model_types=("bert",),
-    rows=_EMBEDDINGS + _LAYERS,
+    rows=_EMBEDDINGS + LAYERS,
     heads={
         "pooler": _POOLER,
         "language model": """
@@ -116,54 +108,6 @@ ROBERTA = replace(
     once=("pooler.dense.weight", "classifier.{dense,out_proj}.weight"),
     lm_head=("lm_head",),
     offset=2,
-)
-
-ELECTRA = replace(
-    BERT,
-    name="ELECTRA",
-    model_types=("electra",),
-    heads={
-        "generator": """
-            generator_predictions.LayerNorm.{weight,bias}         hidden
-            generator_predictions.dense.weight                    hidden hidden
-            generator_predictions.dense.bias                      hidden
-            generator_lm_head.weight                              vocab hidden
-            generator_lm_head.bias                                vocab
-        """,
-        "discriminator": """
-            discriminator_predictions.dense.weight                hidden hidden
-            discriminator_predictions.dense.bias                  hidden
-            discriminator_predictions.dense_prediction.weight     label hidden
-            discriminator_predictions.dense_prediction.bias       label
-        """,
-        "sequence": _DEEP_HEAD,
-        "token": _LINEAR_HEAD,
-        "question": _QUESTION_HEAD,
-    },
-    config={**BERT.config, "embedding_size": "hidden"},
-    pooler=None,
-    once=("classifier.{dense,out_proj}.weight",),
-    once_with_pooler=(),
-    lm_head=("generator_predictions", "generator_lm_head"),
-)
-
-ELECTRA_SMALL = replace(
-    ELECTRA,
-    name="ELECTRA with narrow embeddings",
-    rows=_OWN_EMBEDDINGS + _LAYERS,
-    heads={
-        **ELECTRA.heads,
-        "generator": """
-            generator_predictions.LayerNorm.{weight,bias}         embedding
-            generator_predictions.dense.weight                    embedding hidden
-            generator_predictions.dense.bias                      embedding
-            generator_lm_head.weight                              vocab embedding
-            generator_lm_head.bias                                vocab
-        """,
-    },
-    config=BERT.config,
-    unequal={"hidden": "embedding"},
-    note="the width of the embeddings, which is not hidden, is kept",
 )
 
 DISTILBERT = Family(
