@@ -80,7 +80,7 @@ def _broken_teacher(kind: str, folder: Path, tokenizer: Any) -> None:
         ("unknown family", r"'bloom'(?s:.*)BERT, RoBERTa"),
         ("no loss", "Cannot distil a BertForNextSentencePrediction"),
         ("pickled", r"holds no safetensors(?s:.*)pickled"),
-        ("truncated", "whole safetensors"),
+        ("truncated", "whole weights"),
         ("other weights", r"has no weights for cls"),
         ("broken configuration", "config.json"),
         ("no tokenizer", "tokenizer"),
@@ -271,7 +271,7 @@ def test_a_changed_recipe_cannot_be_resumed(
         raise RuntimeError
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_save_target", stop)
+        patch.setattr(loop, "save_target", stop)
         with pytest.raises(RuntimeError):
             homodistil.distil(masked_lm, corpus, "0.5", tmp_path / "run", **QUICK, checkpoint_minutes=0)
     recipe = tmp_path / "run" / "recipe.yaml"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from homodistil.axes.families import Family, read_family, register
     from homodistil.compress.plan import Planned
     from homodistil.compress.shrink import shrink
-    from homodistil.distill.loop import Result
+    from homodistil.distill.arrival import Result
     from homodistil.distill.trim import Trimmed
     from homodistil.errors import RunStopped, UserError
     from homodistil.recipe import Recipe
@@ -42,7 +42,7 @@ _HOMES = {
     "Family": "homodistil.axes.families",
     "Planned": "homodistil.compress.plan",
     "Recipe": "homodistil.recipe",
-    "Result": "homodistil.distill.loop",
+    "Result": "homodistil.distill.arrival",
     "RunStopped": "homodistil.errors",
     "Trimmed": "homodistil.distill.trim",
     "UserError": "homodistil.errors",

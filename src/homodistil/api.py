@@ -12,7 +12,7 @@ from homodistil.axes.families import read_family, register
 from homodistil.compress import plan as planning
 from homodistil.compress.plan import Planned
 from homodistil.distill import loop
-from homodistil.distill.loop import Result
+from homodistil.distill.arrival import Result
 from homodistil.distill.teacher import architecture
 from homodistil.distill.trim import Texts, Trimmed, trim_folder, trimmed_architecture
 from homodistil.errors import UserError

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from homodistil.errors import UserError, nearest
 
 if TYPE_CHECKING:
-    from homodistil.distill.loop import Result
+    from homodistil.distill.arrival import Result
     from homodistil.recipe import Recipe
 
 

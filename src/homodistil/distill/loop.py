@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import shutil
 import signal
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from homodistil.axes.stack import LAYERS
 from homodistil.compress.compensate import FADING
 from homodistil.compress.shrink import select
 from homodistil.distill import checkpoint
+from homodistil.distill.arrival import Result, result_of, save_target
 from homodistil.distill.collate import Draw, draws, heldout_draws
 from homodistil.distill.defaults import BATCH
 from homodistil.distill.ending import full_disk_explained, stop_requested
@@ -26,27 +25,11 @@ from homodistil.distill.heldout import measure
 from homodistil.distill.learning import calibrate, drawn, learn, rate, read_off, score
 from homodistil.distill.leaving import PROBES, all_but_one, descent
 from homodistil.distill.prepare import Run, prepare
-from homodistil.distill.student import as_saved, save_student
+from homodistil.distill.student import as_saved
 from homodistil.errors import RunStopped, UserError
 from homodistil.recipe import Recipe
-from homodistil.report.card import card
 from homodistil.report.live import Display
-from homodistil.rundir import RunDir, write_text
-
-
-@dataclass(frozen=True)
-class Result:
-    """A finished run.
-
-    Attributes:
-        out: the run's folder.
-        students: for each target, as it was written, the folder of its student.
-        heldout: for each target, what the held-out text said when its student was saved.
-    """
-
-    out: Path
-    students: dict[str, Path]
-    heldout: dict[str, dict[str, float]]
+from homodistil.rundir import RunDir
 
 
 def distil(
@@ -72,7 +55,7 @@ def distil(
     if resume and all((run_dir.student(t) / "config.json").exists() for t in recipe.target):
         # a kill may have left them after the last student
         shutil.rmtree(run_dir.checkpoints, ignore_errors=True)
-        return _result(run_dir, recipe)
+        return result_of(run_dir, recipe)
     display = display or Display.silent()
     with full_disk_explained(run_dir.path):
         run = prepare(recipe, resume=resume, texts=texts)
@@ -96,7 +79,7 @@ def distil(
         run.processes.wait()
         if run.processes.main:
             shutil.rmtree(run_dir.checkpoints)
-    return _result(run_dir, recipe)
+    return result_of(run_dir, recipe)
 
 
 def _train(run: Run, display: Display, stop: list[int]) -> None:
@@ -180,7 +163,7 @@ def _train(run: Run, display: Display, stop: list[int]) -> None:
 
         # save: the student first, because a checkpoint of this step says that it is there
         if processes.main and step == stage.end:
-            _save_target(run, stage.target)
+            save_target(run, stage.target)
             display.say(f"{stage.target}: saved to {run.dir.student(stage.target)}")
         due = time.monotonic() - saved_at >= 60 * recipe.checkpoint_minutes
         if processes.main and step < schedule.steps and (due or stopping or ended):
@@ -231,31 +214,3 @@ def _heldout(run: Run, *, saved: bool) -> dict[str, float]:
         student = as_saved(student, run.teacher).to(student.dtype)
     held = map(run.batch, heldout_draws(run.corpus.heldout, run.recipe.batch))
     return measure(run.runner, student, run.teacher.model, run.objective, held, descent(run), run.precision)
-
-
-def _save_target(run: Run, target: str) -> None:
-    made = next(p for p in run.planned if p.target == target)
-    tokens = (run.vocabulary.before, len(run.vocabulary.rows)) if run.vocabulary else None
-    metrics, reads = run.dir.read_metrics(), run.teacher.reads
-    text = card(run.recipe, asdict(run.figures), asdict(made), metrics, tokens=tokens, reads=reads)
-    origin, widths = run.state.origin, run.state.layout.width_of
-    layers = origin[LAYERS].tolist() if LAYERS in origin else list(range(run.layers))
-    # by the numbers that layers had at the start, not by those that they have now
-    kept = {_named_at_start(axis, layers): ids.tolist() for axis, ids in origin.items()}
-    whole = {axis: run.start[widths(axis)] for axis in kept}
-    write_text(run.dir.units(target), json.dumps({"start": run.start, "teacher": whole, "kept": kept}))
-    save_student(run.dir.student(target), run.state.student, run.teacher, text, run.state.projections.last)
-
-
-def _named_at_start(axis: str, layers: Sequence[int]) -> str:
-    kind, _, layer = axis.partition(".")
-    return f"{kind}.{layers[int(layer)]}" if layer else axis
-
-
-def _result(run_dir: RunDir, recipe: Recipe) -> Result:
-    records = {r["target"]: r["heldout"] for r in run_dir.read_metrics() if "target" in r}
-    return Result(
-        run_dir.path,
-        {target: run_dir.student(target) for target in recipe.target},
-        {target: records.get(target.strip(), {}) for target in recipe.target},
-    )

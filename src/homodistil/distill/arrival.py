@@ -1,0 +1,64 @@
+"""What a run leaves where it has reached a target, and what it has made in all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from homodistil.axes.stack import LAYERS
+from homodistil.distill.prepare import Run
+from homodistil.distill.student import save_student
+from homodistil.recipe import Recipe
+from homodistil.report.card import card
+from homodistil.rundir import RunDir, write_text
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run.
+
+    Attributes:
+        out: the run's folder.
+        students: for each target, as it was written, the folder of its student.
+        heldout: for each target, what the held-out text said when its student was saved.
+    """
+
+    out: Path
+    students: dict[str, Path]
+    heldout: dict[str, dict[str, float]]
+
+
+def save_target(run: Run, target: str) -> None:
+    """Save the student of a target that is reached, its card, and which of the teacher's units it kept.
+
+    Raises:
+        UserError: the disk is full, or cannot be written to.
+    """
+    made = next(p for p in run.planned if p.target == target)
+    tokens = (run.vocabulary.before, len(run.vocabulary.rows)) if run.vocabulary else None
+    metrics, reads = run.dir.read_metrics(), run.teacher.reads
+    text = card(run.recipe, asdict(run.figures), asdict(made), metrics, tokens=tokens, reads=reads)
+    origin, widths = run.state.origin, run.state.layout.width_of
+    layers = origin[LAYERS].tolist() if LAYERS in origin else list(range(run.layers))
+    # by the numbers that layers had at the start, not by those that they have now
+    kept = {_named_at_start(axis, layers): ids.tolist() for axis, ids in origin.items()}
+    whole = {axis: run.start[widths(axis)] for axis in kept}
+    write_text(run.dir.units(target), json.dumps({"start": run.start, "teacher": whole, "kept": kept}))
+    save_student(run.dir.student(target), run.state.student, run.teacher, text, run.state.projections.last)
+
+
+def _named_at_start(axis: str, layers: Sequence[int]) -> str:
+    kind, _, layer = axis.partition(".")
+    return f"{kind}.{layers[int(layer)]}" if layer else axis
+
+
+def result_of(run_dir: RunDir, recipe: Recipe) -> Result:
+    """What a run has made, read off its folder."""
+    records = {r["target"]: r["heldout"] for r in run_dir.read_metrics() if "target" in r}
+    return Result(
+        run_dir.path,
+        {target: run_dir.student(target) for target in recipe.target},
+        {target: records.get(target.strip(), {}) for target in recipe.target},
+    )
