@@ -148,6 +148,10 @@ def test_a_tilde_is_the_home_wherever_a_folder_is_named(
     assert main(["distil", "--resume=~/run"]) == 0
     assert main(["trim", "~/run/students/0.5", f"--data={corpus}", "--out=~/trimmed"]) == 0
     assert capsys.readouterr().out.rstrip().endswith(str(tmp_path / "home" / "trimmed"))
+    quick = ["--lengths=4", f"--text={corpus}", "--json=~/numbers.json"]
+    assert main(["evaluate", "~/run/students/0.5", *quick]) == 0
+    assert main(["report", "~/run", "--evaluation=~/numbers.json", "--out=~/page"]) == 0
+    assert (tmp_path / "home" / "page" / "index.html").exists()
     assert (tmp_path / "home" / "run" / "students" / "0.5" / "model.safetensors").exists()
     assert not list((tmp_path / "here").iterdir())
     assert read_recipe(["t", "--data", "d", "--target", "0.5", "--out", "runs/x"]).out == "runs/x"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from os.path import expanduser
 from pathlib import Path
 
 import torch
@@ -48,7 +49,7 @@ def demo(out: str, tokens: str) -> None:
     say(f"Fetching, once: all-MiniLM-L6-v2 ({licences[0]}), and the lead sections of 10,033 articles of Wikipedia")
     say(f"({licences[1]}) ...")
     teacher, text = fetch("minilm"), fetch("wiki-leads")
-    folder = _free(Path(out))
+    folder = _free(Path(expanduser(out)))
     learn, held = _split(text, folder.with_name(f"{folder.name}-text"))
     say(f"Distilling to {TARGET} of the width, with {tokens} tokens, into {folder}")
     result = api.distil(teacher, learn, TARGET, folder, tokens=tokens, evaluations=4, display=Display(console))

@@ -140,3 +140,11 @@ def test_a_file_without_an_evaluation_is_refused(run: Path, tmp_path: Path) -> N
     (tmp_path / "numbers.json").write_text("[]")
     with pytest.raises(UserError, match="no evaluation"):
         report([run], [tmp_path / "numbers.json"], tmp_path / "report")
+
+
+def test_a_place_that_cannot_be_written_to_is_refused(run: Path, tmp_path: Path) -> None:
+    """A file where the report's folder is to be is left as it is."""
+    (tmp_path / "taken").write_text("words")
+    with pytest.raises(UserError, match="give --out another place"):
+        report([run], [], tmp_path / "taken")
+    assert (tmp_path / "taken").read_text() == "words"

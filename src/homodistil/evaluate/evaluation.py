@@ -91,7 +91,7 @@ def evaluate(
             be known.
     """
     names = [local(name) for name in (model, against) if name]
-    records = Records(json, local(against) if against else None, say)
+    records = Records(Path(expanduser(json)) if json else None, local(against) if against else None, say)
     folder = Path(expanduser(data_dir)) if data_dir else None
     opened = [open_model(name, trust_remote_code=trust_remote_code) for name in names]
     refuse_other_data(

@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from matplotlib.figure import Figure
 from homodistil.errors import UserError
 from homodistil.report import curves
 from homodistil.report.tables import written
-from homodistil.rundir import RunDir, write_text
+from homodistil.rundir import RunDir, disk_failure
 
 
 @dataclass
@@ -42,8 +43,10 @@ def report(runs: Sequence[Path], evaluations: Sequence[Path], out: Path) -> Path
         The page.
 
     Raises:
-        UserError: a folder holds no run, or a file no evaluation.
+        UserError: a folder holds no run, a file no evaluation, or `out` cannot be written to.
     """
+    runs, evaluations = ([Path(expanduser(path)) for path in paths] for paths in (runs, evaluations))
+    out = Path(expanduser(out))
     names = _names(runs)
     sections = [_section(run, names[run], out) for run in runs]
     files = [*evaluations, *(f for run in runs if (f := run / "evaluation.json").exists())]
@@ -56,8 +59,7 @@ def report(runs: Sequence[Path], evaluations: Sequence[Path], out: Path) -> Path
     template = pages.get_template("page.html")
     header, lines = written(records) if records else ([], [])
     page = template.render(sections=sections, quality=quality, header=header, lines=lines)
-    write_text(out / "index.html", page)
-    return out / "index.html"
+    return _write(out / "index.html", page.encode())
 
 
 def _section(run: Path, name: str, out: Path) -> _Section:
@@ -110,11 +112,19 @@ def _records(file: Path) -> list[dict[str, Any]]:
 
 def _saved(figure: Figure, file: Path) -> str:
     """Save a picture, and return it as an address that holds the picture itself."""
-    file.parent.mkdir(parents=True, exist_ok=True)
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=120)
-    file.write_bytes(content.getvalue())
+    _write(file, content.getvalue())
     return "data:image/png;base64," + base64.b64encode(content.getvalue()).decode()
+
+
+def _write(file: Path, content: bytes) -> Path:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+    except OSError as error:
+        raise disk_failure(file, error, "or give --out another place, and make the report again") from error
+    return file
 
 
 def _names(runs: Sequence[Path]) -> dict[Path, str]:
