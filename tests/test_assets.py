@@ -60,6 +60,31 @@ def test_an_asset_is_fetched_once(monkeypatch: pytest.MonkeyPatch, index: list[l
     assert index[0][-1] == "thing==1.0"
 
 
+def test_a_filled_cache_need_not_be_writable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, index: list[list[str]], digest: str
+) -> None:
+    """One that was copied to where all may read it; `~` is the home, and nothing is locked there."""
+    monkeypatch.setitem(assets.ASSETS, "thing", _pinned(digest))
+    assets.fetch("thing")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("HOMODISTIL_CACHE", "~/cache")
+    (tmp_path / "cache" / "thing.lock").unlink()
+    assert assets.fetch("thing").read_text() == "hello"
+    assert not (tmp_path / "cache" / "thing.lock").exists()
+    assert len(index) == 1
+
+
+def test_a_cache_that_cannot_be_made_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, index: list[list[str]], digest: str
+) -> None:
+    """By the variable that names another one."""
+    monkeypatch.setitem(assets.ASSETS, "thing", _pinned(digest))
+    (tmp_path / "file").write_text("words")
+    monkeypatch.setenv("HOMODISTIL_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(UserError, match="another place by HOMODISTIL_CACHE"):
+        assets.fetch("thing")
+
+
 def test_another_wheel_than_the_pinned_one_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, index: list[list[str]], digest: str
 ) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from datasets import Dataset, DatasetDict
 
 from homodistil.errors import UserError
 from homodistil.images import open_images
-from homodistil.text import open_text
+from homodistil.text import each_text, open_text
 
 ROWS = Dataset.from_dict({"text": ["a cat", "two dog", "one man"]})
 OPEN: dict[str, Callable[[str], Any]] = {
@@ -64,6 +66,43 @@ def test_every_text_of_a_table_is_read(tmp_path: Path) -> None:
     texts = ["None", '"the cat', "a dog", '"one tree', "NA"]
     (tmp_path / "own[1].tsv").write_text("".join(f"{text}\t{k}\n" for k, text in enumerate(["text", *texts])))
     assert [row["text"] for row in open_text(str(tmp_path / "own[1].tsv"), "text")] == texts
+
+
+def test_a_row_with_more_fields_than_the_header_is_refused(tmp_path: Path) -> None:
+    """The words before its first comma would be read as the row's name, and be lost."""
+    (tmp_path / "own.csv").write_text("text\nHello, world\nGood day, sir\n")
+    for stream in (False, True):
+        with pytest.raises(UserError, match=r"own\.csv: its first row has more fields than its header"):
+            open_text(str(tmp_path / "own.csv"), "text", stream=stream)
+
+
+def test_tables_of_two_rules_are_two_kinds(tmp_path: Path) -> None:
+    """A folder of them is not read by the rules of one."""
+    (tmp_path / "a.csv").write_text('text\n"a cat, a dog"\n')
+    (tmp_path / "b.tsv").write_text("text\na man, a tree\n")
+    with pytest.raises(UserError, match=r"files of 2 kinds \(csv, tsv\)"):
+        open_text(str(tmp_path), "text")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("own.txt", b"a cat\n" * 20_000 + b"caf\xe9\n", "utf-8"),
+        ("own.txt.gz", gzip.compress(random.Random(0).randbytes(2_000_000).hex().encode())[:-900_000], "end"),
+    ],
+)
+def test_a_stream_that_cannot_be_read_to_its_end_says_why(name: str, content: bytes, said: str, tmp_path: Path) -> None:
+    """Text that is torn, or in another code, far behind its beginning."""
+    (tmp_path / name).write_bytes(content)
+    rows = open_text(str(tmp_path / name), "text", stream=True)
+    with pytest.raises(UserError, match=f"Cannot read own to its end(?s:.*){said}"):
+        list(each_text(rows, "text", "own"))
+
+
+def test_what_is_no_text_is_passed_over_in_a_stream() -> None:
+    """As it is in a file that is read whole."""
+    rows: list[dict[str, Any]] = [{"text": "a cat"}, {"text": None}, {"text": 7}, {"text": "two dog"}]
+    assert list(each_text(rows, "text", "own")) == ["a cat", "two dog"]
 
 
 def test_a_column_is_asked_for_by_the_option_that_there_is(tmp_path: Path) -> None:

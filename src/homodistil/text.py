@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import glob
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os.path import expanduser
 from pathlib import Path
+from typing import Any
 
 import datasets
+import pandas
 from datasets import Dataset, IterableDataset
 
 from homodistil.errors import UserError, first_line
@@ -61,10 +63,37 @@ def _opened(data: str, column: str, stream: bool, option: str) -> Dataset | Iter
         raise
     except Exception as error:  # the library raises whatever its readers raise
         raise UserError(
-            f"Cannot read {data} as {reader}: {first_line(error)}",
+            f"Cannot read {data} as {reader}: {_reason(error)}",
             f"A file ending in {_ending(files[0])} must be whole, valid {reader}.",
             "Correct the file, or give its text as .txt.",
         ) from error
+
+
+def each_text(rows: Iterable[Mapping[str, Any]], column: str, data: object) -> Iterator[str]:
+    """The texts of a column, one after the other; a row without one is passed over.
+
+    Args:
+        rows: a dataset, read whole or on the fly.
+        column: the text column.
+        data: what the user calls it.
+
+    Raises:
+        UserError: a row cannot be read.
+    """
+    reading = iter(rows)
+    while True:
+        try:
+            text = next(reading)[column]
+        except StopIteration:
+            return
+        except Exception as error:  # the library raises whatever its readers raise
+            raise UserError(
+                f"Cannot read {data} to its end: {_reason(error)}",
+                "All of it must be whole, in UTF-8, and with the same columns.",
+                "Correct the file, or take it out.",
+            ) from error
+        if isinstance(text, str):
+            yield text
 
 
 def load_files(reader: str, files: Sequence[Path], *, stream: bool = False) -> Dataset | IterableDataset:
@@ -74,16 +103,33 @@ def load_files(reader: str, files: Sequence[Path], *, stream: bool = False) -> D
         reader: one of `READERS`.
         files: whatever their names are; brackets and stars are no patterns.
         stream: read on the fly.
+
+    Raises:
+        UserError: the first row of a table has more fields than its header.
     """
-    options: dict[str, object] = {}
+    options: dict[str, Any] = {}
     if reader == "csv":
         # an empty cell is missing, and None or NA is a word
         options = {"keep_default_na": False, "na_values": [""]}
     if _ending(files[0]) == ".tsv":
         # nothing is quoted there, so that a quote that opens a text would take in the rows up to the next one
         options |= {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+    for file in files if reader == "csv" else ():
+        if not isinstance(pandas.read_csv(file, nrows=1, **options).index, pandas.RangeIndex):
+            # a surplus field would be taken for the row's name, and no text at all
+            raise UserError(
+                f"Cannot read {file}: its first row has more fields than its header.",
+                "Each field of a row must have a name above it.",
+                "Put texts in quotes, or give them as .txt.",
+            )
     names = [glob.escape(str(file)) for file in files]
     return datasets.load_dataset(reader, data_files=names, split="train", streaming=stream, **options)
+
+
+def _reason(error: Exception) -> str:
+    """What the library's reader said, which the library itself hides behind an error of its own."""
+    cause = error.__cause__
+    return first_line(cause if isinstance(cause, Exception) else error)
 
 
 def _ending(file: Path) -> str:
@@ -96,7 +142,8 @@ def _files(path: Path) -> list[Path]:
     if path.is_dir():
         inside = [f for f in path.rglob("*") if f.is_file() and not f.name.startswith(".")]
         files = sorted(f for f in inside if _ending(f) in READERS)
-        kinds = {READERS[_ending(f)] for f in files}
+        # the two kinds of tables are read by different rules
+        kinds = {"tsv" if _ending(f) == ".tsv" else READERS[_ending(f)] for f in files}
         if len(kinds) != 1:
             raise UserError(
                 f"Cannot read the folder {path}: it holds "
@@ -151,7 +198,7 @@ def from_disk(path: Path) -> Dataset | None:
         saved = datasets.load_from_disk(str(path))
     except Exception as error:  # the library raises whatever its readers raise
         raise UserError(
-            f"Cannot open the saved dataset {path}: {first_line(error)}",
+            f"Cannot open the saved dataset {path}: {_reason(error)}",
             f"A folder with a {marks[0]} must be a dataset as `save_to_disk` wrote it, whole.",
             f"Save it again, or take the {marks[0]} out if the folder holds other files to read.",
         ) from error

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
+import os
 import random
 import shutil
 from pathlib import Path
@@ -11,10 +13,13 @@ from typing import Any
 
 import pytest
 from sentence_transformers import SentenceTransformer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from conftest import WORDS
 from homodistil.cli import main
 from homodistil.errors import UserError
+from homodistil.evaluate import evaluation
+from homodistil.evaluate import records as kept_records
 from homodistil.evaluate.evaluation import evaluate
 from homodistil.evaluate.records import Records
 from homodistil.report.tables import rows
@@ -208,3 +213,58 @@ def test_a_model_measured_alone_is_a_teacher_when_it_stands_beside(masked_lm: Pa
     evaluate(str(masked_lm), time=False, json=numbers)
     used = evaluate(str(student), against=str(masked_lm), time=False, json=numbers)
     assert [r["role"] for r in used if r["measure"] == "size"] == ["model", "teacher"]
+    # in the file as well, where nothing new is measured
+    evaluate(str(masked_lm), time=False, json=numbers)
+    evaluate(str(student), against=str(masked_lm), time=False, json=numbers)
+    roles = {r["model"]: r["role"] for r in json.loads(numbers.read_text())["records"]}
+    assert roles == {str(student): "model", str(masked_lm): "teacher"}
+
+
+def test_two_evaluations_keep_what_both_have_measured(masked_lm: Path, encoder: Path, tmp_path: Path) -> None:
+    """Numbers that another one has put into the file meanwhile stay there."""
+    numbers = tmp_path / "numbers.json"
+    both = [Records(numbers, None, lambda _: None) for _ in range(2)]
+    for records, model in zip(both, (masked_lm, encoder), strict=True):
+        records.measure(str(model), "size", {}, lambda: {"parameters": 1.0})
+    kept = json.loads(numbers.read_text())["records"]
+    assert {r["model"] for r in kept} == {str(masked_lm), str(encoder)}
+
+
+def test_a_file_that_cannot_be_written_is_named(
+    masked_lm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is full while numbers are measured."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(kept_records, "write_text", full)
+    with pytest.raises(UserError, match=r"room on the disk(?s:.*)evaluate again"):
+        evaluate(str(masked_lm), time=False, json=tmp_path / "numbers.json")
+
+
+def test_speeds_of_another_machine_are_measured_anew(
+    masked_lm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that was moved says nothing of how fast a model is here."""
+    asked: list[str] = []
+    evaluate(str(masked_lm), lengths=(4,), json=tmp_path / "numbers.json")
+    evaluate(str(masked_lm), lengths=(4,), json=tmp_path / "numbers.json", say=asked.append)
+    assert not asked
+    monkeypatch.setattr(evaluation, "machine", lambda: {"processor": "another"})
+    evaluate(str(masked_lm), lengths=(4,), json=tmp_path / "numbers.json", say=asked.append)
+    assert [name.partition(": ")[2] for name in asked] == ["speed at 4 tokens"]
+
+
+@pytest.mark.parametrize("what", ["--text", "--probes", "--pairs"])
+def test_texts_are_read_as_far_as_positions_reach(
+    what: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Also of an encoder whose tokenizer knows no limit, and whose padding takes positions."""
+    tiny("RoBERTa", pad_token_id=1).base_model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(tmp_path / "model", model_max_length=int(1e30)).save_pretrained(tmp_path / "model")
+    rows = [{"text": "a cat " * 100, "other": "two dog " * 90, "label": k % 3 + 0.5} for k in range(20)]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["evaluate", str(tmp_path / "model"), "--no-speed", what, str(tmp_path / "own.jsonl")]
+    assert main(words) == 0

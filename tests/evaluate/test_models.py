@@ -124,3 +124,13 @@ def test_code_that_comes_with_a_model_is_run_for_its_embeddings_too(encoder: Pat
         for model in (encoder, folder)
     ]
     assert [r["values"] for r in made[1][1:]] == [r["values"] for r in made[0][1:]]
+
+
+def test_a_tokenizer_that_cannot_pad_is_refused(saved: Callable[..., Path]) -> None:
+    """One that knows of no end of a text either."""
+    folder = saved("GPT-2")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.pad_token = tokenizer.eos_token = None
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(UserError, match=r"neither padding nor the end of a text(?s:.*)pad_token"):
+        open_model(str(folder))

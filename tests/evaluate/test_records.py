@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from sentence_transformers import SentenceTransformer
 
+from homodistil.errors import UserError
 from homodistil.evaluate.records import identity
+from homodistil.evaluate.similarity import open_encoder
 
 
 @pytest.fixture(scope="module")
@@ -63,3 +65,13 @@ def test_what_is_not_read_is_no_part_of_a_models_identity(sentence_encoder: Path
 def test_a_name_on_the_hub_is_its_own_identity() -> None:
     """There is no folder to read."""
     assert identity("some/name") != identity("other/name")
+
+
+def test_torn_modules_are_refused(sentence_encoder: Path, tmp_path: Path) -> None:
+    """A sentence encoder is not measured as something else."""
+    torn = Path(shutil.copytree(sentence_encoder, tmp_path / "torn"))
+    (torn / "modules.json").write_text("[{")
+    with pytest.raises(UserError, match=r"its modules\.json cannot be read"):
+        identity(str(torn))
+    with pytest.raises(UserError, match="Cannot open the sentence encoder"):
+        open_encoder(torn)

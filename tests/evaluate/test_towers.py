@@ -19,8 +19,9 @@ from homodistil.errors import UserError
 from homodistil.evaluate.evaluation import evaluate
 from homodistil.evaluate.finetune import finetune
 from homodistil.evaluate.probe import probe
+from homodistil.evaluate.similarity import has_towers
 from homodistil.evaluate.tasks import Splits, Task
-from homodistil.evaluate.towers import Collate, Towers, has_towers
+from homodistil.evaluate.towers import Collate, Towers
 from homodistil.evaluate.training import Settings
 
 STILL = Settings(learning_rate=0.0, epochs=1, length=32)

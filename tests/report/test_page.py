@@ -142,6 +142,17 @@ def test_a_file_without_an_evaluation_is_refused(run: Path, tmp_path: Path) -> N
         report([run], [tmp_path / "numbers.json"], tmp_path / "report")
 
 
+def test_a_run_that_has_reached_no_target_is_told_from_its_start(run: Path, tmp_path: Path) -> None:
+    """What has been cut before its first record was the teacher's, too."""
+    shutil.copytree(run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "units")
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[0])["widths"]["hidden"] < 48
+    (tmp_path / "run" / "metrics.jsonl").write_text(lines[0] + "\n")
+    page = report([tmp_path / "run"], [], tmp_path / "report").read_text()
+    assert f"48 to {json.loads(lines[0])['widths']['hidden']}" in page
+
+
 def test_a_place_that_cannot_be_written_to_is_refused(run: Path, tmp_path: Path) -> None:
     """A file where the report's folder is to be is left as it is."""
     (tmp_path / "taken").write_text("words")

@@ -11,7 +11,8 @@ from homodistil.report.tables import markdown, rows, terminal, written
 
 
 def _record(model: str, measure: str, seed: int | None = None, **values: float) -> dict[str, Any]:
-    return {"model": model, "measure": measure, "seed": seed, "values": values}
+    role = "teacher" if model.endswith("teacher") else "model"
+    return {"model": model, "role": role, "measure": measure, "seed": seed, "values": values}
 
 
 RECORDS = [
@@ -68,6 +69,22 @@ def test_a_model_stands_beside_its_teacher() -> None:
     assert ["size", "parameters", "1,000,000", "4,000,000", "x 0.25"] in lines
     assert ["", "score", "85.0 ± 7.1", "95.0", "-10.0"] in lines
     assert markdown(header, lines).count("\n") == len(lines) + 1
+
+
+def test_the_teacher_is_what_a_model_is_compared_with_whichever_was_measured_first() -> None:
+    """It stands last; two students, or two teachers, are not compared at all."""
+    assert written(RECORDS[::-1])[0] == written(RECORDS)[0]
+    assert ["size", "parameters", "1,000,000", "4,000,000", "x 0.25"] in written([RECORDS[1], RECORDS[0]])[1]
+    for role in ("model", "teacher"):
+        assert written([{**r, "role": role} for r in RECORDS])[0] == ["", "", "half", "teacher"]
+
+
+def test_a_name_in_brackets_is_shown_as_it_is() -> None:
+    """Models and tasks are no markup of the terminal's."""
+    console = Console(width=80, record=True)
+    console.print(terminal([_record("m[v2]", "rev[en] probe", score=1), _record("m[v2]", "rev[de] probe", score=2)]))
+    shown = console.export_text()
+    assert all(name in shown for name in ("m[v2]", "rev[en] probe", "rev[de] probe"))
 
 
 def test_models_of_one_name_are_told_apart() -> None:

@@ -97,7 +97,7 @@ def read_recipe(words: list[str]) -> Recipe:
 def _as_declared(words: list[str], switches: set[str]) -> list[str]:
     """Options with underscores where dashes were written, and a switch without a value turned on."""
     made = []
-    for word, after in zip(words, [*words[1:], "--"], strict=True):
+    for word, after in zip(words, [*words, "--"][1:], strict=True):
         name, equals, value = word.partition("=")
         if name.startswith("--"):
             name = name[2:].replace("-", "_")

@@ -80,7 +80,7 @@ def evaluate(words: list[str]) -> None:
         time=not options.no_speed,
         trust_remote_code=options.trust_remote_code,
         json=Path(options.json) if options.json else None,
-        say=lambda what: notes.print(f"measuring {what} ...", highlight=False),
+        say=lambda what: notes.print(f"measuring {what} ...", highlight=False, markup=False),
     )
     # a pipe counts as 80 columns, which would cut figures off
     Console(width=max(120, Console().width)).print(terminal(records))

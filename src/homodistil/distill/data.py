@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from homodistil.distill.cutter import Blocks, Cutter
 from homodistil.distill.sources import Cropper, Pieces, Shuffled, Source, Stream, Tokens
 from homodistil.errors import UserError
-from homodistil.text import open_text
+from homodistil.text import each_text, open_text
 
 HELDOUT_MOST = 256
 """Sequences that are held out at most: enough for steady losses, and measured in seconds."""
@@ -97,7 +97,7 @@ def load_corpus(
             "Leave --text.stream out, and give a file or a saved dataset.",
         )
     if isinstance(opened, IterableDataset):
-        return _streamed(data, cutter, cropper, _Column(opened, column))
+        return _streamed(data, cutter, cropper, _Column(opened, column, data))
     tokenised = tokenise(opened, cutter, workers)
     _refuse_short(data, len(tokenised), length, packed)
     order = torch.randperm(len(tokenised), generator=torch.Generator().manual_seed(seed)).tolist()
@@ -115,11 +115,11 @@ def load_corpus(
 class _Column:
     """The texts of a dataset that is read on the fly."""
 
-    def __init__(self, rows: IterableDataset, column: str) -> None:
-        self.rows, self.column = rows, column
+    def __init__(self, rows: IterableDataset, column: str, data: object) -> None:
+        self.rows, self.column, self.data = rows, column, data
 
     def __iter__(self) -> Iterator[str]:
-        return (row[self.column] for row in self.rows)
+        return each_text(self.rows, self.column, self.data)
 
 
 def _streamed(name: object, cutter: Cutter, cropper: Cropper, texts: Iterable[str]) -> Corpus:

@@ -151,6 +151,7 @@ def _train(run: Run, display: Display, stop: list[int]) -> None:
         if step % recipe.log_every == 0 or "heldout" in record:
             means = {name: total / state.batches for name, total in state.sums.items()}
             record |= {"terms": means, "discrepancy": run.objective.discrepancy(means), "widths": widths}
+            record["start"] = run.start
             record |= {"learning_rate": learning_rate, "gradient_norm": norm.item()}
             if state.layout.depth < run.start.get(LAYERS, 0):
                 record["layers"] = state.origin[LAYERS].tolist()

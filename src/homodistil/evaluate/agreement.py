@@ -6,14 +6,13 @@ from collections.abc import Sequence
 
 import torch
 from PIL import Image
-from scipy.stats import spearmanr
 from torch import Tensor
 
 from homodistil.errors import UserError
 from homodistil.evaluate.language import causal_predictions, masked_predictions
+from homodistil.evaluate.metrics import METRICS
 from homodistil.evaluate.models import Opened
-from homodistil.evaluate.similarity import embed
-from homodistil.evaluate.towers import has_towers
+from homodistil.evaluate.similarity import embed, has_towers
 
 
 def agreement(student: Opened, teacher: Opened, ids: Tensor, texts: Sequence[str]) -> dict[str, float]:
@@ -108,10 +107,10 @@ def linear_cka(a: Tensor, b: Tensor) -> float:
 
 
 def pairs_correlation(a: Tensor, b: Tensor) -> float:
-    """Spearman's correlation between the cosine similarities of all pairs of rows."""
+    """Spearman's correlation between the cosine similarities of all pairs of rows; 0 if all of one are alike."""
     first, second = torch.triu_indices(len(a), len(a), 1)
     sims = [(e @ e.T)[first, second].numpy() for e in (torch.nn.functional.normalize(x, dim=-1) for x in (a, b))]
-    return float(spearmanr(*sims).statistic)
+    return METRICS["spearman"](*sims)
 
 
 def _shared(student: Opened, teacher: Opened) -> tuple[Tensor, Tensor]:

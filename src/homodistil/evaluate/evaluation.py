@@ -22,7 +22,7 @@ from homodistil.evaluate.inputs import (
 from homodistil.evaluate.language import blocks, language, refuse_unknown
 from homodistil.evaluate.models import Opened, local, open_model
 from homodistil.evaluate.probe import probe, refuse_spans
-from homodistil.evaluate.records import Record, Records, digest, identity
+from homodistil.evaluate.records import Record, Records, digest, identity, machine
 from homodistil.evaluate.similarity import judged_pairs
 from homodistil.evaluate.tasks import Splits, Task, open_task
 
@@ -214,7 +214,8 @@ def _measure_speed(records: Records, opened: Sequence[Opened], lengths: Sequence
     """Latency and throughput, of all models in one go: figures of two runs must not be compared."""
     images = opened[0].reads_images
     for length in (0,) if images else lengths:
-        settings = {"length": length, "threads": threads, "beside": [identity(one.source) for one in opened]}
+        beside = [identity(one.source) for one in opened]
+        settings = {"length": length, "threads": threads, "beside": beside, "machine": machine()}
 
         @functools.cache
         def timed(length: int) -> dict[str, dict[str, float]]:

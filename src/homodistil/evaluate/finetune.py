@@ -25,10 +25,12 @@ from homodistil.errors import UserError
 from homodistil.evaluate import squad
 from homodistil.evaluate.labels import classes
 from homodistil.evaluate.metrics import score, summary
-from homodistil.evaluate.models import longest, transformer_folder
+from homodistil.evaluate.models import transformer_folder
+from homodistil.evaluate.similarity import has_towers
 from homodistil.evaluate.tasks import Splits, Task
-from homodistil.evaluate.towers import Collate, Towers, has_towers
+from homodistil.evaluate.towers import Collate, Towers
 from homodistil.evaluate.training import Settings, train_and_predict
+from homodistil.loading import longest
 
 Label = Callable[[Any], float]
 """What the Trainer learns of a label: the number of its class, or its number, in standard deviations from the mean."""

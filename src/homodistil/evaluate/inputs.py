@@ -10,7 +10,7 @@ from homodistil.errors import UserError
 from homodistil.evaluate.models import Opened
 from homodistil.evaluate.tasks import Splits
 from homodistil.images import open_images
-from homodistil.text import open_text
+from homodistil.text import each_text, open_text
 
 IMAGES = 256
 """Images that are compared at most."""
@@ -80,7 +80,7 @@ def read_pictures(data: str, column: str, opened: Sequence[Opened]) -> list[Imag
 def read_texts(data: str, column: str, most: int) -> list[str]:
     """The first texts that are not empty."""
     rows = open_text(data, column, stream=True, option="--text-column")
-    found = [t for row in rows.take(most) if (t := row[column]) and t.strip()]
+    found = [text for text in each_text(rows.take(most), column, data) if text.strip()]
     if len(found) < 3:
         raise UserError(
             f"Cannot measure on {data}: it holds {len(found)} texts.",

@@ -90,13 +90,14 @@ def _refuse_no_text(task: Task, split: str, column: str, rows: Dataset) -> None:
 
 
 def _refuse_unfit(task: Task, split: str, labels: Sequence[Any]) -> None:
-    if strange := next((label for label in labels if not isinstance(label, str | int | float | None)), None):
+    counted = task.labels == "number"
+    known = int | float | None if counted else str | int | float | None
+    if strange := next((label for label in labels if not isinstance(label, known)), None):
         raise UserError(
             f"The task {task.name} has {split} rows whose label is {strange!r}.",
-            "A label is a word or a number.",
-            "Name another column with --label.",
+            "A label is a word or a number, and a number where those that are learnt from are.",
+            "Correct them, or name another column with --label.",
         )
-    counted = task.labels == "number"
     if any(label is None or (not math.isfinite(label) if counted else label == -1) for label in labels):
         raise UserError(
             f"The task {task.name} has {split} rows without a label.",

@@ -27,8 +27,8 @@ from transformers import (
 )
 
 from homodistil.errors import UserError, first_line
-from homodistil.evaluate.towers import has_towers
-from homodistil.loading import check_vocabulary, image_size, load_whole
+from homodistil.evaluate.similarity import has_towers
+from homodistil.loading import check_vocabulary, image_size, load_whole, longest
 
 Head = Literal["masked", "causal", "classes", "none"]
 
@@ -132,6 +132,12 @@ def _processor_of(
         raise _unopened(source, error) from error
     check_vocabulary(source, tokenizer, model.get_input_embeddings().weight.shape[0])
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        raise UserError(
+            f"Cannot evaluate {source}: its tokenizer knows neither padding nor the end of a text.",
+            "Texts of a batch must be padded to one length.",
+            "Name one of its tokens as `pad_token`, and save the tokenizer into the model's folder.",
+        )
     if model.config.pad_token_id is None:
         # decoders with a classifier look for the last token that is no padding
         model.config.pad_token_id = tokenizer.pad_token_id
@@ -144,15 +150,6 @@ def _unopened(source: str, error: Exception) -> UserError:
         "A model is a folder that `save_pretrained` wrote, or the name of one on a hub that can be reached.",
         "Check the path.",
     )
-
-
-def longest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Tokens that both the positions and the tokenizer allow."""
-    embeddings = getattr(model.base_model, "embeddings", None)
-    # RoBERTa and its kin count positions from the padding's number
-    padding = getattr(getattr(embeddings, "position_embeddings", None), "padding_idx", None)
-    unused = 0 if padding is None else padding + 1
-    return int(min(getattr(model.config, "max_position_embeddings", 512) - unused, tokenizer.model_max_length))
 
 
 def local(source: str) -> str:

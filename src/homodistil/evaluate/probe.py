@@ -24,7 +24,7 @@ from sklearn.preprocessing import StandardScaler
 from homodistil.errors import UserError
 from homodistil.evaluate.labels import classes
 from homodistil.evaluate.metrics import score, summary
-from homodistil.evaluate.similarity import embed
+from homodistil.evaluate.similarity import embed, open_encoder
 from homodistil.evaluate.tasks import Splits, Task
 
 STRENGTHS = 10.0 ** np.arange(-4, 3)
@@ -49,7 +49,7 @@ def probe(model: Path | str, splits: Splits, *, trust_remote_code: bool = False)
     """
     task = splits.task
     # opened once for all of its texts
-    encoder = SentenceTransformer(str(model), trust_remote_code=trust_remote_code)
+    encoder = open_encoder(model, trust_remote_code)
     fitted = _fitted(encoder, splits)
     per_split = {
         split: score(task, fitted.predict(_features(encoder, task, rows)), np.asarray(rows[task.label]))

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 
-from homodistil.errors import UserError
+from homodistil.errors import UserError, first_line
 from homodistil.evaluate.models import local, transformer_folder, weight_files
-from homodistil.rundir import write_text
+from homodistil.rundir import disk_failure, write_text
 
 Record = dict[str, Any]
 """`model`, `identity`, `role` (model or teacher), `measure`, `seed` (None where nothing is drawn), `settings`, `values`
@@ -51,18 +52,17 @@ class Records:
         """Measure once: take the values from the file if the same model was measured with the same settings."""
         key = {"model": model, "identity": identity(model), "measure": measure, "seed": seed}
         key["settings"] = json.loads(json.dumps(settings))
+        role = "teacher" if model == self.teacher else "model"
         found = next((r for r in self.known if all(r.get(k) == v for k, v in key.items())), None)
         if found is None:
             self.say(f"{Path(model).name}: {measure}" + ("" if seed is None else f", seed {seed}"))
             started = time.perf_counter()
             values = {k: float(v) for k, v in compute().items()}
-            found = {**key, "values": values, "seconds": round(time.perf_counter() - started, 2)}
-            found["role"] = self._role(model)
+            found = {**key, "values": values, "seconds": round(time.perf_counter() - started, 2), "role": role}
             self._keep(found)
-        elif any(_replaces(later, found) for later in self.known[self.known.index(found) :]):
+        elif found.get("role") != role or any(_replaces(r, found) for r in self.known[self.known.index(found) :]):
+            found["role"] = role
             self._keep(found)
-        # it may have been measured in another role
-        found["role"] = self._role(model)
         self.used.append(found)
         measured: dict[str, float] = found["values"]
         return measured
@@ -70,11 +70,21 @@ class Records:
     def _keep(self, record: Record) -> None:
         """Put a record at the end: what was asked for last is what counts in a report."""
         self.known = [*(r for r in self.known if r is not record), record]
-        if self.file:
-            write_text(self.file, json.dumps({"machine": machine(), "records": self.known}, indent=1) + "\n")
+        if self.file is None:
+            return
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.file.with_name(f".{self.file.name}.lock")):
+                # what another evaluation has kept there meanwhile
+                known = {_key(r) for r in self.known}
+                self.known = [*(r for r in _read(self.file) if _key(r) not in known), *self.known]
+                write_text(self.file, json.dumps({"machine": machine(), "records": self.known}, indent=1) + "\n")
+        except OSError as error:
+            raise disk_failure(self.file, error, "or give --json another place, and evaluate again") from error
 
-    def _role(self, model: str) -> str:
-        return "teacher" if model == self.teacher else "model"
+
+def _key(record: Record) -> str:
+    return json.dumps([record.get(name) for name in ("model", "identity", "measure", "seed", "settings")])
 
 
 def _replaces(later: Record, record: Record) -> bool:
@@ -111,7 +121,14 @@ _READ = (
 def identity(model: str) -> str:
     """What tells two models with one name apart: a digest of all that is read of a folder; the name, from the hub."""
     folder = Path(local(model))
-    modules = json.loads(found.read_text()) if (found := folder / "modules.json").exists() else []
+    try:
+        modules = json.loads(found.read_text()) if (found := folder / "modules.json").exists() else []
+    except ValueError as error:
+        raise UserError(
+            f"Cannot evaluate {model}: its modules.json cannot be read, {first_line(error)}",
+            "A sentence encoder's folder must be whole.",
+            "Save or download the model again.",
+        ) from error
     places = {Path(transformer_folder(model)), folder, *(folder / module["path"] for module in modules)}
     files = {
         file for place in places for file in (*weight_files(place), *(f for name in _READ for f in place.glob(name)))
@@ -136,6 +153,8 @@ def _read(file: Path) -> list[Record]:
         return []
     try:
         records: list[Record] = json.loads(file.read_text())["records"]
+        if not all(isinstance(record, dict) for record in records):
+            raise ValueError("its records are none")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"Cannot go on with {file}: it holds no evaluation.",

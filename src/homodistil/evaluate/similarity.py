@@ -10,9 +10,41 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.util import is_sentence_transformer_model
 
+from homodistil.errors import UserError, first_line
 from homodistil.evaluate.metrics import METRICS
 from homodistil.evaluate.tasks import Task
+from homodistil.loading import longest
+
+
+def has_towers(model: Path | str) -> bool:
+    """Whether a model is a sentence encoder: a sentence-transformers folder, or the name of one."""
+    return bool(is_sentence_transformer_model(str(model)))
+
+
+def open_encoder(model: Path | str, trust_remote_code: bool = False) -> SentenceTransformer:
+    """A sentence encoder as its folder says, or any other encoder, whose token states are averaged; in float32.
+
+    Raises:
+        UserError: its folder is torn.
+    """
+    try:
+        encoder = SentenceTransformer(str(model), trust_remote_code=trust_remote_code).float()
+        tokenizer, inner = encoder.tokenizer, getattr(encoder[0], "auto_model", None)
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        raise UserError(
+            f"Cannot open the sentence encoder {model}: {first_line(error)}",
+            "Its modules.json, and the folders that it names, must be whole.",
+            "Save or download the model again.",
+        ) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if getattr(getattr(inner, "config", None), "max_position_embeddings", None):
+        # not all positions are a token's
+        most = longest(inner, tokenizer)
+        encoder.max_seq_length = min(encoder.max_seq_length or most, most)
+    return encoder
 
 
 def embed(
@@ -27,11 +59,7 @@ def embed(
         batch: texts in a forward pass.
         trust_remote_code: run code that comes with the model.
     """
-    encoder = model
-    if not isinstance(encoder, SentenceTransformer):
-        encoder = SentenceTransformer(str(model), trust_remote_code=trust_remote_code)
-    if encoder.tokenizer.pad_token is None:
-        encoder.tokenizer.pad_token = encoder.tokenizer.eos_token
+    encoder = model if isinstance(model, SentenceTransformer) else open_encoder(model, trust_remote_code)
     made: NDArray[np.float32] = encoder.encode(
         list(texts), batch_size=batch, normalize_embeddings=True, show_progress_bar=False
     )

@@ -172,6 +172,8 @@ def _read(file: Path) -> Dataset:
         )
     try:
         return load_files(reader, [file])
+    except UserError:
+        raise
     except Exception as error:  # the library raises whatever its readers raise
         raise UserError(
             f"Cannot read {file}: {str(error).splitlines()[0][:300] if str(error) else type(error).__name__}",

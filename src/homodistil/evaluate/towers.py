@@ -14,18 +14,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
-from sentence_transformers import SentenceTransformer
-from sentence_transformers.util import is_sentence_transformer_model
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from homodistil.evaluate.probe import layer, of_pair
+from homodistil.evaluate.similarity import open_encoder
 from homodistil.evaluate.tasks import Splits, Task
-
-
-def has_towers(model: Path | str) -> bool:
-    """Whether a model is a sentence encoder: a sentence-transformers folder, or the name of one."""
-    return bool(is_sentence_transformer_model(str(model)))
 
 
 class Towers(nn.Module):
@@ -45,7 +39,7 @@ class Towers(nn.Module):
         self, model: Path | str, splits: Splits, classes: Sequence[Any], *, trust_remote_code: bool = False
     ) -> None:
         super().__init__()
-        self.encoder = SentenceTransformer(str(model), trust_remote_code=trust_remote_code).float()
+        self.encoder = open_encoder(model, trust_remote_code)
         self.classes, self.columns = len(classes), len(splits.task.columns)
         self.prompt: str = self.encoder.prompts.get(self.encoder.default_prompt_name) or ""
         """What the encoder puts before each text."""

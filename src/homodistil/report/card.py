@@ -100,7 +100,11 @@ def _name(source: str) -> str:
 def _along(measured: Sequence[Mapping[str, Any]]) -> str:
     names = [n for n in _MEANING if any(n in r["heldout"] for r in measured)]
     rows = [
-        (str(r["step"]), str(r["widths"]["hidden"]), *(f"{r['heldout'].get(n, 0):.4f}" for n in names))
+        (
+            str(r["step"]),
+            str(r["widths"]["hidden"]),
+            *(f"{r['heldout'][n]:.4f}" if n in r["heldout"] else "" for n in names),
+        )
         for r in measured
     ]
     return markdown(("step", "hidden", *(_MEANING[n] for n in names)), rows)

@@ -15,7 +15,7 @@ Metrics = Sequence[Mapping[str, Any]]
 
 INK = "#1b2a41"
 SERIES = ("#1f6feb", "#d1495b", "#2a9d8f", "#8d6a9f", "#e09f3e", "#5c677d")
-_COUNTED = ("parameters", "file_bytes", "flops_per_token", "latency_ms", "sequences_per_second")
+_COUNTED = ("parameters", "file_bytes", "flops_per_token", "latency_ms", "sequences_per_second", "learning_rate")
 
 
 def path(metrics: Metrics, start: Mapping[str, int]) -> Figure:

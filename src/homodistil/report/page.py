@@ -76,7 +76,7 @@ def _section(run: Path, name: str, out: Path) -> _Section:
     units: dict[str, Mapping[str, Any]] = {
         file.stem: json.loads(file.read_text()) for file in sorted((run / "units").glob("*.json"))
     }
-    start = next((said["start"] for said in units.values()), metrics[0]["widths"])
+    start = metrics[0]["start"]
     facts += [(width, f"{start[width]} to {now}") for width, now in last["widths"].items()]
     held = [r for r in metrics if "heldout" in r]
     measures = list(dict.fromkeys(k for r in held for k in r["heldout"]))
@@ -101,6 +101,8 @@ def _section(run: Path, name: str, out: Path) -> _Section:
 def _records(file: Path) -> list[dict[str, Any]]:
     try:
         records: list[dict[str, Any]] = json.loads(file.read_text())["records"]
+        if not all(isinstance(record, dict) for record in records):
+            raise ValueError("its records are none")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"Cannot report on {file}: it holds no evaluation.",

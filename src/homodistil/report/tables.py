@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 Record = Mapping[str, Any]
@@ -107,10 +108,11 @@ def _names(measured: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
 
 
 def written(records: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
-    """Header and cells as text: the model's values, its teacher's if there is one, and the one beside the other."""
-    models = list(dict.fromkeys(r["model"] for r in records))
+    """Header and cells as text: the models' values, teachers' last; of a model and its teacher how the one compares."""
+    roles = {r["model"]: r["role"] for r in records}
+    models = sorted(roles, key=lambda model: roles[model] == "teacher")
     names = _short(models)
-    two = len(models) == 2
+    two = [roles[model] for model in models] == ["model", "teacher"]
     header = ["", "", *(names[m] for m in models), *(["against"] if two else [])]
     lines = []
     before = ""
@@ -132,9 +134,9 @@ def terminal(records: Sequence[Record]) -> Table:
     table = Table(box=box.SIMPLE_HEAD)
     for k, name in enumerate(header):
         # a narrow terminal breaks words, and no number
-        table.add_column(name, justify="left" if k < 2 else "right", no_wrap=k > 1, overflow="fold")
+        table.add_column(escape(name), justify="left" if k < 2 else "right", no_wrap=k > 1, overflow="fold")
     for line in lines:
-        table.add_row(*line)
+        table.add_row(*map(escape, line))
     return table
 
 
