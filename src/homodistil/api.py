@@ -18,7 +18,7 @@ from homodistil.distill.trim import Texts, Trimmed, trim_folder, trimmed_archite
 from homodistil.errors import UserError
 from homodistil.reading import build, load
 from homodistil.reading import preset as presets
-from homodistil.recipe import Target
+from homodistil.recipe import IN_MEMORY, Target
 from homodistil.report.live import Display
 from homodistil.rundir import RunDir
 
@@ -57,7 +57,7 @@ def distil(
     named = isinstance(data, str) or hasattr(data, "__fspath__")
     values = {
         "teacher": str(teacher),
-        "data": str(data) if named else "<texts>",
+        "data": str(data) if named else IN_MEMORY,
         "target": target,
         "out": str(out),
         **(presets(preset) if preset else {}),

@@ -103,6 +103,7 @@ def plain(values: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: an unknown key, or a group that is none.
     """
+    values = {k: str(v) if hasattr(v, "__fspath__") else v for k, v in values.items()}
     made = {k: asdict(v) if is_dataclass(v) and not isinstance(v, type) else v for k, v in values.items()}
     # a group says nothing where all of its lines are comments
     made |= {k: {} for k, v in made.items() if v is None and k in _GROUPS}

@@ -21,6 +21,10 @@ Target: TypeAlias = str | float
 _UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9}
 
 
+IN_MEMORY = "<texts>"
+"""What the data of a run is called that was given texts and no file."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A run: which teacher, on which text or images, down to which targets.

@@ -12,8 +12,6 @@ from transformers import (
     BertConfig,
     BertForMaskedLM,
     BertModel,
-    GPT2Config,
-    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
 )
@@ -24,6 +22,7 @@ from homodistil.compress.plan import Planned, plan, refuse_growth, teacher_figur
 from homodistil.compress.shrink import shrink
 from homodistil.compress.targets import GRAIN, PRESETS
 from homodistil.errors import UserError
+from zoo import tiny
 
 BASE = {"hidden": 768, "heads": 12, "head_dim": 64, "ffn": 3072, "layers": 12}
 
@@ -114,16 +113,13 @@ def test_a_ratio_with_a_depth_keeps_the_width_of_the_ratio(base: Layout) -> None
 
 def test_layers_that_cannot_leave_are_refused_with_the_reason() -> None:
     """A model whose configuration tells layers apart by something else than a list with an entry a layer."""
-    model = on_meta(GPT2LMHeadModel, GPT2Config(n_layer=2, scale_attn_by_inverse_layer_idx=True))
-    layout = Layout.of(model)
-    shape = layout.shape(model)
+    strange = on_meta(BertModel, BertConfig(num_hidden_layers=3, sizes_of_layers=[1, 2, 3]))
+    layout = Layout.of(strange)
+    shape = layout.shape(strange)
     assert "layers" not in shape
     assert plan(layout, shape, ["0.5"])[0].parameters < layout.count(shape)
-    with pytest.raises(UserError, match=r"Cannot make layers=1.*number of each layer(?s:.*)cut widths: hidden"):
+    with pytest.raises(UserError, match=r"Cannot make layers=1.*tells layers apart by sizes_of_layers(?s:.*)hidden"):
         plan(layout, shape, ["layers=1"])
-    strange = on_meta(BertModel, BertConfig(num_hidden_layers=3, sizes_of_layers=[1, 2, 3]))
-    with pytest.raises(UserError, match="tells layers apart by sizes_of_layers"):
-        plan(Layout.of(strange), Layout.of(strange).shape(strange), ["layers=1"])
 
 
 @pytest.mark.parametrize(
@@ -383,3 +379,23 @@ def test_the_least_ratio_that_is_proposed_is_possible(head_dim: int) -> None:
     least = re.search(r"from (\S+) to 1", refusal.value.remedy)
     assert least is not None
     assert plan(layout, shape, [least[1]])[0].shape["head_dim"] == 1
+
+
+@pytest.mark.parametrize("hidden", [64, 32], ids=["wider than its heads", "narrower than its heads"])
+def test_a_stream_that_is_not_as_wide_as_its_heads_keeps_its_proportion_to_them(hidden: int) -> None:
+    """FLAN-T5's small one has 512 units and heads of 6 x 64 dimensions: all of it is all, and half is half."""
+    model = tiny("T5", d_model=hidden, d_kv=12, num_heads=4, d_ff=96)
+    layout, teacher = Layout.of(model), Layout.of(model).shape(model)
+    assert teacher["hidden"] == hidden
+    figures = teacher_figures(layout, teacher)
+    assert plan(layout, teacher, "1")[0].shape == teacher
+    half = plan(layout, teacher, "0.5")[0].shape
+    assert (half["hidden"], half["heads"], half["head_dim"], half["ffn"]) == (hidden // 2, 4, 6, 48)
+    assert plan(layout, teacher, str(figures.parameters))[0].parameters == figures.parameters
+    budget = round(0.7 * figures.parameters)
+    assert abs(plan(layout, teacher, str(budget))[0].parameters / budget - 1) < 0.05
+    kept = plan(layout, teacher, f"hidden={hidden},ffn=48")[0].shape
+    assert kept == {**teacher, "ffn": 48}
+    assert plan(layout, teacher, f"hidden={hidden // 2}")[0].shape == half
+    shrink(model, "0.5")
+    assert (model.config.d_model, model.config.d_kv, model.shared.weight.shape[1]) == (hidden // 2, 6, hidden // 2)

@@ -499,6 +499,25 @@ def test_scores_decide_what_is_cut() -> None:
     assert not any(torch.equal(t, third[name]) for name, t in first.items() if t.is_floating_point())
 
 
+def test_scores_of_some_axes_leave_the_others_to_magnitudes() -> None:
+    """As with those of layers alone."""
+    by_all, by_some = make(BertModel), make(BertModel)
+    layout = Layout.of(by_all)
+    scores = importance.magnitude(layout, by_all)
+    shrink(by_all, "0.5", scores=scores)
+    shrink(by_some, "0.5", scores={"hidden": scores["hidden"]})
+    assert all(torch.equal(a, b) for a, b in zip(by_all.parameters(), by_some.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("scores", [{"ffn.0": torch.ones(40)}, {"ffm.0": torch.ones(96)}, {"layers": torch.ones(5)}])
+def test_scores_that_do_not_fit_are_refused(scores: dict[str, torch.Tensor]) -> None:
+    """Of too few units, or of an axis that is none; the model stays as it is."""
+    model = make(BertModel)
+    with pytest.raises(UserError, match=f"by scores of {next(iter(scores))}"):
+        shrink(model, "0.5", scores=scores)
+    assert model.config.hidden_size == 48
+
+
 def test_vectors_of_units_follow_a_cut() -> None:
     """A value for each unit loses the units that leave, and the units of the parents that leave."""
     layout = Layout.of_rows({"w": (("heads.0", "qk.0"), ("hidden",))})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from tokenizers.normalizers import Lowercase
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
+from conftest import WORDS
 from homodistil.distill.collate import Collator, batches, draws, heldout_draws, of_batch
 from homodistil.distill.cutter import Blocks, Cutter
-from homodistil.distill.data import Corpus, load_corpus, tokenise
+from homodistil.distill.data import STREAM_HELDOUT, Corpus, load_corpus, tokenise
 from homodistil.distill.sources import of_epoch
 from homodistil.errors import UserError
 from homodistil.text import open_text
@@ -231,6 +233,44 @@ def test_a_tokenizer_that_makes_nothing_of_any_text_is_refused() -> None:
     backend.normalizer = Lowercase()
     with pytest.raises(UserError, match="makes no token of any text"):
         Cutter(PreTrainedTokenizerFast(tokenizer_object=backend, cls_token="[CLS]"), "text", 8, packed=True)
+
+
+def test_a_list_holds_out_the_share_that_a_file_does(tokenizer: Any, tmp_path: Path) -> None:
+    """Of a hundred texts all but one were held out."""
+    texts = [" ".join(random.Random(k).choices(WORDS, k=20)) for k in range(100)]
+    (tmp_path / "own.txt").write_text("\n".join(texts))
+    for packed in (False, True):
+        counts = [
+            len(load_corpus(data, tokenizer, length=24, packed=packed, heldout=0.1).heldout)
+            for data in (str(tmp_path / "own.txt"), texts)
+        ]
+        assert counts[0] == counts[1]
+        assert counts[0] <= 15
+
+
+def test_a_stream_holds_out_a_fixed_number_of_the_sequences_that_it_begins_with(tokenizer: Any) -> None:
+    """How long it is, is not known; as few are held out as of 3,200 by a fiftieth."""
+    for data in (("a cat " * 30 for _ in itertools.count()), ["a cat " * 30] * 4000):
+        assert len(load_corpus(data, tokenizer, length=24).heldout) == STREAM_HELDOUT
+
+
+def test_the_length_of_pieces_is_foreseen_of_a_list_as_of_a_file(tokenizer: Any, tmp_path: Path) -> None:
+    """A budget of tokens is divided by it."""
+    texts = [" ".join(random.Random(k).choices(WORDS, k=40)) for k in range(300)]
+    (tmp_path / "own.txt").write_text("\n".join(texts))
+    file, given = (
+        load_corpus(data, tokenizer, length=64, packed=False, crops=1.0) for data in (str(tmp_path / "own.txt"), texts)
+    )
+    assert given.mean_tokens == pytest.approx(file.mean_tokens, rel=0.1)
+    assert given.mean_tokens < 30
+
+
+@pytest.mark.parametrize("length", [57, 60])
+def test_padding_takes_no_more_positions_than_there_are(length: int, tokenizer: Any) -> None:
+    """A multiple of eight may be one too many."""
+    collate = Collator(tokenizer, 0.15, 0, longest=60)
+    assert collate([[5] * length, [6] * 3], 0)["input_ids"].shape == (2, 60)
+    assert collate([[5] * 9], 0)["input_ids"].shape == (1, 16)
 
 
 def test_a_stream_that_ends_and_cannot_be_read_again_says_so(tokenizer: Any) -> None:

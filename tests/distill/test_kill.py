@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 import homodistil
 from homodistil import rundir
-from homodistil.distill import checkpoint, loop
+from homodistil.distill import arrival, checkpoint, loop
 from homodistil.distill.projections import Projections
 
 torch.set_num_threads(1)
@@ -45,7 +45,7 @@ before(Projections, "shrink", "cut")           # the student is cut, its project
 before(checkpoint, "save_file", "save")        # some files are written
 before(checkpoint, "_identity", "manifest")    # all files are written, the manifest is not
 before(rundir, "_sync", "sync")                # all is written, the name is not there
-before(loop, "save_student", "student")        # the metrics say so, the student is not there
+before(arrival, "save_student", "student")     # the metrics say so, the student is not there
 
 if Path(out, "recipe.yaml").exists():
     homodistil.resume(out)

@@ -30,7 +30,7 @@ import homodistil
 from homodistil.axes.layout import Layout
 from homodistil.compress import importance
 from homodistil.compress.schedule import Schedule, Stage
-from homodistil.distill import heldout, learning, loop
+from homodistil.distill import arrival, heldout, learning, loop
 from homodistil.distill.defaults import batch_for
 from homodistil.distill.prepare import prepare
 from homodistil.distill.student import save_student
@@ -77,7 +77,7 @@ def test_a_fresh_process_opens_the_student_and_computes_the_same(
         kept["s"] = student
         save_student(path, student, *rest)
 
-    monkeypatch.setattr(loop, "save_student", save)
+    monkeypatch.setattr(arrival, "save_student", save)
     result = homodistil.distil(save_teacher(model_class), corpus, target, tmp_path / "run", **QUICK)
     inputs = {"input_ids": torch.randint(5, 20, (3, 11)), "attention_mask": torch.ones(3, 11, dtype=torch.long)}
     inputs["attention_mask"][1, 7:] = 0
@@ -154,6 +154,18 @@ def test_a_stopped_run_goes_on_to_the_same_student(
     assert resumed.heldout == whole.heldout
     again = homodistil.resume(tmp_path / "stopped")
     assert again == resumed
+
+
+def test_a_stopped_run_on_texts_in_memory_says_how_it_goes_on(
+    masked_lm: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By Python, as no command has the texts."""
+    _stopped_at(5, monkeypatch)
+    texts = corpus.read_text().splitlines()
+    with pytest.raises(RunStopped, match=r"homodistil\.resume\(.*, data=\.\.\.\)"):
+        homodistil.distil(masked_lm, texts, "0.5", tmp_path / "run", **QUICK)
+    monkeypatch.undo()
+    assert homodistil.resume(tmp_path / "run", data=texts).students["0.5"].exists()
 
 
 def _stopped_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -454,7 +466,7 @@ def test_a_run_learns_faster_as_its_student_gets_narrower(
 def test_a_run_may_start_from_a_student_of_its_teacher(masked_lm: Path, corpus: Path, tmp_path: Path) -> None:
     """A student of an earlier run is narrowed further; its targets are shares of its own widths, and it resumes."""
     half = homodistil.distil(masked_lm, corpus, "0.5", tmp_path / "half", **QUICK).students["0.5"]
-    result = homodistil.distil(masked_lm, corpus, "0.5", tmp_path / "quarter", student=str(half), **QUICK)
+    result = homodistil.distil(masked_lm, corpus, "0.5", tmp_path / "quarter", student=half, **QUICK)
     made = BertForMaskedLM.from_pretrained(result.students["0.5"])
     assert (made.config.hidden_size, made.config.intermediate_size) == (12, 24)
     assert result.heldout["0.5"]["hidden"] > 0

@@ -10,7 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer, BertForMaskedLM, T5ForConditionalGeneration
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.processors import TemplateProcessing
+from tokenizers.trainers import BpeTrainer
+from transformers import AutoTokenizer, BertForMaskedLM, PreTrainedTokenizerFast, T5ForConditionalGeneration
 
 import homodistil
 from homodistil.axes.layout import Layout
@@ -79,6 +84,32 @@ def test_a_mask_stands_for_each_span_and_the_target_is_the_whole_text(tokenizer:
         assert len(block) - sum(map(len, kept)) == round(0.3 * 37)
         assert source.count(tokenizer.sep_token_id) == 2
         assert source[0] == tokenizer.cls_token_id
+
+
+def test_what_is_said_to_a_text_is_split_as_before_where_prompts_stand_before_the_text(tmp_path: Path) -> None:
+    """A vocabulary is trimmed to texts after their prompt, and to targets after none."""
+    spelt = Tokenizer(BPE())
+    spelt.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    rows = [{"text": f"the {a} cat", "said": f"{b} dog"} for a in ("red", "old") for b in ("One", "Two")] * 9
+    every = [text for row in rows for text in row.values()]
+    trainer = BpeTrainer(
+        vocab_size=500, special_tokens=["<s>", "<pad>", "</s>", "<mask>"], initial_alphabet=ByteLevel.alphabet()
+    )
+    spelt.train_from_iterator([*every, *(f"sum: {text}" for text in every)], trainer)
+    spelt.post_processor = TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
+    before = PreTrainedTokenizerFast(
+        tokenizer_object=spelt, bos_token="<s>", pad_token="<pad>", eos_token="</s>", mask_token="<mask>"
+    )
+    ends = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2}
+    tiny("BART", vocab_size=len(before), forced_eos_token_id=2, **ends).save_pretrained(tmp_path / "teacher")
+    before.save_pretrained(tmp_path / "teacher")
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    columns = {"length": 32, "target": "said", "prompts": ["sum: "]}
+    options: dict[str, Any] = {"steps": 2, "batch": 4, "text": columns, "trim_vocab": True}
+    made = homodistil.distil(tmp_path / "teacher", tmp_path / "pairs.jsonl", "0.5", tmp_path / "run", **options)
+    after = AutoTokenizer.from_pretrained(made.students["0.5"])
+    for text in (*(row["said"] for row in rows), *(f"sum: {row['text']}" for row in rows)):
+        assert after.tokenize(text) == before.tokenize(text)
 
 
 @pytest.mark.parametrize("text", [[2, 3], [2, 7, 3], [2, 7, 8, 3]])

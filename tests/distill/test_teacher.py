@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from transformers import (
+    BertForSequenceClassification,
     DynamicCache,
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
@@ -18,6 +22,7 @@ from transformers import (
 
 import homodistil
 from conftest import WORDS
+from homodistil.axes.layout import Layout
 from homodistil.distill.collate import padded
 from homodistil.distill.teacher import load_teacher
 from homodistil.errors import UserError
@@ -91,3 +96,19 @@ def test_no_keys_and_values_are_kept_for_a_token_that_never_comes(
     teacher = _saved(LlamaForCausalLM, tokenizer, tmp_path / "teacher", eos_token="[SEP]")
     monkeypatch.setattr(DynamicCache, "update", kept)
     assert homodistil.distil(teacher, corpus, "0.5", tmp_path / "run", **QUICK).students["0.5"].exists()
+
+
+def test_a_head_for_several_numbers_is_refused(save_teacher: Callable[..., Path]) -> None:
+    """A softmax over them would not see what all have in common."""
+    folder = save_teacher(BertForSequenceClassification, problem_type="regression", num_labels=3)
+    with pytest.raises(UserError, match="tells 3 numbers of a text"):
+        load_teacher(str(folder))
+    assert load_teacher(str(save_teacher(BertForSequenceClassification, problem_type="regression", num_labels=1)))
+
+
+@pytest.mark.parametrize("key", ["scale_attn_weights", "scale_attn_by_inverse_layer_idx"])
+def test_scores_that_are_divided_otherwise_are_refused(key: str) -> None:
+    """A saved student of such a GPT-2 would be another model than the one that was distilled."""
+    config = GPT2Config(n_embd=48, n_head=4, n_layer=2, vocab_size=32, **{key: key != "scale_attn_weights"})
+    with pytest.raises(UserError, match=key):
+        Layout.of(GPT2LMHeadModel(config))

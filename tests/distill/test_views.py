@@ -22,7 +22,7 @@ import homodistil
 from homodistil.cli import main
 from homodistil.compress.importance import magnitude
 from homodistil.compress.shrink import select
-from homodistil.distill import learning, loop
+from homodistil.distill import arrival, learning, loop
 from homodistil.distill.collate import batches
 from homodistil.distill.leaving import descent
 from homodistil.distill.prepare import Run, prepare
@@ -206,7 +206,7 @@ def test_a_fresh_process_opens_the_student_and_computes_the_same(
         kept["student"] = student
         save_student(path, student, *rest)
 
-    monkeypatch.setattr(loop, "save_student", save)
+    monkeypatch.setattr(arrival, "save_student", save)
     target = "hidden=36,heads=3,ffn=64"
     result = homodistil.distil(classifier, pictures, target, tmp_path / "run", **QUICK)
     picture = next(pictures.rglob("*.png"))

@@ -56,8 +56,6 @@ class Stack:
             obstacle = f"its configuration does not say that it has {count} layers"
         elif any(parts[k] != parts[count - 1] for k in range(1, count)):
             obstacle = "its layers do not all have the same parameters"
-        elif getattr(config, "scale_attn_by_inverse_layer_idx", False):
-            obstacle = "its attention is scaled by the number of each layer (scale_attn_by_inverse_layer_idx)"
         elif unequal:
             obstacle = f"its configuration tells layers apart by {unequal[0]}"
         else:

@@ -25,6 +25,7 @@ from homodistil.compress.compensate import Inputs, compensate, read_dim
 from homodistil.compress.importance import Scores, magnitude
 from homodistil.compress.plan import Planned, plan
 from homodistil.compress.widths import follow, scales_of, write_widths
+from homodistil.errors import UserError
 from homodistil.recipe import Target
 
 Keep = dict[str, Tensor]
@@ -46,7 +47,7 @@ def shrink(
     Args:
         model: any model of a known family.
         target: a keep ratio, a parameter budget, a shape or a preset, as text or as a number; see `plan`.
-        scores: importance of each unit, and of each layer under `layers`; by default the sum of a unit's weights'
+        scores: importance of each unit, and of each layer under `layers`; of axes without, the sum of a unit's weights'
             magnitudes, and evenly spaced layers.
         inputs: what linear layers read, to compensate with; see `InputMoments`.
         optimizer: its moments follow the parameters.
@@ -55,13 +56,28 @@ def shrink(
         The shape and the counts of what the model is now.
 
     Raises:
-        UserError: the family is unknown, or the target cannot be read or reached. The model is unchanged then.
+        UserError: the family is unknown, the target cannot be read or reached, or scores do not fit the model. It is
+            unchanged then.
     """
     layout = Layout.of(model)
     planned = plan(layout, layout.shape(model), [target])[0]
-    keep = select(layout, layout.sizes(model), scores or magnitude(layout, model), planned.shape)
+    by_weights = magnitude(layout, model)
+    _refuse_unfit(scores or {}, by_weights, layout.depth)
+    keep = select(layout, layout.sizes(model), {**by_weights, **(scores or {})}, planned.shape)
     cut(model, layout, keep, optimizer=optimizer, inputs=inputs)
     return planned
+
+
+def _refuse_unfit(scores: Scores, fit: Scores, depth: int) -> None:
+    """Scores of an axis that is none, or of another number of units."""
+    shapes = {**{axis: tuple(s.shape) for axis, s in fit.items()}, LAYERS: (depth,)}
+    if unfit := next((axis for axis, s in scores.items() if tuple(s.shape) != shapes.get(axis)), None):
+        raise UserError(
+            f"Cannot rank units by scores of {unfit} of shape {tuple(scores[unfit].shape)}.",
+            f"Scores have a number for each unit: {unfit} has "
+            + (f"{shapes[unfit]}." if unfit in shapes else f"none; the axes are {', '.join(shapes)}."),
+            "Leave them out to rank by magnitudes, or give them as `Importance.ranking` does.",
+        )
 
 
 def select(layout: Layout, sizes: Mapping[str, int], scores: Scores, shape: Shape) -> Keep:

@@ -171,16 +171,18 @@ def from_shape(layout: Layout, teacher: Shape, text: str) -> dict[str, int]:
 def _from_widths(layout: Layout, teacher: Shape, given: Mapping[str, int]) -> dict[str, int]:
     if leading(layout, teacher) != "head_dim":
         return _from_whole_heads(layout, teacher, given)
+    assert layout.family is not None
     heads = given.get("heads", teacher["heads"])
     # the widths that are not named follow those that are, in the teacher's proportions
-    if "head_dim" in given:
-        head_dim = given["head_dim"]
-    else:
-        head_dim = (
-            given["hidden"] // heads if "hidden" in given else min(teacher["head_dim"], teacher["hidden"] // heads)
-        )
-    shape = _bound(layout, teacher, heads, head_dim, 1)
-    scale = shape["hidden"] / teacher["hidden"]
+    inner = teacher["heads"] * teacher["head_dim"]
+    most = min(teacher["head_dim"], inner // heads)
+    follows = given["hidden"] * inner // (teacher["hidden"] * heads) if "hidden" in given else most
+    if not layout.family.bound:
+        follows = max(1, min(follows, most))
+    shape = _bound(layout, teacher, heads, given.get("head_dim", follows), 1)
+    if not layout.family.bound and "hidden" in given:
+        shape["hidden"] = given["hidden"]
+    head_dim, scale = shape["head_dim"], shape["hidden"] / teacher["hidden"]
     shape["ffn"] = given.get("ffn", _grained(scale * teacher["ffn"], teacher["ffn"]))
     if "hidden" in given and given["hidden"] != shape["hidden"]:
         raise UserError(
@@ -234,7 +236,9 @@ def _bound(layout: Layout, teacher: Shape, heads: int, size: int, ffn: int) -> d
     if lead == "hidden":
         kv_heads = max(1, round(size / teacher["hidden"] * teacher["kv_heads"]))
         return {"hidden": size, "kv_heads": kv_heads, "ffn": ffn, **depth}
-    return {"hidden": heads * size, "heads": heads, "head_dim": size, "ffn": ffn, **depth}
+    # where heads are not as wide as the stream together, it keeps its proportion to them
+    hidden = teacher["hidden"] * heads * size / (teacher["heads"] * teacher["head_dim"])
+    return {"hidden": max(1, round(hidden)), "heads": heads, "head_dim": size, "ffn": ffn, **depth}
 
 
 def _grained(width: float, most: int) -> int:

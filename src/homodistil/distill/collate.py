@@ -15,6 +15,8 @@ from homodistil.distill.sources import Source, Tokens
 
 MEASURED = 0.15
 """The share of held-out tokens that is predicted, whatever share is learnt from: that of BERT (section 3.1)."""
+UNLIMITED = 1 << 30
+"""Tokens that are read at most by a model without a table of positions."""
 
 
 @dataclass(frozen=True)
@@ -29,16 +31,18 @@ class Collator:
             negative indices); 0 if the model predicts no masked tokens.
         seed: of the masks.
         causal: whether every position but the last predicts the next.
+        longest: tokens that the model has positions for.
     """
 
     tokenizer: PreTrainedTokenizerBase
     masked: float
     seed: int
     causal: bool = False
+    longest: int = UNLIMITED
 
     def __call__(self, sequences: Sequence[Tokens], index: int) -> dict[str, Tensor]:
         """The `index`-th batch: see `outputs.Batch` for its tensors. The same index gives the same masks."""
-        batch = padded(sequences, self.tokenizer)
+        batch = padded(sequences, self.tokenizer, self.longest)
         ids, mask = batch["input_ids"], batch["attention_mask"]
         if self.causal:
             follows = torch.zeros_like(mask)
@@ -64,9 +68,11 @@ class Collator:
         return batch | {"input_ids": flat.view_as(ids), "positions": positions, "labels": labels}
 
 
-def padded(sequences: Sequence[Tokens], tokenizer: PreTrainedTokenizerBase) -> dict[str, Tensor]:
-    """`input_ids`, `attention_mask` and `ordinary` of sequences, padded to a multiple of 8."""
-    width = -(-max(map(len, sequences)) // 8) * 8
+def padded(
+    sequences: Sequence[Tokens], tokenizer: PreTrainedTokenizerBase, longest: int = UNLIMITED
+) -> dict[str, Tensor]:
+    """`input_ids`, `attention_mask` and `ordinary` of sequences, padded to a multiple of 8, or to `longest`."""
+    width = min(-(-max(map(len, sequences)) // 8) * 8, longest)
     # what stands where nobody looks, of a tokenizer without padding
     padding = 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     ids = torch.full((len(sequences), width), padding)

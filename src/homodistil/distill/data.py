@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from homodistil.distill.cutter import Blocks, Cutter
-from homodistil.distill.sources import Cropper, Pieces, Shuffled, Source, Stream, Tokens
+from homodistil.distill.sources import Cropper, Pieces, Shuffled, Source, Stream
 from homodistil.errors import UserError
 from homodistil.text import each_text, open_text
 
@@ -24,6 +25,8 @@ HELDOUT_MOST = 256
 """Sequences that are held out at most: enough for steady losses, and measured in seconds."""
 STREAM_HELDOUT = 64
 """Sequences that are held out of a stream, from its start, because its length is not known."""
+STREAM_AHEAD = 10_000
+"""Sequences that are read at most to see whether a stream is so short that a share of them is fewer."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ def load_corpus(
     cutter = Cutter(tokenizer, column, length, packed, target, prompts)
     cropper = Cropper(0.0 if packed else crops, cutter.suffix, seed)
     if not isinstance(data, str):
-        return _streamed(data, cutter, cropper, data)
+        return _streamed(data, cutter, cropper, data, heldout)
     opened = open_text(data, column, target=target, stream=stream)
     if isinstance(opened, IterableDataset) and target is not None:
         raise UserError(
@@ -97,7 +100,7 @@ def load_corpus(
             "Leave --text.stream out, and give a file or a saved dataset.",
         )
     if isinstance(opened, IterableDataset):
-        return _streamed(data, cutter, cropper, _Column(opened, column, data))
+        return _streamed(data, cutter, cropper, _Column(opened, column, data), heldout)
     tokenised = tokenise(opened, cutter, workers)
     _refuse_short(data, len(tokenised), length, packed)
     order = torch.randperm(len(tokenised), generator=torch.Generator().manual_seed(seed)).tolist()
@@ -122,18 +125,26 @@ class _Column:
         return each_text(self.rows, self.column, self.data)
 
 
-def _streamed(name: object, cutter: Cutter, cropper: Cropper, texts: Iterable[str]) -> Corpus:
+def _streamed(name: object, cutter: Cutter, cropper: Cropper, texts: Iterable[str], heldout: float) -> Corpus:
     """A corpus whose first sequences are held out; an iterator can be read once, anything else again and again."""
+    once = iter(texts) is texts
     first = cutter.stream(texts)
-    ahead = list(itertools.islice(first, STREAM_HELDOUT + 1))
+    # what can be read again is looked at until the share that is held out would be as much as of any stream
+    share = max(heldout, STREAM_HELDOUT / STREAM_AHEAD)
+    ahead = list(itertools.islice(first, STREAM_HELDOUT + 1 if once else math.ceil(STREAM_HELDOUT / share)))
     _refuse_short(name, len(ahead), cutter.length, cutter.packed)
-    held = [ids for ids, _ in ahead[: min(STREAM_HELDOUT, len(ahead) - 1)]]
-    if iter(texts) is texts:
+    # a run may go on with more of what can be read once, so that nothing may hang on how much it is
+    count = min(STREAM_HELDOUT, len(ahead) - 1 if once else heldout_count(heldout, len(ahead)))
+    held = [ids for ids, _ in ahead[:count]]
+    seen = ahead[:count] if once else ahead
+    openings, lengths = np.asarray([opening for _, opening in seen]), np.asarray([len(ids) for ids, _ in seen])
+    mean = float(lengths.mean() if cutter.packed else cropper.pieces(openings, lengths, 0)[1].mean())
+    if once:
         passes = iter([itertools.chain(ahead[len(held) :], first)])
         source = Stream(lambda: next(passes, iter(())), cropper)
     else:
         source = Stream(lambda: itertools.islice(cutter.stream(texts), len(held), None), cropper)
-    return Corpus(source, sorted(held, key=len), _mean_length(held))
+    return Corpus(source, sorted(held, key=len), mean)
 
 
 def tokenise(opened: Dataset, cutter: Cutter, workers: int) -> Dataset:
@@ -162,11 +173,6 @@ def tokenise(opened: Dataset, cutter: Cutter, workers: int) -> Dataset:
 def heldout_count(share: float, count: int) -> int:
     """How many of `count` sequences are held out."""
     return min(HELDOUT_MOST, max(1, round(share * count)), count - 1)
-
-
-def _mean_length(sequences: Iterable[Tokens]) -> float:
-    lengths = [len(s) for s in sequences]
-    return sum(lengths) / len(lengths)
 
 
 def _refuse_short(data: object, count: int, length: int, packed: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import fields
 
-from homodistil.distill.collate import Collate, Collator
+from homodistil.distill.collate import UNLIMITED, Collate, Collator
 from homodistil.distill.data import Corpus, load_corpus
 from homodistil.distill.pairs import PairCollator, given, noise_of
 from homodistil.distill.teacher import LANGUAGE_MODELS, Teacher, no_tokenizer
@@ -37,8 +37,7 @@ def packs(recipe: Recipe, teacher: Teacher) -> bool:
 
 def _text(recipe: Recipe, teacher: Teacher, texts: Iterable[str] | None) -> tuple[Corpus, Collate]:
     """Tokenised text, and what makes batches of it."""
-    assert teacher.layout.family is not None
-    longest = getattr(teacher.model.config, "max_position_embeddings", 1 << 30) - teacher.layout.family.offset
+    longest = _positions(teacher)
     if recipe.text.length > longest:
         raise UserError(
             f"Cannot make sequences of {recipe.text.length} tokens.",
@@ -70,11 +69,17 @@ def _text(recipe: Recipe, teacher: Teacher, texts: Iterable[str] | None) -> tupl
     return corpus, _collator(recipe, teacher)
 
 
+def _positions(teacher: Teacher) -> int:
+    """Tokens that the teacher has positions for."""
+    assert teacher.layout.family is not None
+    return getattr(teacher.model.config, "max_position_embeddings", UNLIMITED) - teacher.layout.family.offset
+
+
 def _collator(recipe: Recipe, teacher: Teacher) -> Collate:
     """What makes batches of tokens."""
     if teacher.kind != "seq2seq-lm":
         masked, causal = recipe.losses.masked if teacher.kind == "masked-lm" else 0.0, teacher.kind == "causal-lm"
-        return Collator(teacher.tokenizer, masked, recipe.seed, causal=causal)
+        return Collator(teacher.tokenizer, masked, recipe.seed, causal=causal, longest=_positions(teacher))
     said = (teacher.model.config, getattr(teacher.model, "generation_config", None))
     start = next((i for c in said if (i := getattr(c, "decoder_start_token_id", None)) is not None), None)
     if start is None:
@@ -84,7 +89,7 @@ def _collator(recipe: Recipe, teacher: Teacher) -> Collate:
             "Add it to config.json; for T5 it is that of the padding, 0.",
         )
     divide = noise_of(teacher.tokenizer) if recipe.text.target is None else given
-    return PairCollator(teacher.tokenizer, divide, start, recipe.seed)
+    return PairCollator(teacher.tokenizer, divide, start, recipe.seed, _positions(teacher))
 
 
 def _images(recipe: Recipe, teacher: Teacher, texts: Iterable[str] | None) -> tuple[Corpus, Collate]:

@@ -27,7 +27,7 @@ from homodistil.distill.leaving import PROBES, all_but_one, descent
 from homodistil.distill.prepare import Run, prepare
 from homodistil.distill.student import as_saved
 from homodistil.errors import RunStopped, UserError
-from homodistil.recipe import Recipe
+from homodistil.recipe import IN_MEMORY, Recipe
 from homodistil.report.live import Display
 from homodistil.rundir import RunDir
 
@@ -181,7 +181,11 @@ def _train(run: Run, display: Display, stop: list[int]) -> None:
             raise RunStopped(
                 stop[0] if stop else signal.SIGTERM,
                 f"Stopped at step {step} of {schedule.steps}; everything is saved. "
-                f"Go on with: homodistil distil --resume {run.dir.path}",
+                + (
+                    f"Go on with: homodistil.resume({str(run.dir.path)!r}, data=...), with the same texts"
+                    if recipe.data == IN_MEMORY
+                    else f"Go on with: homodistil distil --resume {run.dir.path}"
+                ),
             )
 
 

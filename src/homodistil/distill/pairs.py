@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from homodistil.distill.collate import of_batch, padded
+from homodistil.distill.collate import UNLIMITED, of_batch, padded
 from homodistil.distill.sources import Tokens
 from homodistil.errors import UserError
 
@@ -39,20 +39,22 @@ class PairCollator:
         divide: makes a source and a target of what the corpus gives.
         start: the token that a decoder reads before the first of its target.
         seed: of the noise.
+        longest: tokens that each side has positions for.
     """
 
     tokenizer: PreTrainedTokenizerBase
     divide: Divide
     start: int
     seed: int
+    longest: int = UNLIMITED
 
     def __call__(self, sequences: Sequence[Tokens], index: int) -> dict[str, Tensor]:
         """The `index`-th batch: see `outputs.Batch` for its tensors. The same index gives the same noise."""
         generator = of_batch(self.seed, index)
         sources, targets = zip(*(self.divide(sequence, generator) for sequence in sequences), strict=True)
-        said = padded([[self.start, *target[:-1]] for target in targets], self.tokenizer)
+        said = padded([[self.start, *target[:-1]] for target in targets], self.tokenizer, self.longest)
         return {
-            **padded(sources, self.tokenizer),
+            **padded(sources, self.tokenizer, self.longest),
             "decoder_input_ids": said["input_ids"],
             "decoder_attention_mask": said["attention_mask"],
             "decoder_ordinary": said["ordinary"],

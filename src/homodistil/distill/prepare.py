@@ -129,7 +129,8 @@ def _prepared(recipe: Recipe, resume: bool, texts: Iterable[str] | None, process
         teacher, vocabulary = trim_to(
             teacher,
             Texts(texts if texts is not None else recipe.data, recipe.text.column, recipe.text.target),
-            recipe.text.prompts,
+            # what is said to a text stands after no prompt
+            recipe.text.prompts if recipe.text.target is None else [*(recipe.text.prompts or ()), ""],
         )
     # before the data is read, in whose order batches show
     recipe = replace(recipe, batch=recipe.batch or batch_for(recipe, teacher))

@@ -233,6 +233,12 @@ def _kind(model_class: type[PreTrainedModel], config: PretrainedConfig) -> Kind:
     name = model_class.__name__
     for suffix, kind in _KINDS.items():
         if name.endswith(suffix):
+            if kind == "labels" and config.problem_type == "regression" and config.num_labels > 1:
+                raise UserError(
+                    f"Cannot distil a {name} that tells {config.num_labels} numbers of a text.",
+                    "A classifier must tell classes, or a single number.",
+                    "Distil its encoder alone, saved as the base model.",
+                )
             return "multi-label" if kind == "labels" and config.problem_type == "multi_label_classification" else kind
     raise UserError(
         f"Cannot distil a {name}.",
