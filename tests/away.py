@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 import homodistil
-from homodistil.distill import loop, prepare
+from homodistil.distill import arrival, loop, prepare
 from homodistil.distill.processes import Processes
 
 CROSSING = ("copy_", "_to_copy", "_copy_from", "index", "index_put_", "index_put")
@@ -88,7 +88,7 @@ def main(jobs: list[dict[str, Any]]) -> None:
     device = SimpleNamespace(
         device=torch.device("away:0"), num_processes=1, process_index=0, is_main_process=True, wait_for_everyone=int
     )
-    module, preparing, running = (cast(Any, part) for part in (torch.nn.Module, prepare, loop))
+    module, preparing, running, leaving = (cast(Any, part) for part in (torch.nn.Module, prepare, loop, arrival))
     preparing.Processes = SimpleNamespace(launched=lambda: Processes(cast(Any, device)))
     to, learn = module.to, running.learn
 
@@ -100,7 +100,7 @@ def main(jobs: list[dict[str, Any]]) -> None:
 
     module.to = tied
     # transformers asks for addresses of storages, which these tensors do not have
-    running.save_student = lambda *_: None
+    leaving.save_student = lambda *_: None
     for job in jobs:
         kill = job.pop("killed_at", None)
 
