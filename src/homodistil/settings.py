@@ -58,7 +58,8 @@ class Text:
             it learns short texts as well as long ones.
         prompts: what is put before texts that are kept apart, one of them before each, such as "query: "; by default
             those that a sentence encoder comes with, and nothing for other teachers.
-        heldout: the share of the sequences that is not trained on and measures the student.
+        heldout: the share of the sequences that is not trained on and measures the student; of a stream 64 at most, its
+            first ones.
         stream: read on the fly, never as a whole; implied by data that cannot be counted.
         workers: processes that tokenise; 0 is one for every 20,000 texts, up to the number of cores.
     """

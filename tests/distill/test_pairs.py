@@ -112,6 +112,17 @@ def test_what_is_said_to_a_text_is_split_as_before_where_prompts_stand_before_th
         assert after.tokenize(text) == before.tokenize(text)
 
 
+@pytest.mark.parametrize("name", ["T5", "BART"])
+def test_a_budget_counts_the_tokens_of_both_sides(name: str, tokenizer: Any, corpus: Path, tmp_path: Path) -> None:
+    """What noise makes of a block is a source and a target, by a mask nearly twice as long together."""
+    tiny(name).save_pretrained(tmp_path / "teacher")
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    options: dict[str, Any] = {"tokens": "4k", "batch": 4, "text": {"length": 32}, "log_every": 1}
+    homodistil.distil(tmp_path / "teacher", corpus, "0.5", tmp_path / "run", **options)
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["tokens"] == pytest.approx(4000, rel=0.1)
+
+
 @pytest.mark.parametrize("text", [[2, 3], [2, 7, 3], [2, 7, 8, 3]])
 def test_texts_of_hardly_a_token_are_divided_too(text: list[int], tokenizer: Any) -> None:
     """Nothing to take out is no crash, and the target is never empty."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import fields
+from dataclasses import fields, replace
 
 from homodistil.distill.collate import UNLIMITED, Collate, Collator
 from homodistil.distill.data import Corpus, load_corpus
@@ -66,7 +66,15 @@ def _text(recipe: Recipe, teacher: Teacher, texts: Iterable[str] | None) -> tupl
         batch=recipe.batch,
         seed=recipe.seed,
     )
-    return corpus, _collator(recipe, teacher)
+    collate = _collator(recipe, teacher)
+    return (corpus if teacher.kind != "seq2seq-lm" else _of_both_sides(corpus, collate)), collate
+
+
+def _of_both_sides(corpus: Corpus, collate: Collate) -> Corpus:
+    """The corpus, whose sequences are as long as source and target are together, by the noise of those held out."""
+    batch = collate(list(corpus.heldout), -1)
+    tokens = sum(int(batch[name].sum()) for name in ("attention_mask", "decoder_attention_mask"))
+    return replace(corpus, mean_tokens=tokens / len(corpus.heldout))
 
 
 def _positions(teacher: Teacher) -> int:
