@@ -115,7 +115,8 @@ def load_files(reader: str, files: Sequence[Path], *, stream: bool = False) -> D
         # nothing is quoted there, so that a quote that opens a text would take in the rows up to the next one
         options |= {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
     for file in files if reader == "csv" else ():
-        if not isinstance(pandas.read_csv(file, nrows=1, **options).index, pandas.RangeIndex):
+        first = pandas.read_csv(file, nrows=1, **options)
+        if len(first) and not isinstance(first.index, pandas.RangeIndex):
             # a surplus field would be taken for the row's name, and no text at all
             raise UserError(
                 f"Cannot read {file}: its first row has more fields than its header.",
