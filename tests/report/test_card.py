@@ -24,3 +24,16 @@ def test_a_card_says_what_the_student_began_as() -> None:
     said = card(Recipe(**options, steps=3, student="some/student"), FIGURES, FIGURES, [])
     assert "copy of its teacher" not in said
     assert "began as the student `some/student`" in said
+
+
+def test_a_measure_that_was_not_taken_has_no_number() -> None:
+    """Nothing was measured is not zero."""
+    recipe = Recipe(teacher="some/teacher", data="corpus.txt", target=["0.5"], out="run", steps=3)
+    metrics = [
+        {"step": step, "tokens": step, "widths": {"hidden": 24}, "heldout": heldout}
+        for step, heldout in ((1, {"hidden": 0.5}), (2, {"hidden": 0.25, "lm": 0.125}))
+    ]
+    rows = [
+        line for line in card(recipe, FIGURES, FIGURES, metrics).splitlines() if line.startswith(("| 1 |", "| 2 |"))
+    ]
+    assert [row.split("|")[3:-1] for row in rows] == [["  ", " 0.5000 "], [" 0.1250 ", " 0.2500 "]]

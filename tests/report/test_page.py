@@ -105,6 +105,10 @@ def test_quality_is_drawn_over_size_with_the_teacher_as_a_line() -> None:
         {"model": m, "role": r, "measure": "size", "values": {"parameters": p}}
         for m, r, p in (("a", "model", 1e6), ("b", "model", 2e6), ("t", "teacher", 9e6))
     ]
+    records += [
+        {"model": m, "role": "model", "measure": "rte, best of the grid", "values": {"learning_rate": 1e-4}}
+        for m in "ab"
+    ]
     assert curves.quality(records) is None
     records += [
         {"model": m, "role": r, "measure": "rte", "values": {"accuracy": s / 100, "score": s}}

@@ -9,7 +9,7 @@ from homodistil.axes.families.family import Family
 GPT2 = Family(
     name="GPT-2",
     model_types=("gpt2",),
-    # scores that a layer divides by other numbers as well
+    # or scores are divided by something else than √head_dim, which a cut would write over
     requires={"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False},
     rows="""
         wte.weight                                                vocab hidden
