@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from homodistil.axes.layout import Layout
 from homodistil.axes.notation import Dim
 from homodistil.compress.depth import moved_up
+from homodistil.compress.gram import gram
 
 RIDGE = 0.01
 """Of the mean variance, added to each: units that say the same must not be told apart by rounding."""
@@ -94,10 +95,7 @@ class InputMoments:
                 seen[id(x)] = (x, rows, rows.float().sum(0), rows.new_tensor(len(rows), dtype=torch.float32))
             _, rows, total, count = seen[id(x)]
             if self.covariance and self._has_input_alone(name):
-                with torch.autocast(x.device.type, enabled=False):
-                    # in float32: what a mean leaves of a product that was rounded to bf16 is no covariance
-                    product = rows.float().T @ rows.float()
-                self.products[name] = product + self.products.get(name, 0)
+                self.products[name] = gram(rows) + self.products.get(name, 0)
             # a new tensor in any case: what layers read together they do not hold together
             self.sums[name] = total + self.sums.get(name, 0)
             self.counts[name] = count + self.counts.get(name, 0)
