@@ -75,6 +75,9 @@ def resume(out: str | PathLike[str], *, data: Iterable[str] | None = None, displ
         data: the texts, for a run that was given texts and no file.
         display: where progress is shown; nowhere by default.
 
+    Returns:
+        Where the students are, and what was measured.
+
     Raises:
         UserError: there is no run, or its recipe has changed, or no checkpoint is whole.
         RunStopped: SIGTERM or Ctrl-C; the state has been saved.
@@ -101,8 +104,18 @@ def plan(
 ) -> tuple[Planned, list[Planned]]:
     """What would come out of a teacher: its own figures, and those of each target, widest first. No training.
 
-    Reads the teacher's configuration and no weights, and the file `family` if the teacher's is none of the package's.
-    With `data` (and its text `column`), targets have the tokens of this text alone, as with `trim_vocab`.
+    Reads the teacher's configuration and no weights. Bytes are of weights in float32.
+
+    Args:
+        teacher: a folder or a hub name.
+        target: one or several, as `distil` takes them.
+        data: plan for the tokens of this text alone, as with `trim_vocab`; a file, a folder, a dataset, or the texts.
+        column: its text column, of data that has columns.
+        trust_remote_code: run code that comes with the teacher.
+        family: a file that describes the teacher's family, where it is none of the package's.
+
+    Returns:
+        The teacher's figures, and those of each target.
 
     Raises:
         UserError: the teacher, a target or the data cannot be used.
@@ -138,6 +151,9 @@ def trim_vocabulary(
         column: the text column of data that has columns.
         trust_remote_code: run code that comes with the model.
         family: a file that describes the model's family, where it is none of the package's.
+
+    Returns:
+        Where it is, and what was left of it.
 
     Raises:
         UserError: the model or the text cannot be used, the tokenizer is no fast one, or `out` is taken.

@@ -25,6 +25,7 @@ from homodistil.distill.student import save_student
 from homodistil.distill.teacher import copy_of, load_teacher
 from homodistil.evaluate.similarity import embed, follows
 from homodistil.evaluate.speed import sentences_per_second
+from homodistil.recipe import Recipe
 from homodistil.report.live import Display
 from homodistil.rundir import RunDir, disk_failure
 
@@ -41,7 +42,12 @@ def demo(out: str, tokens: str) -> None:
     Args:
         out: the run's folder; a number is added if it is taken.
         tokens: how long to train.
+
+    Raises:
+        UserError: the number of tokens cannot be read, or the folder cannot be written.
     """
+    # before anything is fetched or written
+    Recipe(teacher="minilm", data="wiki-leads", target=[TARGET], out=out, tokens=tokens).token_budget()
     console = Console()
     started = time.monotonic()
     say = Display(console).say

@@ -122,6 +122,7 @@ class Recipe:
             "optim.eps": self.optim.eps,
             "batch": self.batch,
             "accumulate": self.accumulate,
+            "cutting.every": self.cutting.every,
             "checkpoint_minutes": self.checkpoint_minutes,
             "evaluations": self.evaluations,
             "cutting.calibration": self.cutting.calibration,

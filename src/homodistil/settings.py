@@ -58,8 +58,8 @@ class Text:
             it learns short texts as well as long ones.
         prompts: what is put before texts that are kept apart, one of them before each, such as "query: "; by default
             those that a sentence encoder comes with, and nothing for other teachers.
-        heldout: the share of the sequences that is not trained on and measures the student; of a stream 64 at most, its
-            first ones.
+        heldout: the share of the sequences, 256 at most, that is not trained on and measures the student; of a stream
+            64 at most, its first ones.
         stream: read on the fly, never as a whole; implied by data that cannot be counted.
         workers: processes that tokenise; 0 is one for every 20,000 texts, up to the number of cores.
     """
@@ -84,7 +84,7 @@ class Images:
         crop: the share of its area that a random piece of an image keeps at least, resized to what the teacher
             reads; drawn anew each epoch. 1 is always the whole image.
         flip: the share of the images that are mirrored.
-        heldout: the share of the images that is not trained on and measures the student.
+        heldout: the share of the images, 256 at most, that is not trained on and measures the student.
     """
 
     column: str = "image"
@@ -111,6 +111,8 @@ class Cutting:
         ramp_end: t_f, the fraction at which the target's width is reached; left out, a tenth after it starts, and later
             in a language model's run of few steps.
         grain: hidden and ffn fall to multiples of it on the way.
+        every: units are cut, and importance is measured, at each so many-th step of the ramp; 0 is every eighth, of a
+            ramp of fewer than 128 steps 16 times in all.
         compensate: what layers take over from units that are cut: their best guess from the units that stay, the
             mean alone, or nothing.
     """
@@ -123,6 +125,7 @@ class Cutting:
     ramp_start: float = 0.0
     ramp_end: float | None = None
     grain: int = 8
+    every: int = 0
     compensate: Literal["least-squares", "mean", "none"] = "least-squares"
 
 

@@ -93,6 +93,9 @@ def test_the_packages_own_families_pass_the_check(family: homodistil.Family) -> 
         ({"scaled": {"norm.weight + 1": "hiden"}}, "scaled speaks of 'hiden'"),
         ({"distances": ("layers.*.attn.k.weight",)}, "distances names layers.*.attn.k.weight"),
         ({"widths": {"hidden": "hidden"}, "config": {}, "attributes": {}}, "widths has no ffn"),
+        ({"widths": {"hidden": "hidden", "ffn": "ffn"}}, "widths has no kv_heads"),
+        ({"widths": {"hidden": "hidden", "ffn": "ffn", "kv": "heads"}}, "must be ffn, hidden, kv_heads"),
+        ({"bound": True}, "widths has no heads"),
     ],
 )
 def test_what_does_not_fit_is_named(changes: dict[str, object], said: str) -> None:

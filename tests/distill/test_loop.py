@@ -515,6 +515,7 @@ def test_the_preset_of_the_paper_runs_and_is_written_down(masked_lm: Path, corpu
     written = load(tmp_path / "run" / "recipe.yaml")
     cutting = written.cutting
     assert (cutting.importance, cutting.compensate, cutting.grain) == ("sensitivity", "none", 1)
+    assert cutting.every == 1
     assert (written.optim.method, written.optim.width_power) == ("adamw", 0.0)
     with pytest.raises(UserError, match="There is no preset 'papers'"):
         homodistil.distil(masked_lm, corpus, "0.5", tmp_path / "other", preset="papers", **QUICK)

@@ -14,6 +14,7 @@ from datasets import Dataset
 from homodistil.errors import UserError
 from homodistil.evaluate import similarity
 from homodistil.evaluate.finetune import best_of_grid
+from homodistil.evaluate.labels import classes
 from homodistil.evaluate.tasks import Splits, Task, open_task
 from homodistil.evaluate.training import Settings
 
@@ -33,7 +34,7 @@ def _rows(*labels: Any) -> list[dict[str, Any]]:
     ("labels", "said"),
     [
         (("yes", None, "no"), "train rows without a label"),
-        ((1, -1, 0), "train rows without a label"),
+        ((-1, -1, -1), "train rows without a label"),
         ((0.5, None, 1.5), "train rows without a label"),
         ((0.5, float("nan"), 1.5), "train rows without a label"),
         ((["yes"], ["no"], ["no"]), r"whose label is \['yes'\]"),
@@ -45,6 +46,16 @@ def test_rows_that_cannot_be_learnt_are_refused(labels: tuple[Any, ...], said: s
     """Labels that are missing, are no words or numbers, or are all alike."""
     with pytest.raises(UserError, match=said):
         open_task(_folder(tmp_path, _rows(*labels)), None)
+
+
+def test_a_label_below_zero_is_a_class_unless_it_is_all_there_is(tmp_path: Path) -> None:
+    """What is said for, of, and against something; in GLUE -1 is a label that is kept secret."""
+    opened = open_task(_folder(tmp_path, _rows(1, -1, 0, -1)), None)
+    assert classes(opened) == [-1, 0, 1]
+    (tmp_path / "glue" / "sst2").mkdir(parents=True)
+    _folder(tmp_path / "glue" / "sst2", [{"sentence": f"x {k}", "label": k - 1} for k in range(3)])
+    with pytest.raises(UserError, match="rows without a label"):
+        open_task("sst2", tmp_path)
 
 
 def test_a_row_without_its_text_is_refused(tmp_path: Path) -> None:

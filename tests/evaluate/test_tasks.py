@@ -53,8 +53,8 @@ def test_a_limit_draws_the_same_rows_each_time(tmp_path: Path) -> None:
 
 
 def test_ones_own_file_is_split_and_its_labels_are_understood(tmp_path: Path) -> None:
-    """Words are classes, broken numbers a regression; a fifth is scored; text columns need no names."""
-    rows = [{"review": f"text {i}", "label": "good" if i % 2 else "bad"} for i in range(20)]
+    """Words are classes, broken numbers a regression; a fifth is scored; text columns need no names, ids are none."""
+    rows = [{"review_id": f"r-{i}", "review": f"text {i}", "label": "good" if i % 2 else "bad"} for i in range(20)]
     splits = open_task(str(_write(tmp_path / "reviews.jsonl", rows)), None)
     assert (splits.task.name, splits.task.columns, splits.task.labels) == ("reviews", ("review",), "classes")
     assert (len(splits.train), len(splits.evaluated["validation"])) == (16, 4)

@@ -49,7 +49,7 @@ def read_recipe(words: list[str]) -> Recipe:
 
     reader = parser(
         prog="homodistil distil",
-        usage="homodistil distil TEACHER --data TEXT --target 0.5 --out FOLDER [options]\n"
+        usage="homodistil distil TEACHER --data TEXT --target 0.5 --out FOLDER [--preset paper] [options]\n"
         "       homodistil distil --config RECIPE.yaml [options]\n"
         "       homodistil distil --resume FOLDER",
     )

@@ -47,8 +47,10 @@ def shrink(
     Args:
         model: any model of a known family.
         target: a keep ratio, a parameter budget, a shape or a preset, as text or as a number; see `plan`.
-        scores: importance of each unit, and of each layer under `layers`; of axes without, the sum of a unit's weights'
-            magnitudes, and evenly spaced layers.
+        scores: by axis (`hidden`, `ffn.3`; those of `Layout.of(model).axes`), how much each unit matters: (units,), or
+            of an axis that is nested in another (parent units, units); under `layers` of each layer, (layers,). What
+            scores highest stays. Axes without are ranked by the sum of their weights' magnitudes, and layers without
+            stay evenly spaced.
         inputs: what linear layers read, to compensate with; see `InputMoments`.
         optimizer: its moments follow the parameters.
 

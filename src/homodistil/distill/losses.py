@@ -1,4 +1,8 @@
-"""The distillation losses, each a pure function of tensors (HomoDistil, section 2, equations of L_pred to L_emb).
+"""The distillation losses, each a pure function of tensors.
+
+`tokens`, `prediction`, `hidden` and the attention's are those of HomoDistil, section 2 (L_pred to L_emb). Ours are
+`multi_label` and `regression`, for heads that the paper does not have, `similarity` and `cosine`, for sentence
+encoders, and distances that are `relative`.
 
 Shapes: batch, seq, heads; `wide` is the teacher's hidden width, `narrow` the student's. A mask is 1 for tokens and
 0 for padding, which counts nowhere. Every loss is exactly zero when student and teacher agree, but for `lm`.

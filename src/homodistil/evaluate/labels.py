@@ -98,10 +98,13 @@ def _refuse_unfit(task: Task, split: str, labels: Sequence[Any]) -> None:
             "A label is a word or a number, and a number where those that are learnt from are.",
             "Correct them, or name another column with --label.",
         )
-    if any(label is None or (not math.isfinite(label) if counted else label == -1) for label in labels):
+    # GLUE writes -1 for labels that are kept secret; a user's own may be a class, such as what is said against
+    secret = not counted and (task.hub is not None or set(labels) == {-1})
+    if any(label is None or (counted and not math.isfinite(label)) or (secret and label == -1) for label in labels):
         raise UserError(
             f"The task {task.name} has {split} rows without a label.",
-            "Each row must have a label; " + ("it must be finite." if counted else "-1 and nothing stand for none."),
+            "Each row must have a label; "
+            + ("it must be finite." if counted else "nothing stands for none, and so does -1 in all rows, or in GLUE."),
             "Leave these rows out; hidden test sets cannot be scored.",
         )
     if counted and len(set(labels)) == 1:

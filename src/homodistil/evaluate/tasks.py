@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os.path import expanduser
@@ -82,6 +83,8 @@ TASKS: dict[str, Task] = {
 }
 """GLUE (Wang et al. 2019, table 1) and SQuAD 1.1 and 2.0 (Rajpurkar et al. 2016, 2018), with the hub's columns."""
 
+_ID = re.compile(r"(.*[_-])?(id|ids|idx|index|guid|uuid|key)")
+"""What columns are called that tell rows apart, and say nothing."""
 OWN_HELDOUT = 0.2
 """The share of a user's own file that is scored, where no validation file lies beside it."""
 
@@ -116,7 +119,8 @@ def open_task(
         name: a name of `TASKS`; or a file of .jsonl, .csv, .tsv or .parquet; or a folder with `train` and
             `validation` files of one of those kinds.
         data_dir: where the tasks' folders lie, directly or in `glue/`; None takes them from the hub.
-        columns: the text columns of a user's own task; by default its only text columns besides the label.
+        columns: the text columns of a user's own task; by default its only text columns besides the label, and those
+            that are called an id.
         label: the label's column of a user's own task.
         limit: train on that many rows at most, drawn with a fixed seed.
         scores: whether whole numbers are numbers, too, and not classes.
@@ -218,7 +222,7 @@ def _own(path: Path, columns: tuple[str, ...], label: str, scores: bool) -> Spli
             f"Name it, for example --label {train.column_names[-1]}.",
         )
     text = [c for c, kind in train.features.items() if kind in (Value("string"), Value("large_string"))]
-    columns = columns or tuple(c for c in text if c != label)
+    columns = columns or tuple(c for c in text if c != label and not _ID.fullmatch(c.lower()))
     kind = str(getattr(train.features[label], "dtype", ""))
     number = kind.startswith(("float", "double", "int", "uint") if scores else ("float", "double"))
     task = Task(

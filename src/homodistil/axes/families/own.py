@@ -69,11 +69,14 @@ def check(family: Family) -> None:
         except ValueError as error:
             raise _unfit(family, f"{table}: {error}", "Rows are written as docs/adding-a-family.md shows.") from error
         axes |= {p.removesuffix("*") for row in rows for dim in row.dims for p in dim if isinstance(p, str)}
+    _refuse_strange(family, "widths", family.widths, axes)
     widths = set(family.widths.values())
-    if missing := {"hidden", "ffn"} - widths:
-        raise _unfit(family, f"widths has no {min(missing)}.", "The widths hidden and ffn must be there.")
+    needed = {"hidden", "ffn"} | _of_heads(family)
+    if widths != needed:
+        missing = needed - widths
+        what = f"widths has no {min(missing)}." if missing else f"widths has {min(widths - needed)!r}."
+        raise _unfit(family, what, f"Its widths must be {', '.join(sorted(needed))}, of which targets are made.")
     for rule, names, known in (
-        ("widths", family.widths, axes),
         ("counted", family.counted, axes),
         ("config", _words(family.config.values()), widths | axes),
         ("attributes", _words(p for own in family.attributes.values() for p in own.values()), widths | axes),
@@ -83,8 +86,7 @@ def check(family: Family) -> None:
         ("scaled", _words(family.scaled.values()), widths | axes),
         ("logit_scale", _words([family.logit_scale]), {"hidden"}),
     ):
-        if strange := sorted(set(names) - known):
-            raise _unfit(family, f"{rule} speaks of {strange[0]!r}.", f"Known there are {', '.join(sorted(known))}.")
+        _refuse_strange(family, rule, names, known)
     if family.class_tokens and "position" not in axes:
         raise _unfit(family, "class_tokens is given.", "An axis `position` must be there to count patches by.")
     patterns = {row.pattern for text in (family.rows, *family.heads.values()) for row in parse_table(text)}
@@ -96,6 +98,18 @@ def check(family: Family) -> None:
     ):
         if strange := sorted({n for pattern in named for n in expand_braces(pattern)} - patterns):
             raise _unfit(family, f"{rule} names {strange[0]}, for which there is no row.", "It must be a row's name.")
+
+
+def _refuse_strange(family: Family, rule: str, names: Iterable[str], known: set[str]) -> None:
+    if strange := sorted(set(names) - known):
+        raise _unfit(family, f"{rule} speaks of {strange[0]!r}.", f"Known there are {', '.join(sorted(known))}.")
+
+
+def _of_heads(family: Family) -> set[str]:
+    """The widths that say how wide heads are together: what a target is made of (see `compress.targets`)."""
+    if "head_dim" in family.widths.values():
+        return {"heads", "head_dim"}
+    return {"heads"} if family.bound else {"kv_heads"}
 
 
 def _words(products: Iterable[str]) -> set[str]:
