@@ -137,6 +137,17 @@ def test_a_runs_own_recipe_starts_another_run(tmp_path: Path) -> None:
     assert read_recipe(["--config", str(file), "--out", "two", "--target", "0.3"]).target == ["0.3"]
 
 
+def test_options_win_over_recipes_wherever_they_stand(tmp_path: Path) -> None:
+    """Before or behind --config and --preset; of a recipe and a preset the later one wins."""
+    file = tmp_path / "recipe.yaml"
+    file.write_text(Recipe(teacher="t", data="d", out="one", target=["0.5"], steps=7).to_yaml())
+    made = read_recipe(["other", "--out", "two", "--target", "0.3", "--steps", "9", "--config", str(file)])
+    assert (Path(made.teacher).name, made.out, made.target, made.steps) == ("other", "two", ["0.3"], 9)
+    words = ["t", "--data", "d", "--out", "o", "--target", "0.5", "--optim.method", "muon", "--preset", "paper"]
+    made = read_recipe(words)
+    assert (made.optim.method, made.optim.width_power, made.cutting.every) == ("muon", 0.0, 1)
+
+
 def test_a_tilde_is_the_home_wherever_a_folder_is_named(
     masked_lm: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,7 +16,7 @@ from homodistil.distill.arrival import Result
 from homodistil.distill.teacher import architecture
 from homodistil.distill.trim import Texts, Trimmed, trim_folder, trimmed_architecture
 from homodistil.errors import UserError
-from homodistil.reading import build, load
+from homodistil.reading import build, load, over
 from homodistil.reading import preset as presets
 from homodistil.recipe import IN_MEMORY, Target
 from homodistil.report.live import Display
@@ -44,7 +44,7 @@ def distil(
         target: a keep ratio (0.5), a parameter budget (8_000_000 or "8M"), a shape or a preset, or several of them.
         out: the run's folder; it must be new.
         display: where progress is shown; nowhere by default.
-        preset: a recipe in part that comes with the package, such as `paper`; options win over it, group by group.
+        preset: a recipe in part that comes with the package, such as `paper`; options win over it, one by one.
         options: any other key of `Recipe`, such as `tokens="2M"` or `losses={"attention": 0}`.
 
     Returns:
@@ -60,8 +60,7 @@ def distil(
         "data": str(data) if named else IN_MEMORY,
         "target": target,
         "out": str(out),
-        **(presets(preset) if preset else {}),
-        **options,
+        **over(presets(preset) if preset else {}, options),
     }
     texts = None if named else data
     return loop.distil(build(values).resolved(), texts=texts, display=display)  # type: ignore[arg-type]

@@ -35,6 +35,15 @@ def preset(name: str) -> dict[str, Any]:
     return values
 
 
+def over(values: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of a recipe with options over them; of a group only those that are named, as on the command line."""
+    made = {**values, **options}
+    for group in _GROUPS & values.keys() & options.keys():
+        if isinstance(values[group], Mapping) and isinstance(options[group], Mapping):
+            made[group] = {**values[group], **options[group]}
+    return made
+
+
 def parser(**options: Any) -> ArgumentParser:
     """A command-line parser of all that a recipe says, which raises instead of leaving."""
     from jsonargparse import ArgumentParser

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, PhiConfig, PhiForCausalLM, PreTra
 
 import homodistil
 from homodistil.axes.families import FAMILIES, own
+from homodistil.axes.families.decoders import LLAMA
 from homodistil.axes.layout import Layout
 from homodistil.cli import main
 from homodistil.errors import UserError
@@ -96,15 +97,22 @@ def test_the_packages_own_families_pass_the_check(family: homodistil.Family) -> 
         ({"widths": {"hidden": "hidden", "ffn": "ffn"}}, "widths has no kv_heads"),
         ({"widths": {"hidden": "hidden", "ffn": "ffn", "kv": "heads"}}, "must be ffn, hidden, kv_heads"),
         ({"bound": True}, "widths has no heads"),
+        ({"rows": LLAMA.rows.replace("rope", "rope*")}, "config speaks of 'rope'"),
     ],
 )
 def test_what_does_not_fit_is_named(changes: dict[str, object], said: str) -> None:
     """The row or the rule that is wrong is in the message."""
-    llama = next(family for family in FAMILIES if family.name == "Llama")
     with pytest.raises(UserError) as refusal:
-        homodistil.register(replace(llama, **changes))  # type: ignore[arg-type]
+        homodistil.register(replace(LLAMA, **changes))  # type: ignore[arg-type]
     assert said in str(refusal.value)
     assert not own.registered
+
+
+def test_a_count_that_the_configuration_has_not_is_named(phi: tuple[Path, Path]) -> None:
+    """The check of a family sees no configuration."""
+    homodistil.register(replace(homodistil.read_family(phi[1]), counted={"kv": "n_kv_heads"}))
+    with pytest.raises(UserError, match="has no n_kv_heads"):
+        homodistil.plan(phi[0], "0.5")
 
 
 @pytest.mark.parametrize(

@@ -132,16 +132,39 @@ def test_covariances_are_kept_for_inputs_of_one_layer() -> None:
 
 @pytest.mark.parametrize(
     ("name", "path"),
-    [("MPNet", "mpnet.encoder.layer.1.attention.attn.o"), ("T5", "encoder.block.1.layer.0.SelfAttention.o")],
+    [
+        ("ALBERT", "albert.encoder.albert_layer_groups.0.albert_layers.0.ffn_output"),
+        ("ALBERT", "albert.encoder.albert_layer_groups.0.albert_layers.0.attention.dense"),
+        ("MPNet", "mpnet.encoder.layer.1.attention.attn.o"),
+        ("T5", "encoder.block.1.layer.0.SelfAttention.o"),
+    ],
 )
-def test_values_have_covariances_also_where_layers_share_their_heads(name: str, path: str) -> None:
-    """A table of positions that all layers read makes heads one axis; what the heads say is of one layer still."""
+def test_units_of_layers_have_covariances_also_where_layers_share_axes(name: str, path: str) -> None:
+    """A table of positions that all layers read makes heads one axis, and ALBERT's layers are one."""
     model = tiny(name)
     moments = InputMoments(model, Layout.of(model))
     said = {"decoder_input_ids": IDS} if name == "T5" else {}
     with moments.listening(MASK, MASK), torch.no_grad():
         model(input_ids=IDS, attention_mask=MASK, **said)
     assert moments.inputs[path].covariance is not None
+
+
+def test_the_tokens_that_count_are_known_also_where_a_layer_reads_them_as_one_row() -> None:
+    """OPT's feed-forward layers are given all tokens of a batch, whatever text they are of."""
+    model = tiny("OPT")
+    moments, path = InputMoments(model, Layout.of(model)), "model.decoder.layers.0.fc2"
+    with moments.listening(MASK), torch.no_grad():
+        model(input_ids=IDS, attention_mask=MASK)
+    assert moments.counts[path] == MASK.sum()
+
+
+def test_embeddings_of_distances_are_no_tokens() -> None:
+    """However many there are."""
+    model = tiny("DeBERTa")
+    moments = InputMoments(model, Layout.of(model))
+    with moments.listening(MASK), torch.no_grad():
+        model(input_ids=IDS, attention_mask=MASK)
+    assert {float(count) for count in moments.counts.values()} == {float(MASK.sum())}
 
 
 @torch.no_grad()

@@ -12,6 +12,8 @@ from transformers import (
     BertConfig,
     BertForMaskedLM,
     BertModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
 )
@@ -92,6 +94,28 @@ def test_a_shape_may_name_the_number_of_layers(base: Layout, target: str, change
         intermediate_size=planned.shape["ffn"], num_hidden_layers=layers,
     )  # fmt: skip
     assert planned.parameters == sum(p.numel() for p in on_meta(BertModel, config).parameters())
+
+
+@pytest.mark.parametrize("head_dim", [13, 26, 42, 64, 66])
+def test_a_ratio_of_one_is_the_teacher(head_dim: int) -> None:
+    """Whatever its width, and in fewer layers too."""
+    model = on_meta(BertModel, BertConfig(hidden_size=12 * head_dim, num_attention_heads=12, intermediate_size=1200))
+    layout = Layout.of(model)
+    whole = {"hidden": 12 * head_dim, "heads": 12, "head_dim": head_dim, "ffn": 1200, "layers": 12}
+    asked = plan(layout, layout.shape(model), ["1", "1.0, layers=4"])
+    assert [planned.shape for planned in asked] == [whole, {**whole, "layers": 4}]
+
+
+@pytest.mark.parametrize("share", [0.3, 0.4, 0.6, 0.7, 0.85])
+def test_a_budget_that_no_shape_meets_leaves_no_misshapen_student(share: float) -> None:
+    """Whole heads leave, each with much of the embeddings: a budget in between is missed, and ffn keeps its part."""
+    sizes = {"hidden_size": 128, "num_attention_heads": 4, "intermediate_size": 512, "num_hidden_layers": 6}
+    model = on_meta(GPTNeoXForCausalLM, GPTNeoXConfig(vocab_size=50304, **sizes))
+    layout = Layout.of(model)
+    (planned,) = plan(layout, layout.shape(model), [str(round(share * layout.count(layout.shape(model))))])
+    assert 1.3 < planned.shape["ffn"] / planned.shape["hidden"] < 12
+    assert planned.missed is not None
+    assert abs(planned.missed) < 0.2
 
 
 @pytest.mark.parametrize(("target", "budget"), [("30M, layers=6", 30_000_000), ("17.3M,layers=3", 17_300_000)])

@@ -307,6 +307,22 @@ def test_frozen_parameters_stay_frozen() -> None:
     assert all(p.requires_grad for p in model.encoder.parameters())
 
 
+def test_an_optimizer_of_factored_moments_goes_on_after_a_cut() -> None:
+    """One row and one column in place of a matrix lose the units that it loses."""
+    model = make(BertForMaskedLM)
+    optimizer = torch.optim.Adafactor(model.parameters(), lr=1e-3)
+    ids = torch.arange(12).reshape(2, 6)
+    for target in ("0.75", "0.5"):
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()  # type: ignore[no-untyped-call]
+        optimizer.zero_grad()
+        shrink(model, target, optimizer=optimizer)
+    moments = optimizer.state[model.bert.encoder.layer[0].intermediate.dense.weight]
+    assert (tuple(moments["row_var"].shape), tuple(moments["col_var"].shape)) == ((36, 1), (1, 18))
+    model(input_ids=ids, labels=ids).loss.backward()
+    optimizer.step()  # type: ignore[no-untyped-call]
+
+
 @seeds
 def test_moments_are_sliced_like_their_parameters(seed: int) -> None:
     """Moments stay with their weights; a query scaled by c has gradients 1/c times as large, and moments too."""
@@ -537,6 +553,8 @@ def test_vectors_of_units_follow_a_cut() -> None:
         ((2, "heads"), [0, 2, 3, 5]),
         (("heads", 2), [0, 1, 4, 5]),
         (("heads", 2, "qk"), [0, 1, 4, 5, 18, 19, 22, 23]),
+        # as a factor that is an axis of its own, of grouped queries
+        (("heads", "group", "qk"), [0, 1, 4, 5, 18, 19, 22, 23]),
         ((2, "heads", "qk"), [0, 1, 10, 11, 12, 13, 22, 23]),
         (("hidden",), None),
         (("hidden", 3), None),
@@ -545,7 +563,7 @@ def test_vectors_of_units_follow_a_cut() -> None:
 def test_positions_along_a_fused_dimension(dim: tuple[str | int, ...], expected: list[int] | None) -> None:
     """Positions count in memory order; a nested axis keeps other units in each parent unit."""
     keep = {"heads": torch.tensor([0, 2]), "qk": torch.tensor([[0, 1], [1, 2], [2, 3]])}
-    index = flat_index(dim, keep, {"qk": "heads"}, {"heads": 3, "qk": 4, "hidden": 7})
+    index = flat_index(dim, keep, {"qk": "heads"}, {"heads": 3, "qk": 4, "hidden": 7, "group": 2})
     assert (None if index is None else index.tolist()) == expected
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -166,6 +167,17 @@ def test_as_many_tokens_are_predicted_as_the_recipe_says(share: float, ready: Ca
     for draw, expected in ((next(draws(run.corpus.train, 4, start=0)), share), (measured, 0.15)):
         batch = run.batch(draw)
         assert len(batch["positions"]) == max(1, int(expected * int(batch["ordinary"].sum())))
+
+
+def test_calibration_is_measured_like_whole_steps(ready: Callable[..., Run]) -> None:
+    """However many batches a step is made of: what is measured on the way is averaged with it."""
+    scores = []
+    for accumulate in (1, 4):
+        run = ready(BertForMaskedLM, accumulate=accumulate, cutting={"calibration": 4})
+        calibrate(run, draws(run.corpus.train, 4, start=0))
+        scores.append(run.state.importance.ranking()["hidden"])
+        shutil.rmtree(run.dir.path)
+    torch.testing.assert_close(scores[0], scores[1])
 
 
 def test_a_term_of_weight_zero_is_not_computed(ready: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoTokenizer,
     BertForMaskedLM,
     BertForQuestionAnswering,
     BertForSequenceClassification,
@@ -39,6 +40,7 @@ from homodistil.errors import RunStopped, UserError
 from homodistil.reading import load
 from homodistil.recipe import Recipe
 from homodistil.settings import Cutting, Optim, Text
+from zoo import tiny
 
 WORDS = "one two red blue old small big".split()
 
@@ -491,6 +493,7 @@ def test_a_student_with_fewer_layers_learns_from_its_teacher(
         ({"hidden_size": 96}, {}, "must not be larger than its teacher"),
         ({"num_attention_heads": 2}, {}, "--losses.attention 0"),
         ({"num_hidden_layers": 3}, {}, "must not be larger than its teacher"),
+        ({"vocab_size": 64}, {}, "with the teacher's vocabulary and labels"),
     ],
 )
 def test_a_student_that_does_not_fit_its_teacher_is_refused(
@@ -507,6 +510,33 @@ def test_a_student_that_does_not_fit_its_teacher_is_refused(
     with pytest.raises(UserError, match=said):
         homodistil.distil(masked_lm, corpus, "1.0", tmp_path / "run", student=str(student), **QUICK, **options)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_student_of_another_family_is_refused(masked_lm: Path, corpus: Path, tmp_path: Path) -> None:
+    """What makes logits is asked for by the teacher's names."""
+    student = tiny("DistilBERT")
+    student.save_pretrained(tmp_path / "student")
+    AutoTokenizer.from_pretrained(masked_lm).save_pretrained(tmp_path / "student")
+    with pytest.raises(UserError, match="of the family BERT"):
+        homodistil.distil(masked_lm, corpus, "1.0", tmp_path / "run", student=str(tmp_path / "student"), **QUICK)
+    assert not (tmp_path / "run").exists()
+
+
+def test_options_win_over_a_preset_one_by_one(masked_lm: Path, corpus: Path, tmp_path: Path) -> None:
+    """As they do on the command line."""
+    homodistil.distil(
+        masked_lm,
+        corpus,
+        "0.5",
+        tmp_path / "run",
+        preset="paper",
+        losses={"attention": 0},
+        cutting={"grain": 8},
+        **QUICK,
+    )
+    written = load(tmp_path / "run" / "recipe.yaml")
+    assert (written.losses.attention, written.losses.masked) == (0, 0.15)
+    assert (written.cutting.grain, written.cutting.importance) == (8, "sensitivity")
 
 
 def test_the_preset_of_the_paper_runs_and_is_written_down(masked_lm: Path, corpus: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 from transformers import (
     BertForSequenceClassification,
+    BertModel,
     DynamicCache,
     GPT2Config,
     GPT2LMHeadModel,
@@ -24,8 +26,9 @@ import homodistil
 from conftest import WORDS
 from homodistil.axes.layout import Layout
 from homodistil.distill.collate import padded
-from homodistil.distill.teacher import load_teacher
+from homodistil.distill.teacher import architecture, load_teacher
 from homodistil.errors import UserError
+from zoo import tiny
 
 QUICK: dict[str, Any] = {"steps": 4, "batch": 4, "text": {"length": 32}, "precision": "fp32"}
 CONFIG = LlamaConfig(
@@ -96,6 +99,64 @@ def test_no_keys_and_values_are_kept_for_a_token_that_never_comes(
     teacher = _saved(LlamaForCausalLM, tokenizer, tmp_path / "teacher", eos_token="[SEP]")
     monkeypatch.setattr(DynamicCache, "update", kept)
     assert homodistil.distil(teacher, corpus, "0.5", tmp_path / "run", **QUICK).students["0.5"].exists()
+
+
+@pytest.mark.parametrize("name", ["T5", "T5 v1.1", "BERT encoder", "Llama"])
+def test_what_is_planned_is_what_is_opened(name: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    """Two matrices that the configuration ties and the file does not are two; a pooler that is not there is none."""
+    model = tiny(name) if name != "BERT encoder" else BertModel(tiny("BERT").config, add_pooling_layer=False)
+    model.config.tie_word_embeddings = True
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    figures, _ = homodistil.plan(tmp_path, "0.5")
+    opened = load_teacher(str(tmp_path))
+    assert figures.parameters == sum(p.numel() for p in opened.model.parameters())
+    assert architecture(str(tmp_path))[0].tied.keys() == opened.layout.tied.keys()
+
+
+def test_options_of_generation_that_say_nothing_are_no_obstacle(
+    tokenizer: PreTrainedTokenizerBase, corpus: Path, tmp_path: Path
+) -> None:
+    """The library reads them and refuses to write them; what else it would not write is refused before the run."""
+    teacher = _saved(LlamaForCausalLM, tokenizer, tmp_path / "teacher", eos_token="[SEP]", pad_token="[PAD]")
+    said = teacher / "generation_config.json"
+    said.write_text(json.dumps({"temperature": 0.6, "length_penalty": 2.0, "eos_token_id": 3}))
+    made = homodistil.distil(teacher, corpus, "0.5", tmp_path / "run", trim_vocab=True, **QUICK).students["0.5"]
+    assert not {"temperature", "length_penalty"} & json.loads((made / "generation_config.json").read_text()).keys()
+    assert homodistil.trim_vocabulary(teacher, corpus, tmp_path / "trimmed").folder.exists()
+    said.write_text(json.dumps({"output_scores": True}))
+    with pytest.raises(UserError, match=r"generation_config.json(?s:.*)delete it"):
+        homodistil.distil(teacher, corpus, "0.5", tmp_path / "other", **QUICK)
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_decoder_with_a_head_for_labels_pads_by_its_own_configuration(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """It looks for the last token that is none of that number, whatever the tokenizer would pad with."""
+    folder = _saved(LlamaForSequenceClassification, tokenizer, tmp_path, eos_token="[SEP]")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"pad_token_id": 0}))
+    assert load_teacher(str(folder)).tokenizer.pad_token_id == 0
+
+
+def test_texts_are_not_cut_by_the_tokenizer_that_is_saved(encoder: Path, corpus: Path, tmp_path: Path) -> None:
+    """How long the run's own texts may be is no property of the student's."""
+    made = homodistil.distil(encoder, corpus, "0.5", tmp_path / "run", **QUICK).students["0.5"]
+    assert json.loads((made / "tokenizer.json").read_text())["truncation"] is None
+
+
+def test_a_configuration_of_another_code_is_refused_in_words(save_teacher: Callable[..., Path], tmp_path: Path) -> None:
+    """Only the tokenizer that comes with a model may be code."""
+    folder = shutil.copytree(save_teacher(BertModel), tmp_path / "own")
+    (folder / "own.py").write_text(
+        "from transformers import BertConfig\n\n\nclass OwnConfig(BertConfig):\n    model_type = 'bert'\n"
+    )
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoConfig": "own.OwnConfig"}}))
+    assert load_teacher(str(folder)).kind == "similarity"
+    with pytest.raises(UserError, match="leave --trust_remote_code out"):
+        load_teacher(str(folder), trust_remote_code=True)
 
 
 def test_a_head_for_several_numbers_is_refused(save_teacher: Callable[..., Path]) -> None:

@@ -130,6 +130,23 @@ def test_a_torn_image_is_left_out_with_a_word(pictures: Path, image_processor: A
         collate([View(2), View(2, 5)], 0)
 
 
+def test_torn_images_are_not_held_out(pictures: Path, image_processor: Any, tmp_path: Path) -> None:
+    """Others are, in their place; a run would end where it is first measured."""
+    folder = tmp_path / "pictures"
+    shutil.copytree(pictures, folder)
+    files = sorted(folder.rglob("*.png"))
+    for file in files[:-2]:
+        file.write_bytes(file.read_bytes()[:60])
+    options = {"channels": 3, "tokens": 17, "class_tokens": 1, "options": Images(), "seed": 0}
+    with pytest.warns(UserWarning, match="Left out"):
+        corpus, collate = load_views(str(folder), image_processor, **options)  # type: ignore[arg-type]
+    assert len(collate(corpus.heldout, -1)["pixel_values"]) == len(corpus.heldout) == 1
+    for file in files:
+        file.write_bytes(file.read_bytes()[:60])
+    with pytest.raises(UserError, match="to hold out"), pytest.warns(UserWarning, match="Left out"):
+        load_views(str(folder), image_processor, **options)  # type: ignore[arg-type]
+
+
 def test_order_depends_on_the_seed() -> None:
     """Another seed, another order."""
     orders = [[v.row for v in itertools.islice(Views(range(50), seed).sequences(0), 50)] for seed in (0, 1)]

@@ -72,12 +72,18 @@ class Layout:
         `layers` is among them where layers may leave.
 
         Raises:
-            UserError: two parameters disagree about an axis.
+            UserError: two parameters disagree about an axis, or the configuration does not count one.
         """
         assert self.family is not None
         sizes = dict(self.fixed) | ({LAYERS: self.depth} if self.depth else {})
         for axis in {p for dims in self.dims.values() for dim in dims for p in dim if isinstance(p, str)}:
             if key := self.family.counted.get(_kind(axis)):
+                if not hasattr(model.config, key):
+                    raise UserError(
+                        f"Cannot count {_kind(axis)} of this {type(model).__name__}: its configuration has no {key}.",
+                        f"The {self.family.name} family says that {key} counts them.",
+                        "Correct `counted` of the family.",
+                    )
                 sizes[axis] = getattr(model.config, key)
         waiting = [
             (name, dim, size)
@@ -161,10 +167,6 @@ class Layout:
         parts = [p for dims in self.dims.values() for dim in dims for p in dim if isinstance(p, str)]
         return tuple(a for a in dict.fromkeys(parts) if a not in self.fixed)
 
-    def of_one_layer(self, axis: str) -> bool:
-        """Whether an axis belongs to one layer, as `ffn.3` does, and the residual stream does not."""
-        return "." in axis
-
     def width_of(self, axis: str) -> str:
         """The width that an axis has: `head_dim` for `qk.3`."""
         if axis == LAYERS:
@@ -208,10 +210,10 @@ class Layout:
         return next(dim for dim in self.dims[query] if any(isinstance(p, str) and _kind(p) in counted for p in dim))
 
 
-def on_meta(model_class: type[PreTrainedModel], config: object) -> PreTrainedModel:
+def on_meta(model_class: type[PreTrainedModel], config: object, **options: bool) -> PreTrainedModel:
     """A model without storage, for counting and checking."""
     with torch.device("meta"):
-        return model_class(config)
+        return model_class(config, **options)
 
 
 def _kind(axis: str) -> str:

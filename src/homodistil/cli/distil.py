@@ -57,7 +57,8 @@ def read_recipe(words: list[str]) -> Recipe:
         words = ["--teacher", *words]
     known = {option.lstrip("-") for action in reader._actions for option in action.option_strings}
     words = _as_declared(words, {name for name, value in reader.get_defaults().items() if isinstance(value, bool)})
-    rewritten: list[str] = []
+    recipes: list[str] = []
+    options: list[str] = []
     targets = 0
     pending = iter(words)
     for word in pending:
@@ -71,24 +72,25 @@ def read_recipe(words: list[str]) -> Recipe:
         if name == "--target":
             value = value if equals else next(pending, "")
             # the first one replaces what a --config says, the others come on top
-            rewritten.append(f"--target+={value}" if targets else f"--target={json.dumps([value])}")
+            options.append(f"--target+={value}" if targets else f"--target={json.dumps([value])}")
             targets += 1
             continue
         if name == "--preset":
             value = value if equals else next(pending, "")
             preset(value)
-            rewritten.append(f"--config={PRESETS / value}.yaml")
+            recipes.append(f"--config={PRESETS / value}.yaml")
             continue
         if name == "--config":
             value = value if equals else next(pending, "")
             content = content_of(
                 value, "recipe", "--config takes a YAML file, in UTF-8, of the options that --help lists."
             )
-            rewritten.append(f"--config={yaml.safe_dump(plain(content), allow_unicode=True)}")
+            recipes.append(f"--config={yaml.safe_dump(plain(content), allow_unicode=True)}")
             continue
-        rewritten.append(word)
+        options.append(word)
     try:
-        read = vars(reader.instantiate(reader.parse_args(rewritten)))
+        # the parser takes what comes last, and options win wherever they stand
+        read = vars(reader.instantiate(reader.parse_args([*recipes, *options])))
     except ArgumentError as error:
         raise unreadable(str(error)) from error
     return Recipe(**{name: value for name, value in read.items() if name != "config"}).resolved()

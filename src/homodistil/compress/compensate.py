@@ -39,7 +39,7 @@ class Inputs(NamedTuple):
 class InputMoments:
     """Running moments of what each linear layer reads that can be compensated.
 
-    Covariances are kept for layers whose input is theirs alone, such as ffn and value units. The residual stream is
+    Covariances are kept for layers that read units of layers, such as ffn and value units. The residual stream is
     normalised over the units that are left, so that a cut changes what its readers see; measured, covariances did harm
     there.
 
@@ -85,11 +85,15 @@ class InputMoments:
         seen: dict[int, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
 
         def observe(name: str, x: Tensor) -> None:
+            counts = target if target is not None and name in of_target else mask
+            if name in of_distances and x.shape[:-1] != counts.shape:
+                # embeddings of distances, which are no tokens
+                return
             # queries, keys and values read one tensor; `seen` holds it, so that its id stays its own
             if id(x) not in seen:
                 rows = x.detach().reshape(-1, x.shape[-1])
-                counts = target if target is not None and name in of_target else mask
-                if x.shape[:-1] == counts.shape:
+                if len(rows) == counts.numel():
+                    # some models pass all tokens of a batch on as one row of them
                     rows = rows[counts.reshape(-1) > 0]
                 # float32, because a product of bf16 vectors may be summed in bf16, which loses small terms
                 seen[id(x)] = (x, rows, rows.float().sum(0), rows.new_tensor(len(rows), dtype=torch.float32))
@@ -101,6 +105,11 @@ class InputMoments:
             self.counts[name] = count + self.counts.get(name, 0)
 
         of_target = read_the_target(self.layout, self.model)
+        family = self.layout.family
+        distances = (
+            name for row in (family.distances if family else ()) for name in self.layout.matches(row, self.model)
+        )
+        of_distances = {name.rpartition(".")[0] for name in distances}
         handles: list[RemovableHandle] = []
         for name, module in self._readers():
             handles.append(module.register_forward_pre_hook(lambda _, inputs, name=name: observe(name, inputs[0])))
@@ -143,8 +152,7 @@ class InputMoments:
 
     def _has_input_alone(self, name: str) -> bool:
         cuttable = [p for p in read_dim(self.layout, name) if isinstance(p, str) and p not in self.layout.fixed]
-        # heads may be one axis of all layers, where these share a table of positions, and their values are not
-        return any(self.layout.of_one_layer(p) for p in cuttable)
+        return any(self.layout.width_of(p) != "hidden" for p in cuttable)
 
     def _readers(self) -> Iterator[tuple[str, nn.Module]]:
         for name, module in self.model.named_modules():

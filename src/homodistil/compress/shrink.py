@@ -177,15 +177,17 @@ def flat_index(dim: Dim, keep: Keep, parent: Mapping[str, str], sizes: Mapping[s
     """
     if not any(p in keep for p in dim if isinstance(p, str)):
         return None
-    flat, unit = torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long)
+    flat = torch.zeros(1, dtype=torch.long)
+    units: dict[str, Tensor] = {}
+    """Of each axis before the part, the unit that a position belongs to."""
     for part in dim:
         size = part if isinstance(part, int) else sizes[part]
         kept = keep.get(part, torch.arange(size)).cpu() if isinstance(part, str) else torch.arange(size)
-        # a nested axis keeps other units in each unit of its parent, which is the part before it
-        chosen = kept[unit] if kept.dim() == 2 else kept.expand(len(unit), -1)
+        # a nested axis keeps other units in each unit of its parent
+        chosen = kept[units[parent[str(part)]]] if kept.dim() == 2 else kept.expand(len(flat), -1)
         flat = (flat[:, None] * size + chosen).reshape(-1)
-        # a factor between parent and child does not change which parent unit a position belongs to
-        unit = chosen.reshape(-1) if isinstance(part, str) else unit.repeat_interleave(size)
+        units = {axis: unit.repeat_interleave(chosen.shape[1]) for axis, unit in units.items()}
+        units |= {part: chosen.reshape(-1)} if isinstance(part, str) else {}
     return flat
 
 
@@ -226,10 +228,20 @@ def _migrate(
     if state is None:
         return
     powers = {"exp_avg": -1, "exp_avg_sq": -2, "max_exp_avg_sq": -2, "momentum_buffer": -1}
-    optimizer.state[new] = {
-        key: _sliced(value, indices) if isinstance(value, Tensor) and value.shape == old.shape else value
-        for key, value in state.items()
-    }
+    moved = {key: _moved(value, old, indices) for key, value in state.items()}
+    if any(value is None for value in moved.values()):
+        # what cannot be cut is made anew at the next step
+        return
+    optimizer.state[new] = moved
     for key, power in powers.items():
         if factor is not None and key in optimizer.state[new]:
             optimizer.state[new][key].mul_(factor**power)
+
+
+def _moved(value: object, old: Tensor, indices: list[Tensor | None]) -> object:
+    """A tensor of an optimizer's state, which may have one row or column for all; None if it has yet other ones."""
+    if not isinstance(value, Tensor) or value.dim() == 0:
+        return value
+    if value.dim() != old.dim() or any(n not in (1, size) for n, size in zip(value.shape, old.shape, strict=True)):
+        return None
+    return _sliced(value, [i if n > 1 else None for i, n in zip(indices, value.shape, strict=True)])

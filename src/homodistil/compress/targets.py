@@ -14,6 +14,8 @@ GRAIN = 8
 """ffn is a multiple of it: matrix products of other widths are slower on every machine that was tried."""
 CLOSE = 0.02
 """A budget counts as met within it."""
+MISS = 20.0
+"""What a budget that is missed weighs beside a misshapen ffn: a tenth off is as bad as an ffn of 5 times too much."""
 PROPORTION = 4 / 3
 """How far ffn : hidden may leave the teacher's for the sake of a rounder head_dim."""
 
@@ -61,11 +63,13 @@ def from_ratio(layout: Layout, teacher: Shape, text: str, ratio: float) -> dict[
             f"A keep ratio lies above 0 and at most at 1, and leaves {lead} at least 1.",
             f"Use a ratio from {math.ceil(100 / teacher[lead]) / 100:g} to 1.",
         )
-    ffn = teacher["ffn"] if ratio == 1 else _grained(ratio * teacher["ffn"], teacher["ffn"])
+    if ratio == 1:
+        return dict(teacher)
+    ffn = _grained(ratio * teacher["ffn"], teacher["ffn"])
     if lead == "heads":
         return _bound(layout, teacher, teacher["heads"], max(1, round(ratio * teacher["heads"])), ffn)
     if lead == "hidden":
-        hidden = _grained(ratio * teacher["hidden"], teacher["hidden"]) if ratio < 1 else teacher["hidden"]
+        hidden = _grained(ratio * teacher["hidden"], teacher["hidden"])
         # the nearest to it that its heads divide
         nearby = sorted((*range(GRAIN, teacher["hidden"], GRAIN), teacher["hidden"]), key=lambda w: abs(w - hidden))
         shapes = [_bound(layout, teacher, 0, width, ffn) for width in nearby]
@@ -108,25 +112,30 @@ def from_budget(layout: Layout, teacher: Shape, text: str, budget: int) -> dict[
         fair = [c for c in candidates if c[0] <= CLOSE and c[1] <= math.log(PROPORTION)]
         if fair:
             return min(fair, key=lambda c: (c[1], c[0]))[2]
-    # the least misshapen of those that meet the budget, or else the nearest
     everything = [c for candidates in best.values() for c in candidates]
-    met = [c for c in everything if c[0] <= CLOSE]
-    return min(met, key=lambda c: c[1])[2] if met else min(everything, key=lambda c: c[0])[2]
+    return min(everything, key=lambda c: c[1] + MISS * max(0.0, c[0] - CLOSE))[2]
 
 
 def _near(layout: Layout, teacher: Shape, budget: int, step: int) -> Iterator[tuple[float, float, dict[str, int]]]:
-    """For each size of the leading width, the ffn nearest to the budget: (relative miss, distortion, shape)."""
+    """For each size of the leading width some ffn, from the nearest to the budget to that of the teacher's proportion.
+
+    Yields:
+        How far the budget is missed, relatively; the distortion, |log| of ffn : hidden over the teacher's; the shape.
+    """
     proportion, lead, heads = teacher["ffn"] / teacher["hidden"], leading(layout, teacher), teacher.get("heads", 0)
     step *= GRAIN if lead == "hidden" else 1
     for size in range(min(step, teacher[lead]), teacher[lead] + 1, step):
         without = layout.count(_bound(layout, teacher, heads, size, 0))
         each = layout.count(_bound(layout, teacher, heads, size, 1)) - without
-        ffn = _grained((budget - without) / each, teacher["ffn"])
-        shape = _bound(layout, teacher, heads, size, ffn)
+        shape = _bound(layout, teacher, heads, size, 1)
         if clash(layout, shape) or uneven(layout, shape):
             continue
-        distortion = abs(math.log(ffn / shape["hidden"] / proportion))
-        yield abs(layout.count(shape) / budget - 1), distortion, shape
+        near = _grained((budget - without) / each, teacher["ffn"])
+        fit = _grained(proportion * shape["hidden"], teacher["ffn"])
+        for ffn in {near, *(_grained(near * (fit / near) ** (k / 4), teacher["ffn"]) for k in range(1, 5))}:
+            shape = {**shape, "ffn": ffn}
+            distortion = abs(math.log(ffn / shape["hidden"] / proportion))
+            yield abs(layout.count(shape) / budget - 1), distortion, shape
 
 
 def from_shape(layout: Layout, teacher: Shape, text: str) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 import zlib
@@ -33,7 +34,8 @@ class Cutter:
         target: str | None = None,
         prompts: Sequence[str] = (),
     ) -> None:
-        self.tokenizer, self.column, self.packed, self.target = tokenizer, column, packed, target
+        # one of its own: what it is asked to leave out of long texts stays in a fast tokenizer, and would be saved
+        self.tokenizer, self.column, self.packed, self.target = copy.deepcopy(tokenizer), column, packed, target
         self.prompts = tuple(prompts) or ("",)
         longest = min(tokenizer.model_max_length, 1 << 30)
         if length > longest:
@@ -113,7 +115,7 @@ class Cutter:
     def fingerprint(self, data: Dataset) -> str:
         """A name for the result, so that the same text is tokenised once and found in the cache afterwards."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        identity = backend.to_str() if backend is not None else repr(self.tokenizer)
+        identity = backend.to_str() if backend is not None else (repr(self.tokenizer), self.tokenizer.get_vocab())
         # two tokenizers may have one backend and end texts by different tokens
         parts = (data._fingerprint, identity, self.ends, self.column, self.length, self.packed, self.target)
         return hashlib.sha256(repr((*parts, self.prompts)).encode()).hexdigest()[:32]

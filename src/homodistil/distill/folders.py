@@ -24,6 +24,8 @@ from homodistil.loading import image_size, load_whole
 
 # a next-sentence head learns nothing from plain text; such checkpoints hold a masked language model as well
 _INSTEAD = {"BertForPreTraining": "BertForMaskedLM"}
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+_BEAMS = ("early_stopping", "length_penalty", "num_beam_groups", "diversity_penalty")
 
 
 def model_class_of(
@@ -49,16 +51,26 @@ def model_class_of(
             "Check the name, or download the model first and give its folder.",
         ) from error
     families_of(raw.get("model_type", "unknown"))
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
-    base = MODEL_MAPPING[type(config)].__name__
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise UserError(
+            f"Cannot load the teacher {source}: {first_line(error)}",
+            "Its configuration must be one that the installed transformers reads.",
+            "Correct it, or install the version of transformers that the model was saved with.",
+        ) from error
+    # configurations of a class that came with the model have no base class of transformers' own
+    base = MODEL_MAPPING[type(config)].__name__ if type(config) in MODEL_MAPPING else ""
     name = base if headless else (raw.get("architectures") or [base])[0]
     name = _INSTEAD.get(name, name)
-    model_class = getattr(transformers, name, None)
+    model_class = getattr(transformers, name, None) if base else None
     if model_class is None:
         raise UserError(
-            f"Cannot load the teacher {source}: transformers has no class {name}.",
-            "The configuration's `architectures` must name a class of the installed transformers.",
-            "Correct it, or install the version of transformers that the model was saved with.",
+            f"Cannot load the teacher {source}: transformers has no class {name or type(config).__name__}.",
+            "Its configuration and what `architectures` names there must be classes of the installed transformers; "
+            "of code that comes with a model only its tokenizer is run.",
+            "Correct it, install the version of transformers that the model was saved with, or leave "
+            "--trust_remote_code out.",
         )
     return model_class, config
 
@@ -76,7 +88,31 @@ def load_model(source: str, folder: str, model_class: type[PreTrainedModel], con
             "Weights must be safetensors, because pickled ones run any code that was put into them.",
             "If you trust the file, convert it: AutoModel.from_pretrained(...).save_pretrained(NEW_FOLDER).",
         )
-    return load_whole(source, model_class, folder, config=config, use_safetensors=True)
+    model = load_whole(source, model_class, folder, config=config, use_safetensors=True)
+    _refuse_unsavable(source, model)
+    return model
+
+
+def _refuse_unsavable(source: str, model: PreTrainedModel) -> None:
+    """What transformers reads of a generation_config.json it may refuse to write, and a run would end in that."""
+    said = getattr(model, "generation_config", None)
+    if said is None:
+        return
+    try:
+        said.validate(strict=True)
+    except ValueError:
+        # where nothing is drawn, or one text is followed at a time, these say nothing
+        idle = [*(_SAMPLING if not said.do_sample else ()), *(_BEAMS if (said.num_beams or 1) == 1 else ())]
+        for name in idle:
+            setattr(said, name, None)
+        try:
+            said.validate(strict=True)
+        except ValueError as error:
+            raise UserError(
+                f"Cannot save students of {source}: {first_line(error)}",
+                "Its generation_config.json comes with them, and transformers must be able to write it.",
+                "Correct it there, or delete it.",
+            ) from error
 
 
 def load_tokenizer(source: str, folder: Path | str, trust: bool) -> PreTrainedTokenizerBase:

@@ -59,7 +59,8 @@ def calibrate(run: Run, feed: Iterator[Draw]) -> Iterator[Draw]:
     for index, batch in enumerate(map(run.batch, measured)):
         state.moments.fade()
         if state.importance.method in _FROM_GRADIENTS:
-            read_off(run, [learn(run, batch, -index, scored=True)], 0, {})
+            # each is measured like a whole step, of however many batches steps are made
+            read_off(run, [learn(run, batch, -index, scored=True, batches=1)], 0, {})
         else:
             # no losses: nothing is learnt, and these methods do not ask for them
             asked = state.importance.method == "output"
@@ -112,7 +113,7 @@ def drawn(run: Run, feed: Iterator[Draw]) -> tuple[list[Draw], list[dict[str, Te
     return draws, [run.batch(draw) for draw in run.processes.share(draws)]
 
 
-def learn(run: Run, batch: dict[str, Tensor], step: int, *, scored: bool) -> Terms:
+def learn(run: Run, batch: dict[str, Tensor], step: int, *, scored: bool, batches: int | None = None) -> Terms:
     """Both models on one batch, and the gradients of the student.
 
     A GPU is not waited for; on one, what steps between two cuts do is played back (see `recorder`).
@@ -122,14 +123,15 @@ def learn(run: Run, batch: dict[str, Tensor], step: int, *, scored: bool) -> Ter
         batch: what both read, on the device.
         step: the number of the step that it belongs to; what is drawn depends on it.
         scored: whether the student is listened to, and units are scored where that takes the graph.
+        batches: of how many the step is made; those of the recipe by default.
 
     Returns:
         The loss terms, unweighted.
     """
-    state = run.state
+    state, share = run.state, 1 / (batches or run.recipe.accumulate)
     if not scored:
         nobody, whence = contextlib.nullcontext(), descent(run)
-        made = run.recorder(lambda b: _backward(run, _forward(run, b, whence, nobody)[0]), batch, state.learnt)
+        made = run.recorder(lambda b: _backward(run, _forward(run, b, whence, nobody)[0], share), batch, state.learnt)
         return Terms(made.names, made.values.clone())
     terms, mine = _forward(run, batch, descent(run), _listening(state, batch))
     if state.importance.method == "output" and not run.recipe.cutting.calibration:
@@ -137,7 +139,7 @@ def learn(run: Run, batch: dict[str, Tensor], step: int, *, scored: bool) -> Ter
         # calibration; before the backward pass, which frees the graph
         for scores in run.processes.each(_output(run, mine, step)):
             state.importance.update(scores)
-    return _backward(run, terms)
+    return _backward(run, terms, share)
 
 
 def read_off(run: Run, made: Sequence[Terms], step: int, counts: Mapping[str, int]) -> tuple[Values, Values]:
@@ -168,9 +170,9 @@ def _forward(
             return run.objective.terms(mine, theirs, batch, whence), mine
 
 
-def _backward(run: Run, terms: Mapping[str, Tensor]) -> Terms:
-    """The values of the terms, after their gradients have been added to what each parameter has."""
-    torch.autograd.backward(run.objective.total(terms) / run.recipe.accumulate)
+def _backward(run: Run, terms: Mapping[str, Tensor], share: float) -> Terms:
+    """The values of the terms, after this share of their gradients has been added to what each parameter has."""
+    torch.autograd.backward(run.objective.total(terms) * share)
     return Terms(tuple(terms), torch.stack([term.detach() for term in terms.values()]))
 
 

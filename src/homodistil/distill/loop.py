@@ -78,7 +78,7 @@ def distil(
             _train(run, display, stop)
         run.processes.wait()
         if run.processes.main:
-            shutil.rmtree(run_dir.checkpoints)
+            shutil.rmtree(run_dir.checkpoints, ignore_errors=True)
     return result_of(run_dir, recipe)
 
 
@@ -131,8 +131,9 @@ def _train(run: Run, display: Display, stop: list[int]) -> None:
             except UserError as error:
                 # what has been learnt is saved first
                 ended = error
-        terms, counts = read_off(run, made, step, {"tokens": tokens_here, "asked to stop": len(stop)})
-        tokens, stopping = int(counts["tokens"]), counts["asked to stop"] > 0
+        asked = {"tokens": tokens_here, "asked to stop": len(stop), "ended": int(ended is not None)}
+        terms, counts = read_off(run, made, step, asked)
+        tokens, stopping, torn = int(counts["tokens"]), counts["asked to stop"] > 0, counts["ended"] > 0
         state.tokens += tokens
         state.sums = {name: state.sums.get(name, 0.0) + term for name, term in terms.items()}
         state.batches += len(made)
@@ -167,12 +168,16 @@ def _train(run: Run, display: Display, stop: list[int]) -> None:
             save_target(run, stage.target)
             display.say(f"{stage.target}: saved to {run.dir.student(stage.target)}")
         due = time.monotonic() - saved_at >= 60 * recipe.checkpoint_minutes
-        if processes.main and step < schedule.steps and (due or stopping or ended):
+        if processes.main and step < schedule.steps and (due or stopping or torn):
             checkpoint.save(run.dir.checkpoints, state, recipe.digest(), run.corpus.identity)
             saved_at = time.monotonic()
-        if ended is not None:
+        if torn:
             processes.wait()
-            raise ended
+            raise ended or UserError(
+                f"Stopped at step {step}, because another process has nothing to learn from.",
+                "All processes of a run must draw their batches.",
+                "Read what the other one says; everything is saved.",
+            )
 
         # stop
         if step < schedule.steps and stopping:

@@ -68,7 +68,9 @@ class Cropper:
         shortest = np.minimum(body, SHORTEST)
         part = np.rint(shortest * (body / shortest) ** drawn.random(len(lengths))).astype(int)
         part = np.where(drawn.random(len(lengths)) < self.share, part, body)
-        return np.floor(drawn.random(len(lengths)) * (body - part + 1)).astype(int), part + edges
+        # a text that made no token has nothing to cut
+        whole = np.minimum(part + edges, lengths)
+        return np.floor(drawn.random(len(lengths)) * (body - part + 1)).astype(int), whole
 
     def cut(self, sequence: Tokens, opening: int, first: int, length: int) -> Tokens:
         """The piece of a sequence that begins at the `first` token after its opening, `length` tokens in all."""

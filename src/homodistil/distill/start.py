@@ -37,11 +37,12 @@ def first_student(recipe: Recipe, teacher: Teacher, vocabulary: Vocabulary | Non
     student = load_teacher(recipe.student, trust_remote_code=recipe.trust_remote_code)
     if vocabulary is not None and student.layout.fixed.get("vocab") == vocabulary.before:
         student = trim(student, vocabulary)
-    if student.kind != teacher.kind or not _read_alike(student, teacher):
+    if student.kind != teacher.kind or not _read_alike(student, teacher) or not _of_one_make(student, teacher):
         raise UserError(
-            f"Cannot start from the student {recipe.student}.",
-            f"It must read and predict what its teacher does: be a model of the kind {teacher.kind}, with the "
-            "teacher's vocabulary, or its size of images and patches.",
+            f"Cannot start from the student {recipe.student}, a {type(student.model).__name__} of the family "
+            f"{_family(student)}.",
+            f"It must read and predict what its teacher does: be a model of the kind {teacher.kind}, of the family "
+            f"{_family(teacher)}, with the teacher's vocabulary and labels, or its size of images and patches.",
             "Give a student that was made of this teacher, or leave --student out.",
         )
     for name, key in (("layers", "num_hidden_layers"), ("hidden", "hidden_size")):
@@ -66,6 +67,17 @@ def first_student(recipe: Recipe, teacher: Teacher, vocabulary: Vocabulary | Non
             "Switch the loss off with --losses.attention 0, or start from a student with as many heads.",
         )
     return student
+
+
+def _family(model: Teacher) -> str:
+    assert model.layout.family is not None
+    return model.layout.family.name
+
+
+def _of_one_make(student: Teacher, teacher: Teacher) -> bool:
+    """Whether both make logits in one way and of the same classes: runs ask both by the teacher's family."""
+    counts = [[m.layout.fixed.get(axis) for axis in ("vocab", "label")] for m in (student, teacher)]
+    return student.layout.family == teacher.layout.family and counts[0] == counts[1]
 
 
 def _read_alike(student: Teacher, teacher: Teacher) -> bool:

@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from homodistil.axes.layout import Layout, on_meta
+from homodistil.axes.layout import Layout
 from homodistil.distill.attention import IMPLEMENTATION
 from homodistil.distill.folders import (
     load_image_processor,
@@ -24,6 +24,7 @@ from homodistil.distill.folders import (
     load_tokenizer,
     model_class_of,
 )
+from homodistil.distill.outline import outline
 from homodistil.distill.sentence import Pooling, folders_of, pooling_of, prompts_of, tail_of
 from homodistil.errors import UserError
 from homodistil.loading import check_vocabulary
@@ -134,9 +135,12 @@ def load_teacher(source: str, *, trust_remote_code: bool = False) -> Teacher:
             "A masked language model needs a tokenizer with a mask token, and this one has none.",
             "Use the tokenizer that the model was trained with.",
         )
-    if kind in ("labels", "multi-label") and _reads(model_class) == "text" and config.pad_token_id is None:
+    if kind in ("labels", "multi-label") and _reads(model_class) == "text":
         # a decoder reads its label off the last token that is no padding, by its configuration
-        model.config.pad_token_id = _padding_of(source, processor)
+        if config.pad_token_id is None:
+            model.config.pad_token_id = _padding_of(source, processor)
+        elif config.pad_token_id != processor.pad_token_id:
+            processor.pad_token = processor.convert_ids_to_tokens(config.pad_token_id)
     layout = Layout.of(model)
     assert layout.family is not None
     if layout.family.decoder and kind != "seq2seq-lm":
@@ -161,14 +165,14 @@ def load_teacher(source: str, *, trust_remote_code: bool = False) -> Teacher:
 
 
 def architecture(source: str, *, trust_remote_code: bool = False) -> tuple[Layout, dict[str, int]]:
-    """A teacher's axes and shape out of its configuration alone, without its weights.
+    """A teacher's axes and shape out of its configuration and the names in its file, without its weights.
 
     Raises:
         UserError: there is no configuration, or its family is unknown.
     """
     sentence_folder, folder = folders_of(source, weights=False)
     model_class, config = model_class_of(source, folder, trust_remote_code, headless=sentence_folder is not None)
-    model = on_meta(model_class, config)
+    model = outline(model_class, config, folder)
     layout = Layout.of(model)
     return layout, layout.shape(model)
 
@@ -186,7 +190,7 @@ def unloaded(
     if _reads(model_class) == "images":
         raise no_tokenizer(source)
     tokenizer = load_tokenizer(source, folder, trust_remote_code)
-    return on_meta(model_class, config), tokenizer, prompts_of(sentence_folder) if sentence_folder else ()
+    return outline(model_class, config, folder), tokenizer, prompts_of(sentence_folder) if sentence_folder else ()
 
 
 def attend(model: PreTrainedModel, implementation: str) -> None:

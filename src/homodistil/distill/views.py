@@ -89,12 +89,8 @@ class ViewCollator:
         with ThreadPoolExecutor(min(len(views), os.cpu_count() or 1)) as pool:
             made = list(pool.map(self._pixels, views))
         for view, pixels in zip(views, made, strict=True):
-            if pixels is None and view.row not in self.broken:
-                self.broken.add(view.row)
-                warnings.warn(
-                    f"Left out, because it cannot be decoded: {self.images.name(view.row)} ({len(self.broken)} so far)",
-                    stacklevel=2,
-                )
+            if pixels is None:
+                self.leave_out(view.row)
         whole = [pixels for pixels in made if pixels is not None]
         if not whole:
             raise UserError(
@@ -107,6 +103,13 @@ class ViewCollator:
         ordinary = mask.clone()
         ordinary[:, : self.class_tokens] = 0
         return {"pixel_values": torch.stack(whole), "attention_mask": mask, "ordinary": ordinary}
+
+    def leave_out(self, row: int) -> None:
+        """Say, once, that an image is broken."""
+        if row not in self.broken:
+            self.broken.add(row)
+            name = self.images.name(row)
+            warnings.warn(f"Left out, because it cannot be decoded: {name} ({len(self.broken)} so far)", stacklevel=3)
 
     def _pixels(self, view: View) -> Tensor | None:
         image = self.images.read(view.row)
@@ -146,7 +149,7 @@ def load_views(
         seed: of the split, the order and the pieces.
 
     Raises:
-        UserError: the images cannot be found or read, or there are fewer than two.
+        UserError: the images cannot be found or read, or there are fewer than two that are whole.
     """
     images = open_images(data, options.column, channels=channels)
     if len(images) < 2:
@@ -157,6 +160,19 @@ def load_views(
         )
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()
     count = heldout_count(options.heldout, len(order))
-    held = [View(row) for row in sorted(order[:count])]
     collate = ViewCollator(images, processor, tokens, class_tokens, options, seed)
-    return Corpus(Views(sorted(order[count:]), seed), held, float(tokens)), collate
+    held: list[int] = []
+    # they are decoded now, because what measures a run must be whole; one is left to learn from
+    while len(held) < count and len(order) > 1:
+        row = order.pop(0)
+        if images.read(row) is None:
+            collate.leave_out(row)
+        else:
+            held.append(row)
+    if not held:
+        raise UserError(
+            f"Cannot decode an image of {data} to hold out.",
+            "Images must be whole, with 8 bits a channel.",
+            "Convert them, or delete those that are broken.",
+        )
+    return Corpus(Views(sorted(order), seed), [View(row) for row in sorted(held)], float(tokens)), collate

@@ -6,6 +6,19 @@ from dataclasses import replace
 
 from homodistil.axes.families.family import Family
 
+_TOKEN = {
+    "token": """
+        classifier.weight                                         label hidden
+        classifier.bias                                           label
+    """,
+}
+_QUESTION = {
+    "question": """
+        qa_outputs.weight                                         label hidden
+        qa_outputs.bias                                           label
+    """,
+}
+
 GPT2 = Family(
     name="GPT-2",
     model_types=("gpt2",),
@@ -29,6 +42,8 @@ GPT2 = Family(
     heads={
         "language model": "lm_head.weight  vocab hidden",
         "sequence": "score.weight  label hidden",
+        **_TOKEN,
+        **_QUESTION,
     },
     widths={"hidden": "hidden", "heads": "heads", "dim": "head_dim", "ffn": "ffn"},
     counted={"heads": "n_head"},
@@ -72,6 +87,7 @@ OPT = Family(
     heads={
         "language model": "lm_head.weight  vocab hidden",
         "sequence": "score.weight  label hidden",
+        **_QUESTION,
     },
     widths={"hidden": "hidden", "heads": "heads", "qk": "head_dim", "vo": "head_dim", "ffn": "ffn"},
     counted={"heads": "num_attention_heads"},
@@ -116,6 +132,8 @@ NEOX = Family(
     heads={
         "language model": "lm_head.weight  vocab hidden",
         "sequence": "score.weight  label hidden",
+        **_TOKEN,
+        **_QUESTION,
     },
     widths={"hidden": "hidden", "heads": "heads", "ffn": "ffn"},
     counted={"heads": "num_attention_heads"},
@@ -146,9 +164,16 @@ LLAMA = Family(
             layers.*.self_attn.q_proj.bias                        (kv* group rope)
             layers.*.self_attn.{k_proj,v_proj}.bias               (kv* rope)
         """,
+        "biases of what heads write": "layers.*.self_attn.o_proj.bias  hidden",
+        "biases of ffn": """
+            layers.*.mlp.{gate_proj,up_proj}.bias                 ffn*
+            layers.*.mlp.down_proj.bias                           hidden
+        """,
         "norms of queries and keys": "layers.*.self_attn.{q_norm,k_norm}.weight  rope",
         "language model": "lm_head.weight  vocab hidden",
         "sequence": "score.weight  label hidden",
+        "token": "score.bias  label",
+        **_QUESTION,
     },
     widths={"hidden": "hidden", "kv": "kv_heads", "ffn": "ffn"},
     counted={"kv": "num_key_value_heads"},

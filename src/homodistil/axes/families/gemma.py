@@ -10,7 +10,7 @@ GEMMA = replace(
     LLAMA,
     name="Gemma",
     model_types=("gemma",),
-    heads={name: LLAMA.heads[name] for name in ("norms of queries and keys", "language model", "sequence")},
+    heads={name: LLAMA.heads[name] for name in ("norms of queries and keys", "language model", "sequence", "token")},
     divided={},
     # The stream stays as loud as it was. What makes logits has the values of the embeddings, to which it is tied, and
     # the last norm, whose gain is 1 + weight, makes up for it.

@@ -63,12 +63,15 @@ def check(family: Family) -> None:
         UserError: they do not; the message names the row or the rule.
     """
     axes: set[str] = set()
+    starred: set[str] = set()
     for table, text in {"rows": family.rows, **family.heads}.items():
         try:
             rows = parse_table(text)
         except ValueError as error:
             raise _unfit(family, f"{table}: {error}", "Rows are written as docs/adding-a-family.md shows.") from error
-        axes |= {p.removesuffix("*") for row in rows for dim in row.dims for p in dim if isinstance(p, str)}
+        parts = {p for row in rows for dim in row.dims for p in dim if isinstance(p, str)}
+        axes |= {p.removesuffix("*") for p in parts}
+        starred |= {p.removesuffix("*") for p in parts if p.endswith("*")}
     _refuse_strange(family, "widths", family.widths, axes)
     widths = set(family.widths.values())
     needed = {"hidden", "ffn"} | _of_heads(family)
@@ -76,14 +79,16 @@ def check(family: Family) -> None:
         missing = needed - widths
         what = f"widths has no {min(missing)}." if missing else f"widths has {min(widths - needed)!r}."
         raise _unfit(family, what, f"Its widths must be {', '.join(sorted(needed))}, of which targets are made.")
+    # a fixed axis of which each layer has its own has no one size
+    sizes = widths | (axes - starred)
     for rule, names, known in (
         ("counted", family.counted, axes),
-        ("config", _words(family.config.values()), widths | axes),
-        ("attributes", _words(p for own in family.attributes.values() for p in own.values()), widths | axes),
+        ("config", _words(family.config.values()), sizes),
+        ("attributes", _words(p for own in family.attributes.values() for p in own.values()), sizes),
         ("unequal", family.unequal, widths),
         ("divided", family.divided, widths),
-        ("divided", _words(family.divided.values()), widths | axes),
-        ("scaled", _words(family.scaled.values()), widths | axes),
+        ("divided", _words(family.divided.values()), sizes),
+        ("scaled", _words(family.scaled.values()), sizes),
         ("logit_scale", _words([family.logit_scale]), {"hidden"}),
     ):
         _refuse_strange(family, rule, names, known)
