@@ -115,7 +115,7 @@ def test_a_budget_that_no_shape_meets_leaves_no_misshapen_student(share: float) 
     (planned,) = plan(layout, layout.shape(model), [str(round(share * layout.count(layout.shape(model))))])
     assert 1.3 < planned.shape["ffn"] / planned.shape["hidden"] < 12
     assert planned.missed is not None
-    assert abs(planned.missed) < 0.2
+    assert abs(planned.missed) < 0.25
 
 
 @pytest.mark.parametrize(("target", "budget"), [("30M, layers=6", 30_000_000), ("17.3M,layers=3", 17_300_000)])

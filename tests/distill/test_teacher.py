@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from sentencepiece import SentencePieceTrainer
 from transformers import (
     BertForSequenceClassification,
     BertModel,
@@ -144,6 +146,19 @@ def test_texts_are_not_cut_by_the_tokenizer_that_is_saved(encoder: Path, corpus:
     """How long the run's own texts may be is no property of the student's."""
     made = homodistil.distil(encoder, corpus, "0.5", tmp_path / "run", **QUICK).students["0.5"]
     assert json.loads((made / "tokenizer.json").read_text())["truncation"] is None
+
+
+def test_a_tokenizer_may_be_a_model_of_sentencepiece_alone(tmp_path: Path) -> None:
+    """As those of DeBERTa v3 and mT5 lie on the hub."""
+    learnt = io.BytesIO()
+    SentencePieceTrainer.train(
+        sentence_iterator=iter([" ".join(WORDS)] * 20), model_writer=learnt, vocab_size=40, hard_vocab_limit=False,
+        pad_id=0, unk_id=1, eos_id=2, bos_id=-1, minloglevel=2,
+    )  # fmt: skip
+    tiny("T5", vocab_size=200).save_pretrained(tmp_path)
+    (tmp_path / "spiece.model").write_bytes(learnt.getvalue())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "T5Tokenizer", "extra_ids": 100}))
+    assert load_teacher(str(tmp_path)).tokenizer(WORDS[1])["input_ids"]
 
 
 def test_a_configuration_of_another_code_is_refused_in_words(save_teacher: Callable[..., Path], tmp_path: Path) -> None:

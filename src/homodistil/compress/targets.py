@@ -14,8 +14,8 @@ GRAIN = 8
 """ffn is a multiple of it: matrix products of other widths are slower on every machine that was tried."""
 CLOSE = 0.02
 """A budget counts as met within it."""
-MISS = 20.0
-"""What a budget that is missed weighs beside a misshapen ffn: a tenth off is as bad as an ffn of 5 times too much."""
+MISS = 30.0
+"""What a budget that is missed weighs beside a misshapen ffn: 5 % off is as bad as one that is 2.5 times too wide."""
 PROPORTION = 4 / 3
 """How far ffn : hidden may leave the teacher's for the sake of a rounder head_dim."""
 

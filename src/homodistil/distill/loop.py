@@ -16,6 +16,7 @@ from torch import nn
 from homodistil.axes.stack import LAYERS
 from homodistil.compress.compensate import FADING
 from homodistil.compress.shrink import select
+from homodistil.compress.targets import CLOSE
 from homodistil.distill import checkpoint
 from homodistil.distill.arrival import Result, result_of, save_target
 from homodistil.distill.collate import Draw, draws, heldout_draws
@@ -71,6 +72,12 @@ def distil(
                 display.say(
                     f"batch: {run.recipe.batch}, so that {recipe.tokens} tokens are {run.schedule.steps:,} steps"
                 )
+            for planned in run.planned:
+                if planned.missed is not None and abs(planned.missed) > CLOSE:
+                    display.say(
+                        f"{planned.target}: {planned.parameters:,} parameters, {planned.missed:+.1%} off the budget; "
+                        "no shape in the teacher's proportions is nearer"
+                    )
             if not alone:
                 display.say(
                     f"{run.processes.count} processes: {run.recipe.accumulate} batches of {run.recipe.batch} a step"
