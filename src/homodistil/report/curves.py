@@ -102,9 +102,9 @@ def quality(records: Sequence[Record]) -> Figure | None:
         for model, cell in row.cells.items():
             if model in teachers:
                 panel.axhline(cell.mean, color=INK, linewidth=1, linestyle="--", label="teacher")
-        points = sorted((sizes[m].mean / 1e6, c) for m, c in row.cells.items() if m in sizes and m not in teachers)
+        points = [(sizes[m].mean / 1e6, c) for m, c in row.cells.items() if m in sizes and m not in teachers]
         if points:
-            x, cells = zip(*points, strict=True)
+            x, cells = zip(*sorted(points, key=lambda point: point[0]), strict=True)
             panel.errorbar(
                 x,
                 [c.mean for c in cells],
