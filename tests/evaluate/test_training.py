@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+from typing import Any
+
 import pytest
 import torch
 from datasets import Dataset
-from transformers import BertForSequenceClassification, DataCollatorWithPadding, PreTrainedTokenizerBase
+from transformers import (
+    BertForSequenceClassification,
+    DataCollatorWithPadding,
+    PreTrainedTokenizerBase,
+    TrainingArguments,
+)
 
 from conftest import tiny_config
+from homodistil.evaluate import training
 from homodistil.evaluate.training import PLAIN, Settings, train_and_predict
 
 
@@ -30,3 +39,30 @@ def test_short_sequences_attend_plainly_on_a_cpu_and_learn_the_same(tokenizer: P
     assert kernel.config._attn_implementation == "sdpa"
     torch.testing.assert_close(answers, other, atol=0.02, rtol=0.02)
     assert answers.std(0).min() > 0.02
+
+
+def test_a_step_has_the_stated_examples_however_many_gpus_there_are(
+    tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of four one is used: what is learnt is the same on any machine."""
+
+    class Four(TrainingArguments):
+        @cached_property
+        def _setup_devices(self) -> torch.device:
+            device: torch.device = super()._setup_devices
+            self._n_gpu = 4
+            return device
+
+    seen: list[int] = []
+
+    class Counted(DataCollatorWithPadding):
+        def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+            seen.append(len(features))
+            return super().__call__(features)
+
+    monkeypatch.setattr(training, "TrainingArguments", Four)
+    rows = Dataset.from_dict({**tokenizer(["the cat", "a dog"] * 12), "labels": [0, 1] * 12})
+    settings = Settings(learning_rate=1e-3, epochs=1, batch=8)
+    net = BertForSequenceClassification(tiny_config())
+    train_and_predict(net, Counted(tokenizer), rows, {"same": rows}, settings, seed=0)
+    assert seen == [8] * 6

@@ -19,7 +19,6 @@ from homodistil.report import curves
 from homodistil.report.tables import written
 from homodistil.rundir import RunDir, disk_failure
 
-
 _FIELDS = {"model": str, "role": str, "measure": str, "values": dict}
 """What a record has, for it to be shown."""
 
