@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.processors import TemplateProcessing
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from conftest import WORDS
+from homodistil.distill.cutter import Cutter
 from homodistil.errors import UserError
 from homodistil.evaluate.agreement import agreement, linear_cka, pairs_correlation
 from homodistil.evaluate.evaluation import evaluate
@@ -51,6 +57,39 @@ def test_blocks_are_full_and_special_at_both_ends(masked_lm: Path) -> None:
     assert ids.shape == (5, 32)
     assert set(ids[:, 0].tolist()) == {opened.tokenizer.cls_token_id}
     assert set(ids[:, -1].tolist()) == {opened.tokenizer.sep_token_id}
+
+
+def _proteins() -> PreTrainedTokenizerFast:
+    """A tokenizer of capitals alone."""
+    backend = Tokenizer(BPE({t: k for k, t in enumerate(("[CLS]", "[SEP]", "[MASK]", *"ACDEFGHIKLMNPQRSTVWY"))}, []))
+    backend.post_processor = TemplateProcessing("[CLS] $A [SEP]", special_tokens=[("[CLS]", 0), ("[SEP]", 1)])
+    roles = {"cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **roles)
+
+
+def _without_an_end(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """One that puts nothing around a text, as those of decoders do."""
+    plain = copy.deepcopy(tokenizer)
+    plain.backend_tokenizer.post_processor = None
+    plain.eos_token = "[SEP]"
+    return plain
+
+
+@pytest.mark.parametrize(
+    ("kind", "ends"), [("words", ("[CLS]", "[SEP]")), ("proteins", ("[CLS]", "[SEP]")), ("a decoder's", ("", ""))]
+)
+def test_a_text_is_cut_as_in_training(
+    kind: str, ends: tuple[str, str], masked_lm: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Into the same blocks, whatever the alphabet, with an end of each text also where the tokenizer puts none."""
+    kinds = {"words": tokenizer, "proteins": _proteins(), "a decoder's": _without_an_end(tokenizer)}
+    opened = replace(open_model(str(masked_lm)), processor=kinds[kind])
+    texts = ["MKVLAT" * (1 + k % 5) for k in range(40)] if kind == "proteins" else TEXTS
+    cutter = Cutter(opened.tokenizer, "text", 16, packed=True)
+    cut = blocks(opened, texts, 16, 1000).tolist()
+    assert cut == [ids for ids, _ in cutter.stream(texts)]
+    assert all((block[0], block[-1]) == tuple(opened.tokenizer.convert_tokens_to_ids(ends)) for block in cut if ends[0])
+    assert sum(block.count(opened.tokenizer.convert_tokens_to_ids("[SEP]")) for block in cut) >= len(texts) - 1
 
 
 def test_no_special_token_is_ever_masked(masked_lm: Path) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from homodistil.errors import UserError
 from homodistil.evaluate.models import Opened
+from homodistil.loading import special_tokens
 
 MASKED = 0.15
 """The share of tokens that is masked (BERT, section 3.1); all by the mask token, which is what is scored here."""
@@ -19,13 +20,16 @@ PSEUDO_BLOCKS = 8
 
 
 def blocks(opened: Opened, texts: Sequence[str], length: int, most: int) -> Tensor:
-    """Full blocks of joined text, special tokens at both ends where the tokenizer puts them: (blocks, length)."""
+    """Full blocks of joined text, as training cuts them: (blocks, length).
+
+    Special tokens stand at both ends where the tokenizer puts them, and what ends a text stands between two.
+
+    Raises:
+        UserError: the tokenizer makes nothing of any of its own tokens.
+    """
+    before, after, ends = special_tokens(opened.tokenizer)
     bare = [ids for text in texts if (ids := opened.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)]
-    wrapped = opened.tokenizer("a").input_ids
-    plain = opened.tokenizer("a", add_special_tokens=False).input_ids
-    at = next((i for i in range(len(wrapped)) if wrapped[i : i + len(plain)] == plain), 0)
-    before, after = wrapped[:at], wrapped[at + len(plain) :]
-    joined = [token for ids in bare for token in (*ids, *after)]
+    joined = [token for ids in bare for token in (*ids, *ends)]
     room = length - len(before) - len(after)
     cut = [before + joined[i : i + room] + after for i in range(0, len(joined) - room + 1, room)][:most]
     return torch.tensor(cut, device=opened.model.device)
