@@ -122,8 +122,8 @@ def measure(run: Run, folder: Path, source: Path, held: Path, data: Path) -> dic
     if run.arm != TEACHER:
         values |= _prefixed("held-out text", agreement(student, teacher, ids, texts[:400]))
     if student.head == "masked":
-        said, right = masked_predictions(student, ids)
-        values["held-out text: masked accuracy"] = (said.argmax(-1) == right).float().mean().item()
+        hits = [said.argmax(-1) == right for said, right in masked_predictions(student, ids)]
+        values["held-out text: masked accuracy"] = torch.cat(hits).float().mean().item()
     if run.teacher == "minilm":
         for split in ("validation", "test"):
             rows = datasets_of(data, split)

@@ -18,9 +18,11 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase, P
 from conftest import WORDS
 from homodistil.distill.cutter import Cutter
 from homodistil.errors import UserError
+from homodistil.evaluate import agreement as agreement_of
+from homodistil.evaluate import language as language_of
 from homodistil.evaluate.agreement import agreement, linear_cka, pairs_correlation
 from homodistil.evaluate.evaluation import evaluate
-from homodistil.evaluate.language import blocks, language, masked_predictions
+from homodistil.evaluate.language import LOGITS, blocks, language, masked_predictions
 from homodistil.evaluate.models import Opened, open_model
 
 TEXTS = [" ".join(WORDS[i % 7 : i % 7 + 9]) for i in range(40)]
@@ -96,11 +98,11 @@ def test_no_special_token_is_ever_masked(masked_lm: Path) -> None:
     """What is predicted are ordinary tokens, about 15 % of them, the same at each call."""
     opened = open_model(str(masked_lm))
     ids = blocks(opened, TEXTS, 32, 8)
-    said, right = masked_predictions(opened, ids)
+    said, right = (torch.cat(parts) for parts in zip(*masked_predictions(opened, ids), strict=True))
     ordinary = ~torch.isin(ids, torch.tensor(opened.tokenizer.all_special_ids))
     assert not set(right.tolist()) & set(opened.tokenizer.all_special_ids)
     assert len(right) == pytest.approx(0.15 * int(ordinary.sum()), rel=0.1)
-    again, _ = masked_predictions(opened, ids)
+    again = torch.cat([part for part, _ in masked_predictions(opened, ids)])
     assert torch.equal(said, again)
 
 
@@ -127,12 +129,40 @@ def test_a_model_agrees_with_itself(kind: str, request: pytest.FixtureRequest) -
     assert found == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["masked_lm", "causal"])
+def test_a_large_vocabulary_changes_how_much_is_predicted_at_once_and_no_number(
+    kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Block by block a text says what it says as a whole, of two models with vocabularies of their own as well."""
+    teacher, student = (open_model(str(request.getfixturevalue(kind))) for _ in range(2))
+    student.model.resize_token_embeddings(VOCABULARY + 40)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in student.model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    ids = blocks(teacher, TEXTS, 16, 7)
+    read: list[int] = []
+    teacher.model.register_forward_pre_hook(
+        lambda _, args, given: read.append(len(given["input_ids"])), with_kwargs=True
+    )
+    made, most = [], []
+    for limit in (LOGITS, 2 * 16 * (VOCABULARY + 40), 1):
+        for part in (language_of, agreement_of):
+            monkeypatch.setattr(part, "LOGITS", limit)
+        made.append(language(teacher, ids) | agreement(student, teacher, ids, TEXTS[:9]))
+        most.append(max(read))
+        read.clear()
+    assert most[0] >= 7 > most[1] > most[2] == 1
+    assert made == [pytest.approx(made[0], rel=1e-4)] * 3
+    assert 0 < made[0]["top1"] < 1
+
+
 def test_divergence_is_zero_only_for_the_teacher(masked_lm: Path) -> None:
     """A model that says nothing diverges from one that does, by log(vocabulary) less its entropy."""
     teacher, silent = open_model(str(masked_lm)), _silenced(open_model(str(masked_lm)))
     ids = blocks(teacher, TEXTS, 16, 4)
     found = agreement(silent, teacher, ids, TEXTS[:9])
-    said, _ = masked_predictions(teacher, ids)
+    said = torch.cat([part for part, _ in masked_predictions(teacher, ids)])
     entropy = -(said.exp() * said).sum(-1).mean()
     assert found["kl"] == pytest.approx(math.log(VOCABULARY) - float(entropy), rel=1e-4)
     assert found["top1"] < 1

@@ -61,12 +61,5 @@ def test_a_step_has_the_stated_examples_however_many_gpus_there_are(
     rows = Dataset.from_dict({**tokenizer(["the cat", "a dog"] * 12), "labels": [0, 1] * 12})
     settings = Settings(learning_rate=1e-3, epochs=1, batch=8)
     net = BertForSequenceClassification(tiny_config())
-    train_and_predict(
-        net,
-        counted,  # type: ignore[arg-type]
-        rows,
-        {"same": rows},
-        settings,
-        seed=0,
-    )
+    train_and_predict(net, counted, rows, {"same": rows}, settings, seed=0)
     assert seen == [8] * 6
