@@ -63,7 +63,7 @@ def evaluate(
     Args:
         model: a folder or hub name that `from_pretrained` opens.
         tasks: to fine-tune on: names of `tasks.TASKS`, or files or folders of one's own.
-        pairs: tasks whose pairs are compared by cosine similarity, without fine-tuning, such as `stsb`.
+        pairs: tasks whose pairs are compared by cosine similarity, without fine-tuning, such as `stsb`; of a file all.
         probes: tasks that a linear model learns on frozen embeddings.
         text: plain text that the model was not distilled on: language modelling, and agreement with the teacher.
         images: a folder or dataset of images that it was not distilled on, for models of images: agreement.
