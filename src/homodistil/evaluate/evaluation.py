@@ -196,16 +196,19 @@ def _measure_text(records: Records, opened: Sequence[Opened], texts: list[str]) 
                 "Give more text.",
             )
         refuse_unknown(one, tokens)
-    settings = {"digest": digest(texts), "blocks": BLOCKS, "block": block}
-    for one, tokens in zip(opened, ids, strict=True):
+    # figures of a token say nothing beside those of other tokens, as of a trimmed vocabulary
+    settings = [
+        {"digest": digest(texts), "blocks": BLOCKS, "block": block, "tokens": digest(tokens.tolist())} for tokens in ids
+    ]
+    for one, tokens, read in zip(opened, ids, settings, strict=True):
         if one.head != "none":
-            records.measure(one.source, "language", settings, lambda one=one, t=tokens: language(one, t))  # type: ignore[misc]
+            records.measure(one.source, "language", read, lambda one=one, t=tokens: language(one, t))  # type: ignore[misc]
     if len(opened) == 2:
         student, teacher = opened
         records.measure(
             student.source,
             "agreement with the teacher",
-            {**settings, "teacher": identity(teacher.source)},
+            {**settings[0], "teacher": identity(teacher.source)},
             lambda: agreement(student, teacher, ids[0], texts[:TEXTS]),
         )
 
