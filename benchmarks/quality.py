@@ -35,6 +35,7 @@ from homodistil.evaluate.probe import probe
 from homodistil.evaluate.records import machine
 from homodistil.evaluate.similarity import judged_pairs
 from homodistil.evaluate.tasks import TASKS, open_task
+from homodistil.rundir import writing_folder
 from quality_arms import ARMS, BEFORE, ONLY, TEACHER, Run, budget, reactions, text_of
 
 TARGETS = ("0.3", "0.5")
@@ -71,7 +72,7 @@ def one(run: Run, data: Path, work: Path) -> dict[str, Any]:
 
 
 def distilled(run: Run, data: Path, work: Path) -> dict[str, Any]:
-    """Distil alone, or go on: the student's folder, and beside it the records of its steps."""
+    """Distil alone, or go on: the student's folder, and beside it the records of its steps. The run itself stays."""
     source = fetch(run.teacher)
     learn, _ = text_of(run.teacher, data, work)
     out = work / run.name
@@ -91,16 +92,23 @@ def distilled(run: Run, data: Path, work: Path) -> dict[str, Any]:
             checkpoint_minutes=15, **options,
         )  # fmt: skip
         seconds = round(time.perf_counter() - started, 1)
-    shutil.rmtree(folder_of(run, work), ignore_errors=True)
-    shutil.move(result.students[target], folder_of(run, work))
-    shutil.move(out / "metrics.jsonl", path_of(run, work))
-    shutil.rmtree(out)
+    with writing_folder(folder_of(run, work)) as folder:
+        shutil.copytree(result.students[target], folder, dirs_exist_ok=True)
+    shutil.copy(out / "metrics.jsonl", path_of(run, work))
     tokens = metrics_of(run, work)[-1]["tokens"]
     return {
         "values": _prefixed("heldout", result.heldout[target]),
         "seconds": seconds,
         "tokens_seen": tokens,
     }
+
+
+def forget(run: Run, work: Path) -> None:
+    """Remove a run whose student and line are kept; all of it at once, so that nobody goes on with what is left."""
+    out, gone = work / run.name, work / f"{run.name}-gone"
+    shutil.rmtree(gone, ignore_errors=True)
+    if out.exists():
+        shutil.rmtree(out.rename(gone))
 
 
 def path_of(run: Run, work: Path) -> Path:
@@ -122,8 +130,8 @@ def measure(run: Run, folder: Path, source: Path, held: Path, data: Path) -> dic
     if run.arm != TEACHER:
         values |= _prefixed("held-out text", agreement(student, teacher, ids, texts[:400]))
     if student.head == "masked":
-        said, right = masked_predictions(student, ids)
-        values["held-out text: masked accuracy"] = (said.argmax(-1) == right).float().mean().item()
+        hits = [said.argmax(-1) == right for said, right in masked_predictions(student, ids)]
+        values["held-out text: masked accuracy"] = torch.cat(hits).float().mean().item()
     if run.teacher == "minilm":
         for split in ("validation", "test"):
             rows = datasets_of(data, split)
@@ -194,6 +202,7 @@ def work_through(options: argparse.Namespace) -> None:
                     line = {**key, **job(), "threads": options.threads, "machine": machine()}
                     with FileLock(work / "results.lock"), results.open("a") as file:
                         file.write(json.dumps(line) + "\n")
+                    forget(run, work)
         except Timeout:
             continue
 

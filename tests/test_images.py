@@ -104,6 +104,15 @@ def test_what_holds_no_images_is_refused(kind: str, pattern: str, pictures: Path
     assert len(str(caught.value).splitlines()) == 3
 
 
+def test_a_column_that_is_not_there_is_named_as_the_command_names_it(tmp_path: Path, pictures: Path) -> None:
+    """Two commands have two names for it."""
+    made = datasets.Dataset.from_dict({"photo": [str(next(pictures.rglob("*.png")))]})
+    made.cast_column("photo", datasets.Image()).save_to_disk(str(tmp_path / "saved"))
+    for option in ("--images.column", "--image-column"):
+        with pytest.raises(UserError, match=f"for example {option} photo"):
+            open_images(str(tmp_path / "saved"), "image", option=option)
+
+
 def test_an_image_that_is_torn_behind_its_header_is_none(tmp_path: Path) -> None:
     """Only decoding finds it, which is done as late as the image is needed."""
     content = io.BytesIO()

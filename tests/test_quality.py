@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import sys
 from dataclasses import asdict
@@ -109,6 +110,36 @@ def test_what_was_interrupted_goes_on(
     assert steps == sorted(set(steps))
     students = [quality.folder_of(made, tmp_path) / "model.safetensors" for made in (whole, run)]
     assert students[0].read_bytes() == students[1].read_bytes()
+
+
+def test_a_kill_after_the_last_step_costs_no_run(
+    masked_lm: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the student is kept or measured: it is taken out of the run, which goes when its line is written."""
+    import quality
+    from homodistil.distill import loop
+
+    monkeypatch.setattr(quality, "fetch", lambda _: masked_lm)
+    monkeypatch.setattr(quality, "text_of", lambda *_: (corpus, corpus))
+    monkeypatch.setattr(quality, "ARMS", {"short": ({"text": {"length": 32}}, None)})
+    options = _options(tmp_path, arms=["short"], teachers=["any"], targets=["0.5"], seeds=[0], tokens="1k")
+    (run,) = quality.runs(options)
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    for owner, step in ((shutil, "copytree"), (shutil, "copy"), (quality, "measure")):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, step, killed)
+            with pytest.raises(KeyboardInterrupt):
+                quality.work_through(options)
+        monkeypatch.setattr(loop, "prepare", lambda *_, **__: pytest.fail("distilled twice"))
+    monkeypatch.setattr(quality, "measure", lambda *_: {})
+    quality.work_through(options)
+    assert [line["tokens_seen"] > 0 for line in quality.finished(options.results)] == [True]
+    assert (quality.folder_of(run, options.work) / "model.safetensors").exists()
+    assert quality.metrics_of(run, options.work)
+    assert not (options.work / run.name).exists()
 
 
 def test_an_arm_that_passes_another_target_has_as_many_tokens_for_each(

@@ -60,7 +60,7 @@ class Images:
 _BROKEN = (OSError, ValueError, SyntaxError, EOFError, TypeError, Image.DecompressionBombError)
 
 
-def open_images(data: str, column: str, *, channels: int = 3) -> Images:
+def open_images(data: str, column: str, *, channels: int = 3, option: str = "--images.column") -> Images:
     """The images of a folder or a dataset. Of files the headers are read, and nothing is decoded.
 
     Args:
@@ -68,6 +68,7 @@ def open_images(data: str, column: str, *, channels: int = 3) -> Images:
             `train`).
         column: the image column of a dataset; folders have none.
         channels: that the images are to have, 3 or 1.
+        option: what names the column on the command line.
 
     Raises:
         UserError: nothing is there, there are no images, there is no such split or column, or a file is no whole
@@ -85,7 +86,7 @@ def open_images(data: str, column: str, *, channels: int = 3) -> Images:
         raise UserError(
             f"Cannot find the image column {column!r} in {data}.",
             f"This teacher reads images; the dataset's columns of images are {', '.join(pictures) or 'none'}.",
-            f"Name it with --images.column, for example --images.column {pictures[0]}."
+            f"Name it with {option}, for example {option} {pictures[0]}."
             if pictures
             else "Give a folder of images, or a dataset with a column of them.",
         )

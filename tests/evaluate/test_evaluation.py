@@ -16,6 +16,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from conftest import WORDS
+from homodistil import trim_vocabulary
 from homodistil.cli import main
 from homodistil.errors import UserError
 from homodistil.evaluate import evaluation
@@ -101,6 +102,18 @@ def test_a_model_that_is_put_back_is_what_a_report_shows(masked_lm: Path, encode
     records = json.loads(file.read_text())["records"]
     assert len(records) == 2
     assert {row.value: row.cells[str(folder)].mean for row in rows(records)} == used[0]["values"]
+
+
+def test_what_a_trimmed_model_says_of_a_token_is_not_compared_with_its_teacher(
+    masked_lm: Path, corpus: Path, tmp_path: Path
+) -> None:
+    """It chooses among fewer; a model with the same tokens is compared."""
+    trim_vocabulary(masked_lm, [" ".join(WORDS[:12])] * 9, tmp_path / "trimmed")
+    shutil.copytree(masked_lm, tmp_path / "whole")
+    for name in ("trimmed", "whole"):
+        used = evaluate(str(tmp_path / name), against=str(masked_lm), text=str(corpus), time=False)
+        compared = {row.measure: row.comparable for row in rows(used)}
+        assert compared == {"size": True, "language": name == "whole", "agreement with the teacher": True}
 
 
 def test_a_path_from_home_is_the_folder_that_it_names(

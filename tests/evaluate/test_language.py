@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.processors import TemplateProcessing
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from conftest import WORDS
+from homodistil.distill.cutter import Cutter
 from homodistil.errors import UserError
+from homodistil.evaluate import agreement as agreement_of
+from homodistil.evaluate import language as language_of
 from homodistil.evaluate.agreement import agreement, linear_cka, pairs_correlation
 from homodistil.evaluate.evaluation import evaluate
-from homodistil.evaluate.language import blocks, language, masked_predictions
+from homodistil.evaluate.language import LOGITS, blocks, language, masked_predictions
 from homodistil.evaluate.models import Opened, open_model
 
 TEXTS = [" ".join(WORDS[i % 7 : i % 7 + 9]) for i in range(40)]
@@ -53,15 +61,48 @@ def test_blocks_are_full_and_special_at_both_ends(masked_lm: Path) -> None:
     assert set(ids[:, -1].tolist()) == {opened.tokenizer.sep_token_id}
 
 
+def _proteins() -> PreTrainedTokenizerFast:
+    """A tokenizer of capitals alone."""
+    backend = Tokenizer(BPE({t: k for k, t in enumerate(("[CLS]", "[SEP]", "[MASK]", *"ACDEFGHIKLMNPQRSTVWY"))}, []))
+    backend.post_processor = TemplateProcessing("[CLS] $A [SEP]", special_tokens=[("[CLS]", 0), ("[SEP]", 1)])
+    roles = {"cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **roles)
+
+
+def _without_an_end(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """One that puts nothing around a text, as those of decoders do."""
+    plain = copy.deepcopy(tokenizer)
+    plain.backend_tokenizer.post_processor = None
+    plain.eos_token = "[SEP]"
+    return plain
+
+
+@pytest.mark.parametrize(
+    ("kind", "ends"), [("words", ("[CLS]", "[SEP]")), ("proteins", ("[CLS]", "[SEP]")), ("a decoder's", ("", ""))]
+)
+def test_a_text_is_cut_as_in_training(
+    kind: str, ends: tuple[str, str], masked_lm: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Into the same blocks, whatever the alphabet, with an end of each text also where the tokenizer puts none."""
+    kinds = {"words": tokenizer, "proteins": _proteins(), "a decoder's": _without_an_end(tokenizer)}
+    opened = replace(open_model(str(masked_lm)), processor=kinds[kind])
+    texts = ["MKVLAT" * (1 + k % 5) for k in range(40)] if kind == "proteins" else TEXTS
+    cutter = Cutter(opened.tokenizer, "text", 16, packed=True)
+    cut = blocks(opened, texts, 16, 1000).tolist()
+    assert cut == [ids for ids, _ in cutter.stream(texts)]
+    assert all((block[0], block[-1]) == tuple(opened.tokenizer.convert_tokens_to_ids(ends)) for block in cut if ends[0])
+    assert sum(block.count(opened.tokenizer.convert_tokens_to_ids("[SEP]")) for block in cut) >= len(texts) - 1
+
+
 def test_no_special_token_is_ever_masked(masked_lm: Path) -> None:
     """What is predicted are ordinary tokens, about 15 % of them, the same at each call."""
     opened = open_model(str(masked_lm))
     ids = blocks(opened, TEXTS, 32, 8)
-    said, right = masked_predictions(opened, ids)
+    said, right = (torch.cat(parts) for parts in zip(*masked_predictions(opened, ids), strict=True))
     ordinary = ~torch.isin(ids, torch.tensor(opened.tokenizer.all_special_ids))
     assert not set(right.tolist()) & set(opened.tokenizer.all_special_ids)
     assert len(right) == pytest.approx(0.15 * int(ordinary.sum()), rel=0.1)
-    again, _ = masked_predictions(opened, ids)
+    again = torch.cat([part for part, _ in masked_predictions(opened, ids)])
     assert torch.equal(said, again)
 
 
@@ -88,12 +129,40 @@ def test_a_model_agrees_with_itself(kind: str, request: pytest.FixtureRequest) -
     assert found == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["masked_lm", "causal"])
+def test_a_large_vocabulary_changes_how_much_is_predicted_at_once_and_no_number(
+    kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Block by block a text says what it says as a whole, of two models with vocabularies of their own as well."""
+    teacher, student = (open_model(str(request.getfixturevalue(kind))) for _ in range(2))
+    student.model.resize_token_embeddings(VOCABULARY + 40)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in student.model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    ids = blocks(teacher, TEXTS, 16, 7)
+    read: list[int] = []
+    teacher.model.register_forward_pre_hook(
+        lambda _, args, given: read.append(len(given["input_ids"])), with_kwargs=True
+    )
+    made, most = [], []
+    for limit in (LOGITS, 2 * 16 * (VOCABULARY + 40), 1):
+        for part in (language_of, agreement_of):
+            monkeypatch.setattr(part, "LOGITS", limit)
+        made.append(language(teacher, ids) | agreement(student, teacher, ids, TEXTS[:9]))
+        most.append(max(read))
+        read.clear()
+    assert most[0] >= 7 > most[1] > most[2] == 1
+    assert made == [pytest.approx(made[0], rel=1e-4)] * 3
+    assert 0 < made[0]["top1"] < 1
+
+
 def test_divergence_is_zero_only_for_the_teacher(masked_lm: Path) -> None:
     """A model that says nothing diverges from one that does, by log(vocabulary) less its entropy."""
     teacher, silent = open_model(str(masked_lm)), _silenced(open_model(str(masked_lm)))
     ids = blocks(teacher, TEXTS, 16, 4)
     found = agreement(silent, teacher, ids, TEXTS[:9])
-    said, _ = masked_predictions(teacher, ids)
+    said = torch.cat([part for part, _ in masked_predictions(teacher, ids)])
     entropy = -(said.exp() * said).sum(-1).mean()
     assert found["kl"] == pytest.approx(math.log(VOCABULARY) - float(entropy), rel=1e-4)
     assert found["top1"] < 1

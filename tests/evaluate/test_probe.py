@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from datasets import Dataset
 
@@ -53,6 +54,17 @@ def test_numbers_of_pairs_are_told_by_both_texts(encoder: Path) -> None:
     both = probe(encoder, _splits(shared, "one", "other", **options))
     assert both["pearson"] > 0.35
     assert probe(encoder, _splits(shared, "other", "one", **options)) == pytest.approx(both, abs=0.02)
+
+
+def test_a_probe_is_chosen_by_what_it_is_scored_by(encoder: Path) -> None:
+    """Most often right is who never says what is seldom so; of that Matthews' correlation thinks nothing."""
+    by = {}
+    for metric in ("accuracy", "matthews"):
+        coin = random.Random(0)
+        splits = _splits(lambda a, _, coin=coin: "cat" in a.split() and coin.random() < 0.4, "one", metrics=(metric,))
+        by[metric] = probe(encoder, splits)[metric]
+    assert by["accuracy"] == pytest.approx(1 - np.mean(splits.evaluated["validation"]["label"][:]))
+    assert by["matthews"] > 0.1
 
 
 def test_a_class_with_a_single_row_is_no_obstacle(encoder: Path) -> None:

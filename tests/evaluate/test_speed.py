@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from homodistil.evaluate.speed import sentences_per_second
+import pytest
+
+from conftest import WORDS
+from homodistil.evaluate import speed
+from homodistil.evaluate.models import open_model
+from homodistil.evaluate.speed import forward_seconds, sentences_per_second
 
 
 def test_every_model_gets_a_positive_speed(encoder: Path, masked_lm: Path) -> None:
@@ -12,3 +17,17 @@ def test_every_model_gets_a_positive_speed(encoder: Path, masked_lm: Path) -> No
     speeds = sentences_per_second([encoder, masked_lm], ["the man sees a cat"] * 4, batch=2, rounds=1)
     assert len(speeds) == 2
     assert all(speed > 0 for speed in speeds)
+
+
+def test_a_large_vocabulary_is_timed_in_several_passes_of_the_same_sequences(
+    masked_lm: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No more predictions stand in memory than are allowed; an encoder has none."""
+    monkeypatch.setattr(speed, "LOGITS", 3 * 8 * (5 + len(WORDS)))
+    for folder, passes in ((masked_lm, [3, 3, 2]), (encoder, [8])):
+        opened, read = open_model(str(folder)), list[int]()
+        opened.model.register_forward_pre_hook(
+            lambda _, args, given, read=read: read.append(len(given["input_ids"])), with_kwargs=True
+        )
+        forward_seconds([opened], batch=8, length=8, rounds=1)
+        assert read == passes * (len(read) // len(passes))

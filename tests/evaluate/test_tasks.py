@@ -72,6 +72,18 @@ def test_ones_own_folder_has_its_own_validation_rows(tmp_path: Path) -> None:
     assert (len(splits.train), len(splits.evaluated["validation"])) == (9, 2)
 
 
+@pytest.mark.parametrize("kind", ["file", "folder", "stsb"])
+def test_of_pairs_that_are_compared_as_they_are_every_row_is_scored(kind: str, tmp_path: Path) -> None:
+    """Nothing is learnt, so that no row is kept back and no training rows need to be there."""
+    rows = [{"sentence1": f"a {k}", "sentence2": f"b {k}", "label": k} for k in range(20)]
+    _write(tmp_path / (f"{kind}.jsonl" if kind == "file" else f"{kind}/validation.jsonl"), rows)
+    name = {"file": str(tmp_path / "file.jsonl"), "folder": str(tmp_path / "folder"), "stsb": "stsb"}[kind]
+    splits = open_task(name, tmp_path, scores=True)
+    assert splits.task.labels == "number"
+    assert len(splits.train) == 0
+    assert sorted(splits.evaluated["validation"]["label"][:]) == list(range(20))
+
+
 def test_every_row_of_a_table_is_read(tmp_path: Path) -> None:
     """A quote that opens a text between tabs is a character, and None is a word."""
     for ending, tab, quote in ((".tsv", "\t", '"'), (".csv", ",", "")):

@@ -76,6 +76,16 @@ def test_fine_tuning_starts_where_the_probe_ends(
     assert all(tuned[name] == pytest.approx(probed[name], abs=0.02) for name in splits.task.metrics)
 
 
+@pytest.mark.parametrize(("offset", "scale"), [(2000.0, 3.0), (-7.4, 0.05)])
+def test_numbers_start_where_the_probe_ends_wherever_they_lie(
+    offset: float, scale: float, sentence_encoder: Path
+) -> None:
+    """Also far from zero, where bf16 knows even numbers alone, or fewer."""
+    splits = _splits(lambda a, b: offset + scale * _shared(a, b), "one", "other", labels="number", metrics=("r2",))
+    tuned, probed = finetune(sentence_encoder, splits, STILL, seed=0), probe(sentence_encoder, splits)
+    assert tuned["r2"] == pytest.approx(probed["r2"], abs=0.02)
+
+
 @pytest.mark.parametrize("counts", [True, False], ids=["in the mean", "left out of the mean"])
 def test_an_encoders_prompt_is_read_in_fine_tuning_as_in_use(
     counts: bool, sentence_encoder: Path, tmp_path: Path
@@ -114,6 +124,21 @@ def test_padding_and_other_rows_change_no_logit(sentence_encoder: Path) -> None:
         together = net(**collate(batch))["logits"]
         alone = torch.cat([net(**collate([row]))["logits"] for row in batch])
     torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
+
+
+def test_texts_are_read_as_far_as_positions_reach_also_where_eight_does_not_divide_them(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Of 36 positions 36 are read, and no padding beyond them."""
+    BertModel(tiny_config(max_position_embeddings=36)).save_pretrained(tmp_path / "bare")
+    tokenizer.save_pretrained(tmp_path / "bare")
+    SentenceTransformer(str(tmp_path / "bare")).save_pretrained(str(tmp_path / "sentences"))
+    rows = Dataset.from_dict({"one": ["a cat " * 40, "two dog " * 17] * 16, "label": [0, 1] * 16})
+    task = Task(name="own", columns=("one",), labels="classes", metrics=("accuracy",))
+    settings = Settings(learning_rate=1e-3, epochs=1, length=64)
+    for folder in ("bare", "sentences"):
+        made = finetune(tmp_path / folder, Splits(task, rows, {"validation": rows}), settings, seed=0)
+        assert 0 <= made["accuracy"] <= 1
 
 
 def test_a_short_text_is_not_padded_to_its_partner(sentence_encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from datasets import Dataset
-from transformers import BertForSequenceClassification, DataCollatorWithPadding, PreTrainedTokenizerBase
+from transformers import (
+    BertForSequenceClassification,
+    DataCollatorWithPadding,
+    PreTrainedTokenizerBase,
+    TrainingArguments,
+)
 
 from conftest import tiny_config
+from homodistil.evaluate import training
 from homodistil.evaluate.training import PLAIN, Settings, train_and_predict
 
 
@@ -30,3 +38,28 @@ def test_short_sequences_attend_plainly_on_a_cpu_and_learn_the_same(tokenizer: P
     assert kernel.config._attn_implementation == "sdpa"
     torch.testing.assert_close(answers, other, atol=0.02, rtol=0.02)
     assert answers.std(0).min() > 0.02
+
+
+def test_a_step_has_the_stated_examples_however_many_gpus_there_are(
+    tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of four one is used: what is learnt is the same on any machine."""
+
+    def on_four(**options: Any) -> Any:
+        arguments = TrainingArguments(**options)
+        arguments._n_gpu = 4
+        return arguments
+
+    monkeypatch.setattr(training, "TrainingArguments", on_four)
+    seen: list[int] = []
+    pad = DataCollatorWithPadding(tokenizer)
+
+    def counted(rows: list[Any]) -> Any:
+        seen.append(len(rows))
+        return pad(rows)
+
+    rows = Dataset.from_dict({**tokenizer(["the cat", "a dog"] * 12), "labels": [0, 1] * 12})
+    settings = Settings(learning_rate=1e-3, epochs=1, batch=8)
+    net = BertForSequenceClassification(tiny_config())
+    train_and_predict(net, counted, rows, {"same": rows}, settings, seed=0)
+    assert seen == [8] * 6

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 
 from homodistil.axes.layout import Layout
@@ -70,16 +71,19 @@ def test_what_is_for_text_is_refused(options: dict[str, Any], said: str, image_p
 
 
 def test_images_and_text_are_not_mixed(masked_lm: Path, image_processor: Any, pictures: Path, tmp_path: Path) -> None:
-    """Images for a model of text, a teacher that reads something else, other patches, and too few images."""
+    """Images for a model of text, a teacher that reads something else, other patches, and images that are not there."""
     model = _saved(tiny("ViT"), tmp_path / "model", image_processor)
     coarse = _saved(tiny("ViT", patch_size=12), tmp_path / "coarse", image_processor)
     (tmp_path / "few").mkdir()
     shutil.copy(next(pictures.rglob("*.png")), tmp_path / "few")
+    photos = datasets.Dataset.from_dict({"photo": [str(file) for file in pictures.rglob("*.png")]})
+    photos.cast_column("photo", datasets.Image()).save_to_disk(str(tmp_path / "photos"))
     cases: tuple[tuple[Path, Path, Path | None, str], ...] = (
         (masked_lm, masked_lm, pictures, "Cannot use --images"),
         (model, masked_lm, None, "One reads text, and the other images"),
         (model, coarse, pictures, "17 and 5 tokens in an image"),
         (model, model, tmp_path / "few", "holds 1 images"),
+        (model, model, tmp_path / "photos", "for example --image-column photo"),
     )
     for one, against, data, said in cases:
         with pytest.raises(UserError, match=said):

@@ -122,6 +122,18 @@ def test_quality_is_drawn_over_size_with_the_teacher_as_a_line() -> None:
     assert _points(students) == [[1.0, 60.0], [2.0, 64.0]]
 
 
+def test_students_of_one_size_stand_one_above_the_other() -> None:
+    """Both are drawn, in any order of their scores."""
+    records = [
+        {"model": m, "role": "model", "measure": measure, "values": values}
+        for m, score in (("a", 64.0), ("b", 60.0))
+        for measure, values in (("size", {"parameters": 1e6}), ("rte", {"score": score}))
+    ]
+    figure = curves.quality(records)
+    assert figure is not None
+    assert _points(figure.axes[0].lines[0]) == [[1.0, 64.0], [1.0, 60.0]]
+
+
 def test_a_name_is_no_formula() -> None:
     """Dollars in a task's name are drawn as they are."""
     records = [
@@ -139,9 +151,18 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
         report([tmp_path], [], tmp_path / "report")
 
 
-def test_a_file_without_an_evaluation_is_refused(run: Path, tmp_path: Path) -> None:
-    """What holds no records is no evaluation."""
-    (tmp_path / "numbers.json").write_text("[]")
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        '{"records": [{}]}',
+        '{"records": ["words"]}',
+        '{"records": [{"model": "m", "role": "model", "measure": "size", "values": 3}]}',
+    ],
+)
+def test_a_file_without_an_evaluation_is_refused(content: str, run: Path, tmp_path: Path) -> None:
+    """What holds no records, or other ones, is no evaluation."""
+    (tmp_path / "numbers.json").write_text(content)
     with pytest.raises(UserError, match="no evaluation"):
         report([run], [tmp_path / "numbers.json"], tmp_path / "report")
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from homodistil.report import curves
 from homodistil.report.tables import markdown, rows, terminal, written
 
 
@@ -69,6 +70,21 @@ def test_a_model_stands_beside_its_teacher() -> None:
     assert ["size", "parameters", "1,000,000", "4,000,000", "x 0.25"] in lines
     assert ["", "score", "85.0 ± 7.1", "95.0", "-10.0"] in lines
     assert markdown(header, lines).count("\n") == len(lines) + 1
+
+
+def test_figures_of_other_tokens_are_not_compared() -> None:
+    """Of a student with a part of its teacher's vocabulary each token says more; its size is compared all the same."""
+    for tokens, beside in (("x", "x 1.50"), ("y", "")):
+        read = [
+            {**_record(f"runs/a/{name}", "language", perplexity=number), "settings": {"digest": "1", "tokens": one}}
+            for name, number, one in (("half", 6.0, tokens), ("teacher", 4.0, "x"))
+        ]
+        lines = written([*RECORDS, *read])[1]
+        assert ["language", "perplexity", "6.00", "4.00", beside] in lines
+        assert ["size", "parameters", "1,000,000", "4,000,000", "x 0.25"] in lines
+        figure = curves.quality([*RECORDS, *read])
+        assert figure is not None
+        assert any("perplexity" in axes.get_title() for axes in figure.axes) == bool(beside)
 
 
 def test_the_teacher_is_what_a_model_is_compared_with_whichever_was_measured_first() -> None:

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from homodistil.distill.pairs import PAIR
 from homodistil.distill.sources import Tokens
 from homodistil.errors import UserError
+from homodistil.loading import special_tokens
 
 
 class Cutter:
@@ -45,10 +46,7 @@ class Cutter:
                 f"Use --text.length {longest} or less.",
             )
         self.length = length
-        self.prefix, self.suffix = _special_tokens(tokenizer)
-        # what stands between two texts of a block, also where the tokenizer itself ends a text by nothing
-        eos = tokenizer.eos_token_id
-        self.ends = self.suffix or ([eos] if eos is not None else [])
+        self.prefix, self.suffix, self.ends = special_tokens(tokenizer)
         self.openings = [self._opening(prompt) for prompt in self.prompts]
         before = max(map(len, self.openings)) + len(self.suffix)
         if length <= before:
@@ -140,28 +138,6 @@ class Blocks:
         self.rest = joined[full:]
         blocks = (joined[at : at + self.room] for at in range(0, full, self.room))
         return {"input_ids": [[*self.prefix, *block, *self.suffix] for block in blocks]}
-
-
-def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """What a tokenizer puts before and after a text, found by letting it do so.
-
-    Raises:
-        UserError: it makes nothing of any of its own tokens.
-    """
-    special = set(tokenizer.all_special_ids)
-    own = (tokenizer.decode([token]) for token in range(len(tokenizer)) if token not in special)
-    # an alphabet of its own, as of proteins, may have no "a"
-    for text in itertools.chain(["a"], own):
-        plain: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-        wrapped: list[int] = tokenizer(text)["input_ids"]
-        at = next((i for i in range(len(wrapped)) if wrapped[i : i + len(plain)] == plain), None)
-        if plain and at is not None:
-            return wrapped[:at], wrapped[at + len(plain) :]
-    raise UserError(
-        f"Cannot read text with this {type(tokenizer).__name__}: it makes no token of any text.",
-        "A tokenizer must make the same tokens of a text with special tokens around it as without.",
-        "Save the tokenizer that the model was trained with into the teacher's folder.",
-    )
 
 
 def _is_text(value: Any) -> bool:

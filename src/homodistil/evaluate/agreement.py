@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from homodistil.errors import UserError
-from homodistil.evaluate.language import causal_predictions, masked_predictions
+from homodistil.evaluate.language import LOGITS, predictions
 from homodistil.evaluate.metrics import METRICS
 from homodistil.evaluate.models import Opened
 from homodistil.evaluate.similarity import embed, has_towers
@@ -131,12 +131,10 @@ def _predictions(
     student: Opened, teacher: Opened, ids: tuple[Tensor, Tensor], tokens: tuple[Tensor, Tensor]
 ) -> dict[str, float]:
     same, divergence, count = 0, 0.0, 0
-    if student.head == "masked":
-        pairs = [tuple(masked_predictions(m, own)[0] for m, own in zip((student, teacher), ids, strict=True))]
-    else:
-        both = zip(causal_predictions(student, ids[0]), causal_predictions(teacher, ids[1]), strict=True)
-        pairs = ((mine[0], theirs[0]) for mine, theirs in both)  # type: ignore[assignment]
-    for mine, theirs in pairs:
+    # in step, whichever has the larger vocabulary
+    batch = min(m.rows_at_once(LOGITS, ids[0].shape[1], 32) for m in (student, teacher))
+    both = (predictions(m, own, batch=batch) for m, own in zip((student, teacher), ids, strict=True))
+    for (mine, _), (theirs, _) in zip(*both, strict=True):
         mine, theirs = (p[:, own.to(p.device)].log_softmax(-1) for p, own in zip((mine, theirs), tokens, strict=True))
         same += int((mine.argmax(-1) == theirs.argmax(-1)).sum())
         divergence += float((theirs.exp() * (theirs - mine)).sum())

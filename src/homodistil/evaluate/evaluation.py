@@ -63,7 +63,7 @@ def evaluate(
     Args:
         model: a folder or hub name that `from_pretrained` opens.
         tasks: to fine-tune on: names of `tasks.TASKS`, or files or folders of one's own.
-        pairs: tasks whose pairs are compared by cosine similarity, without fine-tuning, such as `stsb`.
+        pairs: tasks whose pairs are compared by cosine similarity, without fine-tuning, such as `stsb`; of a file all.
         probes: tasks that a linear model learns on frozen embeddings.
         text: plain text that the model was not distilled on: language modelling, and agreement with the teacher.
         images: a folder or dataset of images that it was not distilled on, for models of images: agreement.
@@ -196,16 +196,19 @@ def _measure_text(records: Records, opened: Sequence[Opened], texts: list[str]) 
                 "Give more text.",
             )
         refuse_unknown(one, tokens)
-    settings = {"digest": digest(texts), "blocks": BLOCKS, "block": block}
-    for one, tokens in zip(opened, ids, strict=True):
+    # figures of a token say nothing beside those of other tokens, as of a trimmed vocabulary
+    settings = [
+        {"digest": digest(texts), "blocks": BLOCKS, "block": block, "tokens": digest(tokens.tolist())} for tokens in ids
+    ]
+    for one, tokens, read in zip(opened, ids, settings, strict=True):
         if one.head != "none":
-            records.measure(one.source, "language", settings, lambda one=one, t=tokens: language(one, t))  # type: ignore[misc]
+            records.measure(one.source, "language", read, lambda one=one, t=tokens: language(one, t))  # type: ignore[misc]
     if len(opened) == 2:
         student, teacher = opened
         records.measure(
             student.source,
             "agreement with the teacher",
-            {**settings, "teacher": identity(teacher.source)},
+            {**settings[0], "teacher": identity(teacher.source)},
             lambda: agreement(student, teacher, ids[0], texts[:TEXTS]),
         )
 

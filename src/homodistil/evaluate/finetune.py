@@ -109,18 +109,19 @@ def finetune(
         # an answer's tokens are counted from the left
         tokenizer.padding_side = "right"
         net = _open(AutoModelForQuestionAnswering, folder, {}, trust_remote_code)
+        length = min(settings.length, longest(net, tokenizer))
+        collator = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=_multiple(length))
         per_split = squad.learn_and_answer(
-            lambda train, evaluated: train_and_predict(net, _padded(tokenizer), train, evaluated, settings, seed),
+            lambda train, evaluated: train_and_predict(net, collator, train, evaluated, settings, seed),
             tokenizer,
             splits,
-            min(settings.length, longest(net, tokenizer)),
+            length,
         )
     else:
         known = classes(splits) if task.labels == "classes" else []
         middle, spread = (0.0, 1.0) if known or has_towers(model) else _scale(splits)
         label: Label = {c: i for i, c in enumerate(known)}.__getitem__ if known else lambda v: (v - middle) / spread
-        net, collate, read, most = _reader(model, splits, known, tokenizer, trust_remote_code)
-        length = min(settings.length, most)
+        net, collate, read, length = _reader(model, splits, known, tokenizer, settings.length, trust_remote_code)
         train = read(splits.train, task, tokenizer, length, label)
         evaluated = {s: read(rows, task, tokenizer, length, label) for s, rows in splits.evaluated.items()}
         answers = train_and_predict(net, collate, train, evaluated, settings, seed)
@@ -135,17 +136,24 @@ def finetune(
 
 
 def _reader(
-    model: Path, splits: Splits, known: Sequence[Any], tokenizer: PreTrainedTokenizerBase, trust: bool
+    model: Path, splits: Splits, known: Sequence[Any], tokenizer: PreTrainedTokenizerBase, most: int, trust: bool
 ) -> tuple[nn.Module, DataCollatorWithPadding | Collate, Callable[..., Dataset], int]:
-    """A model with a head for classes or numbers, what makes its batches and rows, and how long these may be."""
+    """A model with a head for classes or numbers, what makes its batches and rows, and their tokens, `most` at most."""
     if has_towers(model):
         net = Towers(model, splits, known, trust_remote_code=trust)
-        return net, Collate(tokenizer), net.encoded, net.longest
+        length = min(most, net.longest)
+        return net, Collate(tokenizer, _multiple(length)), net.encoded, length
     options = {"num_labels": max(1, len(known)), "problem_type": _PROBLEM[splits.task.labels]}
     folder = Path(transformer_folder(str(model)))
     opened = _open(AutoModelForSequenceClassification, folder, options, trust)
     opened.config.pad_token_id = tokenizer.pad_token_id
-    return opened, _padded(tokenizer), _encoded, longest(opened, tokenizer)
+    length = min(most, longest(opened, tokenizer))
+    return opened, DataCollatorWithPadding(tokenizer, pad_to_multiple_of=_multiple(length)), _encoded, length
+
+
+def _multiple(length: int) -> int | None:
+    """What a batch's length is a multiple of: 8, where none then exceeds what is read at most."""
+    return None if length % 8 else 8
 
 
 def _scale(splits: Splits) -> tuple[float, float]:
@@ -155,10 +163,6 @@ def _scale(splits: Splits) -> tuple[float, float]:
     """
     numbers = np.asarray(splits.train[splits.task.label][:], dtype=float)
     return float(numbers.mean()), float(numbers.std()) or 1.0
-
-
-def _padded(tokenizer: PreTrainedTokenizerBase) -> DataCollatorWithPadding:
-    return DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8)
 
 
 _PROBLEM = {"classes": "single_label_classification", "number": "regression"}

@@ -65,7 +65,7 @@ def refuse_too_long(opened: Sequence[Opened], lengths: Sequence[int]) -> None:
 
 def read_pictures(data: str, column: str, opened: Sequence[Opened]) -> list[Image.Image]:
     """At most `IMAGES` images, evenly spaced."""
-    found = open_images(data, column, channels=opened[0].model.config.num_channels)
+    found = open_images(data, column, channels=opened[0].model.config.num_channels, option="--image-column")
     rows = range(0, len(found), max(1, -(-len(found) // IMAGES)))
     pictures = [picture for row in rows if (picture := found.read(row)) is not None]
     if len(pictures) < 3:

@@ -14,8 +14,12 @@ if TYPE_CHECKING:
     from homodistil.evaluate.tasks import Splits, Task
 
 
-def check(splits: Splits) -> None:
+def check(splits: Splits, *, learnt: bool = True) -> None:
     """Refuse data that cannot be learnt or scored.
+
+    Args:
+        splits: the task's data.
+        learnt: whether there are rows to learn from.
 
     Raises:
         UserError: too few or too many text columns, a column that is not there, fewer than two rows, a row without
@@ -29,7 +33,7 @@ def check(splits: Splits) -> None:
             "A task has one text column, or two for pairs.",
             "Name them with --columns, for example --columns premise,hypothesis.",
         )
-    for split, rows in {"train": splits.train, **splits.evaluated}.items():
+    for split, rows in {**({"train": splits.train} if learnt else {}), **splits.evaluated}.items():
         if missing := [c for c in (*task.columns, task.label) if c not in rows.column_names]:
             raise UserError(
                 f"The task {task.name} has no column {missing[0]} in its {split} rows.",
@@ -41,7 +45,7 @@ def check(splits: Splits) -> None:
             _refuse_no_text(task, split, column, rows)
         if task.labels != "span":
             _refuse_unfit(task, split, rows[task.label][:])
-    if task.labels == "classes":
+    if learnt and task.labels == "classes":
         classes(splits)
 
 

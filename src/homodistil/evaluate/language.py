@@ -11,21 +11,27 @@ from torch import Tensor
 
 from homodistil.errors import UserError
 from homodistil.evaluate.models import Opened
+from homodistil.loading import special_tokens
 
 MASKED = 0.15
 """The share of tokens that is masked (BERT, section 3.1); all by the mask token, which is what is scored here."""
 PSEUDO_BLOCKS = 8
 """Blocks for pseudo-perplexity, which needs a forward pass of a row for each token."""
+LOGITS = 1 << 26
+"""Numbers that a model says at once, 256 MiB: of 250,000 tokens those of two blocks, which are copied several times."""
 
 
 def blocks(opened: Opened, texts: Sequence[str], length: int, most: int) -> Tensor:
-    """Full blocks of joined text, special tokens at both ends where the tokenizer puts them: (blocks, length)."""
+    """Full blocks of joined text, as training cuts them: (blocks, length).
+
+    Special tokens stand at both ends where the tokenizer puts them, and what ends a text stands between two.
+
+    Raises:
+        UserError: the tokenizer makes nothing of any of its own tokens.
+    """
+    before, after, ends = special_tokens(opened.tokenizer)
     bare = [ids for text in texts if (ids := opened.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)]
-    wrapped = opened.tokenizer("a").input_ids
-    plain = opened.tokenizer("a", add_special_tokens=False).input_ids
-    at = next((i for i in range(len(wrapped)) if wrapped[i : i + len(plain)] == plain), 0)
-    before, after = wrapped[:at], wrapped[at + len(plain) :]
-    joined = [token for ids in bare for token in (*ids, *after)]
+    joined = [token for ids in bare for token in (*ids, *ends)]
     room = length - len(before) - len(after)
     cut = [before + joined[i : i + room] + after for i in range(0, len(joined) - room + 1, room)][:most]
     return torch.tensor(cut, device=opened.model.device)
@@ -54,27 +60,27 @@ def _special(opened: Opened, ids: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def masked_predictions(opened: Opened, ids: Tensor, *, seed: int = 0, batch: int = 32) -> tuple[Tensor, Tensor]:
-    """Mask a fixed share of each block and predict it.
+def masked_predictions(
+    opened: Opened, ids: Tensor, *, seed: int = 0, batch: int = 32
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Mask a fixed share of each block and predict it, a batch of blocks at a time.
 
     Args:
         opened: a masked language model.
         ids: blocks (blocks, length).
         seed: of the choice of positions; two models with one tokenizer are asked for the same.
-        batch: blocks in a forward pass.
+        batch: blocks in a forward pass at most; fewer of a large vocabulary.
 
-    Returns:
-        Log-probabilities (masked, vocabulary) on the CPU, and what stood there, (masked,).
+    Yields:
+        Log-probabilities (masked, vocabulary), and what stood there, (masked,).
     """
     special = _special(opened, ids).cpu()
     lot = torch.rand(ids.shape, generator=torch.Generator().manual_seed(seed)).masked_fill(special, 2.0)
-    chosen = lot < torch.quantile(lot[~special], MASKED)
-    hidden = ids.masked_fill(chosen.to(ids.device), opened.tokenizer.mask_token_id)
-    made = [
-        opened.model(input_ids=part).logits[where.to(ids.device)].float().log_softmax(-1).cpu()
-        for part, where in zip(torch.split(hidden, batch), torch.split(chosen, batch), strict=True)
-    ]
-    return torch.cat(made), ids.cpu()[chosen]
+    chosen = (lot < torch.quantile(lot[~special], MASKED)).to(ids.device)
+    hidden = ids.masked_fill(chosen, opened.tokenizer.mask_token_id)
+    batch = opened.rows_at_once(LOGITS, ids.shape[1], batch)
+    for part, where, right in zip(*(torch.split(x, batch) for x in (hidden, chosen, ids)), strict=True):
+        yield opened.model(input_ids=part).logits[where].float().log_softmax(-1), right[where]
 
 
 @torch.no_grad()
@@ -82,6 +88,7 @@ def pseudo_perplexity(opened: Opened, ids: Tensor, *, batch: int = 64) -> float:
     """Exp of the mean negative log-probability of each token with it alone masked (Salazar et al. 2020)."""
     mask = opened.tokenizer.mask_token_id
     special = _special(opened, ids)
+    batch = opened.rows_at_once(LOGITS, ids.shape[1], batch)
     losses = []
     for block, skip in zip(ids, special, strict=True):
         positions = torch.arange(len(block), device=ids.device)[~skip]
@@ -95,11 +102,16 @@ def pseudo_perplexity(opened: Opened, ids: Tensor, *, batch: int = 64) -> float:
 
 
 @torch.no_grad()
-def causal_predictions(opened: Opened, ids: Tensor, *, batch: int = 8) -> Iterator[tuple[Tensor, Tensor]]:
+def causal_predictions(opened: Opened, ids: Tensor, *, batch: int = 32) -> Iterator[tuple[Tensor, Tensor]]:
     """Log-probabilities (tokens, vocabulary) of each next token and the token itself, a batch of blocks at a time."""
-    for part in torch.split(ids, batch):
+    for part in torch.split(ids, opened.rows_at_once(LOGITS, ids.shape[1], batch)):
         logits = opened.model(input_ids=part).logits[:, :-1].float().log_softmax(-1)
         yield logits.flatten(0, 1), part[:, 1:].flatten()
+
+
+def predictions(opened: Opened, ids: Tensor, *, batch: int = 32) -> Iterator[tuple[Tensor, Tensor]]:
+    """What a language model says of a text, as its head allows: see `masked_predictions`, `causal_predictions`."""
+    return (masked_predictions if opened.head == "masked" else causal_predictions)(opened, ids, batch=batch)
 
 
 def language(opened: Opened, ids: Tensor) -> dict[str, float]:
@@ -108,17 +120,14 @@ def language(opened: Opened, ids: Tensor) -> dict[str, float]:
     Returns:
         `masked_accuracy` and `pseudo_perplexity`, or `perplexity` and `next_accuracy`.
     """
+    if opened.head not in ("masked", "causal"):
+        return {}
+    total, hits, count = 0.0, 0, 0
+    for said, right in predictions(opened, ids):
+        total -= said.gather(1, right[:, None]).sum().item()
+        hits += int((said.argmax(-1) == right).sum())
+        count += len(right)
     if opened.head == "masked":
-        said, right = masked_predictions(opened, ids)
-        return {
-            "masked_accuracy": (said.argmax(-1) == right).float().mean().item(),
-            "pseudo_perplexity": pseudo_perplexity(opened, ids[:PSEUDO_BLOCKS]),
-        }
-    if opened.head == "causal":
-        total, hits, count = 0.0, 0, 0
-        for said, right in causal_predictions(opened, ids):
-            total -= said.gather(1, right[:, None]).sum().item()
-            hits += int((said.argmax(-1) == right).sum())
-            count += len(right)
-        return {"perplexity": math.exp(total / count), "next_accuracy": hits / count}
-    return {}
+        perplexity = pseudo_perplexity(opened, ids[:PSEUDO_BLOCKS])
+        return {"masked_accuracy": hits / count, "pseudo_perplexity": perplexity}
+    return {"perplexity": math.exp(total / count), "next_accuracy": hits / count}

@@ -92,6 +92,16 @@ class Opened:
         ids = torch.randint(config.vocab_size, (batch, length), generator=draw)
         return {"input_ids": ids.to(self.model.device)}
 
+    def rows_at_once(self, numbers: int, length: int, most: int) -> int:
+        """Sequences in a forward pass: at most `most`, and so many that its predictions are `numbers` or fewer.
+
+        A language model says a number of each token of its vocabulary, at each position.
+        """
+        if self.head not in ("masked", "causal"):
+            return most
+        vocabulary: int = self.model.config.vocab_size
+        return max(1, min(most, numbers // (length * vocabulary)))
+
 
 def open_model(source: str, *, trust_remote_code: bool = False) -> Opened:
     """Open a model with the head that its configuration names.

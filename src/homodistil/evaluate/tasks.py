@@ -86,7 +86,7 @@ TASKS: dict[str, Task] = {
 _ID = re.compile(r"(.*[_-])?(id|ids|idx|index|guid|uuid|key)")
 """What columns are called that tell rows apart, and say nothing."""
 OWN_HELDOUT = 0.2
-"""The share of a user's own file that is scored, where no validation file lies beside it."""
+"""The share of a user's own file that is scored where something is learnt; no validation file lies beside it."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Splits:
 
     Attributes:
         task: the task.
-        train: what is learnt from.
+        train: what is learnt from; of pairs that are compared as they are, no rows.
         evaluated: what is scored, by split.
     """
 
@@ -123,30 +123,32 @@ def open_task(
             that are called an id.
         label: the label's column of a user's own task.
         limit: train on that many rows at most, drawn with a fixed seed.
-        scores: whether whole numbers are numbers, too, and not classes.
+        scores: whether nothing is learnt, and numbers are compared: whole numbers are numbers, too, and not classes,
+            all rows of a file are scored, and no `train` file is needed.
 
     Raises:
         UserError: no such task, file or column, or rows that cannot be learnt or scored, as `labels.check` says.
     """
     if name in TASKS:
         task = TASKS[name]
-        files = _local(task, data_dir)
+        files = _local(task, data_dir, scores)
         opened = {s: _read(files[s]) for s in files} if files else _from_hub(task)
-        splits = Splits(task, opened["train"], {s: opened[s] for s in task.evaluated})
+        evaluated = {s: opened[s] for s in task.evaluated}
+        splits = Splits(task, Dataset.from_dict({}) if scores else opened["train"], evaluated)
     else:
         splits = _own(Path(expanduser(name)), tuple(columns), label, scores)
     if limit is not None and limit < len(splits.train):
         splits = Splits(splits.task, splits.train.shuffle(seed=0).select(range(limit)), splits.evaluated)
-    check(splits)
+    check(splits, learnt=not scores)
     return splits
 
 
-def _local(task: Task, data_dir: Path | None) -> dict[str, Path]:
+def _local(task: Task, data_dir: Path | None, scores: bool) -> dict[str, Path]:
     if data_dir is None:
         return {}
     folders = [data_dir / task.name, data_dir / "glue" / task.name]
     folder = next((f for f in folders if f.is_dir()), None)
-    wanted = ("train", *task.evaluated)
+    wanted = task.evaluated if scores else ("train", *task.evaluated)
     files = {split: found for split in wanted if folder and (found := _split_file(folder, split))}
     if missing := [split for split in wanted if split not in files]:
         raise UserError(
@@ -154,7 +156,7 @@ def _local(task: Task, data_dir: Path | None) -> dict[str, Path]:
             + (f"{folder} has no {missing[0]} file." if folder else f"there is no folder {task.name}."),
             f"A task is a folder with the files {', '.join(f'{w}.jsonl' for w in wanted)}, in the data folder or "
             "in its folder glue.",
-            "Add them, leave the task out of --tasks, or leave --data-dir out to take it from the hub.",
+            "Add them, leave the task out, or leave --data-dir out to take it from the hub.",
         )
     return files
 
@@ -200,30 +202,36 @@ def _from_hub(task: Task) -> Mapping[str, Dataset]:
 
 
 def _own(path: Path, columns: tuple[str, ...], label: str, scores: bool) -> Splits:
-    """A user's own task: two files in a folder, or one file of which a fixed part is scored."""
+    """A user's own task: two files in a folder, or one file, of which a fixed part is scored if the rest is learnt."""
+    train = Dataset.from_dict({})
     if path.is_dir():
-        files = {split: _split_file(path, split) for split in ("train", "validation")}
-        if None in files.values():
+        wanted = ("validation",) if scores else ("train", "validation")
+        files = {split: file for split in wanted if (file := _split_file(path, split))}
+        if len(files) < len(wanted):
             raise UserError(
                 f"Cannot use {path} as a task.",
-                f"A task's folder holds train and validation, each ending in {', '.join(_READERS)}.",
-                "Add them, or give one file, of which a fifth will be scored.",
+                f"A task's folder holds {' and '.join(wanted)}, each ending in {', '.join(_READERS)}.",
+                f"Add them, or give one file, of which {'all' if scores else 'a fifth'} will be scored.",
             )
-        train, scored = (_read(f) for f in files.values() if f)
+        scored = _read(files["validation"])
+        if not scores:
+            train = _read(files["train"])
     else:
-        whole = _read(path)
-        refuse_few(path.stem, "labelled", len(whole))
-        parts = whole.train_test_split(test_size=OWN_HELDOUT, seed=0)
-        train, scored = parts["train"], parts["test"]
-    if label not in train.column_names:
+        scored = _read(path)
+        refuse_few(path.stem, "labelled", len(scored))
+        if not scores:
+            parts = scored.train_test_split(test_size=OWN_HELDOUT, seed=0)
+            train, scored = parts["train"], parts["test"]
+    known = scored if scores else train
+    if label not in known.column_names:
         raise UserError(
             f"Cannot find the label column {label!r} in {path}.",
-            f"A task has a label column; the columns are {', '.join(train.column_names)}.",
-            f"Name it, for example --label {train.column_names[-1]}.",
+            f"A task has a label column; the columns are {', '.join(known.column_names)}.",
+            f"Name it, for example --label {known.column_names[-1]}.",
         )
-    text = [c for c, kind in train.features.items() if kind in (Value("string"), Value("large_string"))]
+    text = [c for c, kind in known.features.items() if kind in (Value("string"), Value("large_string"))]
     columns = columns or tuple(c for c in text if c != label and not _ID.fullmatch(c.lower()))
-    kind = str(getattr(train.features[label], "dtype", ""))
+    kind = str(getattr(known.features[label], "dtype", ""))
     number = kind.startswith(("float", "double", "int", "uint") if scores else ("float", "double"))
     task = Task(
         name=path.stem,

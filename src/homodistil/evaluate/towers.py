@@ -69,10 +69,13 @@ class Towers(nn.Module):
             labels: (batch,).
         """
         texts = [self._embedded(input_ids[:, c], attention_mask[:, c]) for c in range(self.columns)]
-        logits = self.head(torch.cat(of_pair(*texts), dim=-1) if self.columns > 1 else texts[0])
+        features = torch.cat(of_pair(*texts), dim=-1) if self.columns > 1 else texts[0]
+        # bf16 would round numbers that lie far from zero to more than they differ by
+        with torch.autocast(features.device.type, enabled=False):
+            logits = self.head(features)
         if labels is None:
             return {"logits": logits}
-        loss = F.cross_entropy(logits, labels) if self.classes else F.mse_loss(logits[:, 0].float(), labels.float())
+        loss = F.cross_entropy(logits, labels) if self.classes else F.mse_loss(logits[:, 0], labels.float())
         return {"loss": loss, "logits": logits}
 
     def _embedded(self, ids: Tensor, mask: Tensor) -> Tensor:
@@ -115,15 +118,16 @@ class Collate:
 
     Args:
         tokenizer: pads.
+        multiple: what the padded length is a multiple of.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, multiple: int | None = None) -> None:
+        self.tokenizer, self.multiple = tokenizer, multiple
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """`input_ids` and `attention_mask` (batch, columns, seq), and `labels` (batch,)."""
         texts = [{"input_ids": ids} for row in rows for ids in row["input_ids"]]
-        padded = self.tokenizer.pad(texts, pad_to_multiple_of=8, return_tensors="pt")
+        padded = self.tokenizer.pad(texts, pad_to_multiple_of=self.multiple, return_tensors="pt")
         shape = (len(rows), len(rows[0]["input_ids"]), -1)
         made = {name: padded[name].view(shape) for name in ("input_ids", "attention_mask")}
         return {**made, "labels": torch.tensor([row["labels"] for row in rows])}

@@ -69,6 +69,8 @@ def train_and_predict(
             disable_tqdm=True,
             dataloader_pin_memory=torch.cuda.is_available(),
         )
+        # on several GPUs a step would have as many times the examples
+        arguments._n_gpu = min(1, arguments.n_gpu)
         trainer = Trainer(model=net, args=arguments, train_dataset=train, data_collator=collate)
         # it would print its timings into our table
         trainer.remove_callback(PrinterCallback)

@@ -86,11 +86,11 @@ def units(kept: Mapping[str, Sequence[Any]], teacher: Mapping[str, int]) -> Figu
 
 
 def quality(records: Sequence[Record]) -> Figure | None:
-    """Each measure against the number of parameters, the teacher as a line; None if nothing can be drawn."""
+    """Each measure that compares against the number of parameters, the teacher as a line; None if there is none."""
     gathered = rows(records)
     sizes = next((r.cells for r in gathered if r.value == "parameters"), {})
     teachers = {r["model"] for r in records if r.get("role") == "teacher"}
-    measures = [r for r in gathered if r.value in _drawn(r.measure, gathered)]
+    measures = [r for r in gathered if r.comparable and r.value in _drawn(r.measure, gathered)]
     drawn = [r for r in measures if any(m in sizes for m in r.cells)]
     if not drawn:
         return None
@@ -102,9 +102,9 @@ def quality(records: Sequence[Record]) -> Figure | None:
         for model, cell in row.cells.items():
             if model in teachers:
                 panel.axhline(cell.mean, color=INK, linewidth=1, linestyle="--", label="teacher")
-        points = sorted((sizes[m].mean / 1e6, c) for m, c in row.cells.items() if m in sizes and m not in teachers)
+        points = [(sizes[m].mean / 1e6, c) for m, c in row.cells.items() if m in sizes and m not in teachers]
         if points:
-            x, cells = zip(*points, strict=True)
+            x, cells = zip(*sorted(points, key=lambda point: point[0]), strict=True)
             panel.errorbar(
                 x,
                 [c.mean for c in cells],

@@ -19,6 +19,9 @@ from homodistil.report import curves
 from homodistil.report.tables import written
 from homodistil.rundir import RunDir, disk_failure
 
+_FIELDS = {"model": str, "role": str, "measure": str, "values": dict}
+"""What a record has, for it to be shown."""
+
 
 @dataclass
 class _Section:
@@ -101,7 +104,7 @@ def _section(run: Path, name: str, out: Path) -> _Section:
 def _records(file: Path) -> list[dict[str, Any]]:
     try:
         records: list[dict[str, Any]] = json.loads(file.read_text())["records"]
-        if not all(isinstance(record, dict) for record in records):
+        if not all(isinstance(record[name], kind) for record in records for name, kind in _FIELDS.items()):
             raise ValueError("its records are none")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(

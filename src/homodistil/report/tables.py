@@ -48,11 +48,13 @@ class Row:
         measure: such as `sst2` or `speed at 128 tokens`, with what tells its data apart where there are several.
         value: such as `accuracy`.
         cells: by model.
+        comparable: whether all models read the same tokens, so that what one says of a token stands for another's.
     """
 
     measure: str
     value: str
     cells: dict[str, Cell]
+    comparable: bool = True
 
 
 def rows(records: Iterable[Record]) -> list[Row]:
@@ -64,12 +66,14 @@ def rows(records: Iterable[Record]) -> list[Row]:
     present = _present(list(records))
     names = _names(dict.fromkeys(_measured(r) for r in present))
     gathered: dict[tuple[str, str], dict[str, list[float]]] = {}
+    tokens: dict[str, set[object]] = {}
     for record in present:
+        measure = names[_measured(record)]
+        tokens.setdefault(measure, set()).add(record.get("settings", {}).get("tokens"))
         for value, number in record["values"].items():
-            row = gathered.setdefault((names[_measured(record)], value), {})
-            row.setdefault(record["model"], []).append(number)
+            gathered.setdefault((measure, value), {}).setdefault(record["model"], []).append(number)
     return [
-        Row(measure, value, {m: _cell(numbers) for m, numbers in models.items()})
+        Row(measure, value, {m: _cell(numbers) for m, numbers in models.items()}, len(tokens[measure]) == 1)
         for (measure, value), models in gathered.items()
     ]
 
@@ -122,7 +126,7 @@ def written(records: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
         line = ["" if row.measure == before else row.measure, word]
         line += [_text(row.cells.get(m), form, scale) for m in models]
         if two:
-            line.append(_beside([row.cells.get(m) for m in models], form, beside))
+            line.append(_beside([row.cells.get(m) for m in models], form, beside) if row.comparable else "")
         lines.append(line)
         before = row.measure
     return header, lines
