@@ -137,6 +137,14 @@ def test_a_runs_own_recipe_starts_another_run(tmp_path: Path) -> None:
     assert read_recipe(["--config", str(file), "--out", "two", "--target", "0.3"]).target == ["0.3"]
 
 
+def test_a_reader_that_goes_away_is_no_error_of_ours() -> None:
+    """As `head` does, or a pager that is left."""
+    command = f"{sys.executable} -m homodistil.cli families | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr
+    assert len(done.stdout.splitlines()) == 1
+
+
 def test_options_win_over_recipes_wherever_they_stand(tmp_path: Path) -> None:
     """Before or behind --config and --preset; of a recipe and a preset the later one wins."""
     file = tmp_path / "recipe.yaml"

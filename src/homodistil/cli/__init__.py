@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -51,12 +52,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 nearest(words[0], VERBS),
             )
         VERBS[words[0]](words[1:])
+        sys.stdout.flush()
     except UserError as error:
         _explain(error)
         return 2
     except RunStopped as stop:
         _explain(stop)
         return 128 + stop.signal_number
+    except BrokenPipeError:
+        # whoever read what is printed has gone, as `head` does; Python would say so once more when it flushes
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         print("Stopped before the next save; what was saved before is whole.", file=sys.stderr)
         return 130

@@ -22,7 +22,7 @@ def evaluate(words: list[str]) -> None:
         "--pairs",
         type=_names,
         default=[],
-        help="compare pairs by similarity, without fine-tuning: stsb, or a file",
+        help="compare pairs by similarity, without fine-tuning: stsb, or a file, all of it",
     )
     add(
         "--probes",
@@ -32,7 +32,7 @@ def evaluate(words: list[str]) -> None:
     )
     add("--text", help="plain text that it did not learn from: language modelling, agreement with the teacher")
     add("--images", help="images that it did not learn from, a folder or a dataset: agreement with the teacher")
-    add("--data-dir", help="where the tasks lie, as NAME/train.jsonl or glue/NAME/train.jsonl (default: the hub)")
+    add("--data-dir", help="where the tasks lie, as NAME/train.jsonl, validation.jsonl or glue/NAME/... (default: hub)")
     add("--seeds", type=int, default=3, help="how often each task is learnt (default: 3)")
     add("--grid", action="store_true", help="choose the learning rate on training rows that are held out")
     add("--limit", type=int, help="learn each task and probe from that many rows at most")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 
@@ -107,17 +108,25 @@ def from_budget(layout: Layout, teacher: Shape, text: str, budget: int) -> dict[
         )
     if abs(whole / budget - 1) <= CLOSE / 100:
         return dict(teacher)
-    best = {step: list(_near(layout, teacher, budget, step)) for step in (4, 2, 1)}
-    for candidates in best.values():
-        fair = [c for c in candidates if c[0] <= CLOSE and c[1] <= math.log(PROPORTION)]
+    for step in (4, 2, 1):
+        fair = [c for c in _near(layout, teacher, budget, step) if c[0] <= CLOSE and c[1] <= math.log(PROPORTION)]
         if fair:
             return min(fair, key=lambda c: (c[1], c[0]))[2]
-    everything = [c for candidates in best.values() for c in candidates]
+    everything = itertools.chain(*(_near(layout, teacher, budget, step, between=4) for step in (4, 2, 1)))
     return min(everything, key=lambda c: c[1] + MISS * max(0.0, c[0] - CLOSE))[2]
 
 
-def _near(layout: Layout, teacher: Shape, budget: int, step: int) -> Iterator[tuple[float, float, dict[str, int]]]:
-    """For each size of the leading width some ffn, from the nearest to the budget to that of the teacher's proportion.
+def _near(
+    layout: Layout, teacher: Shape, budget: int, step: int, *, between: int = 0
+) -> Iterator[tuple[float, float, dict[str, int]]]:
+    """For each size of the leading width the ffn nearest to the budget, and some others.
+
+    Args:
+        layout: of the teacher.
+        teacher: its shape.
+        budget: of parameters.
+        step: between two sizes.
+        between: how many others, from that one to the ffn in the teacher's proportion.
 
     Yields:
         How far the budget is missed, relatively; the distortion, |log| of ffn : hidden over the teacher's; the shape.
@@ -132,7 +141,8 @@ def _near(layout: Layout, teacher: Shape, budget: int, step: int) -> Iterator[tu
             continue
         near = _grained((budget - without) / each, teacher["ffn"])
         fit = _grained(proportion * shape["hidden"], teacher["ffn"])
-        for ffn in {near, *(_grained(near * (fit / near) ** (k / 4), teacher["ffn"]) for k in range(1, 5))}:
+        others = (_grained(near * (fit / near) ** (k / between), teacher["ffn"]) for k in range(1, between + 1))
+        for ffn in (near, *others):
             shape = {**shape, "ffn": ffn}
             distortion = abs(math.log(ffn / shape["hidden"] / proportion))
             yield abs(layout.count(shape) / budget - 1), distortion, shape
