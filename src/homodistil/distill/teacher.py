@@ -137,7 +137,7 @@ def load_teacher(source: str, *, trust_remote_code: bool = False) -> Teacher:
         )
     if kind in ("labels", "multi-label") and _reads(model_class) == "text":
         # a decoder reads its label off the last token that is no padding, by its configuration
-        if config.pad_token_id is None:
+        if config.pad_token_id is None or not 0 <= config.pad_token_id < len(processor):
             model.config.pad_token_id = _padding_of(source, processor)
         elif config.pad_token_id != processor.pad_token_id:
             processor.pad_token = processor.convert_ids_to_tokens(config.pad_token_id)
