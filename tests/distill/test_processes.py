@@ -73,6 +73,13 @@ if verb == "distil" and rank == 1:
     State.shrink = strayed
 if verb == "stop":
     loop.learn = struck
+drawn = loop.drawn
+def torn(run, feed):
+    if run.state.step == 7 and rank == 1:
+        raise errors.UserError("Torn.", "It must be whole.", "Mend it.")
+    return drawn(run, feed)
+if verb == "torn":
+    loop.drawn = torn
 try:
     if verb == "resume":
         homodistil.resume(out if rank == 0 else out + "-elsewhere")
@@ -151,6 +158,17 @@ def test_all_stop_where_one_is_asked_to_and_any_number_of_them_goes_on(
     result = homodistil.resume(out)
     for name, tensor in load_file(result.students[TARGET] / "model.safetensors").items():
         torch.testing.assert_close(tensor, alone[name], rtol=1e-4, atol=1e-5)
+
+
+def test_all_end_where_one_has_nothing_to_learn_from(masked_lm: Path, corpus: Path, tmp_path: Path) -> None:
+    """None waits for the other; what was learnt is saved, and goes on."""
+    out = tmp_path / "run"
+    _drive(tmp_path, masked_lm, corpus, out, "torn", "calibrated")
+    said = [out.with_suffix(f".{rank}").read_text() for rank in (0, 1)]
+    assert "another process has nothing to learn from" in said[0]
+    assert said[1].startswith("Torn.")
+    assert (out / "checkpoints" / "step-00000007").exists()
+    assert homodistil.resume(out).students
 
 
 def test_what_the_main_process_refuses_is_said_once(masked_lm: Path, corpus: Path, tmp_path: Path) -> None:

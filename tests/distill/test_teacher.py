@@ -132,14 +132,23 @@ def test_options_of_generation_that_say_nothing_are_no_obstacle(
     assert not (tmp_path / "other").exists()
 
 
-def test_a_decoder_with_a_head_for_labels_pads_by_its_own_configuration(
-    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+@pytest.mark.parametrize("number", [0, -1])
+def test_a_head_for_labels_looks_for_the_padding_that_texts_have(
+    number: int, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
-    """It looks for the last token that is none of that number, whatever the tokenizer would pad with."""
+    """A decoder's, whatever number its configuration names; it is what the tokenizer pads with that stands there."""
     folder = _saved(LlamaForSequenceClassification, tokenizer, tmp_path, eos_token="[SEP]")
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"pad_token_id": 0}))
-    assert load_teacher(str(folder)).tokenizer.pad_token_id == 0
+    (folder / "config.json").write_text(json.dumps(config | {"pad_token_id": number}))
+    teacher = load_teacher(str(folder))
+    assert teacher.model.config.pad_token_id == teacher.tokenizer.pad_token_id == tokenizer.sep_token_id
+
+
+def test_no_other_token_becomes_padding(save_teacher: Callable[..., Path]) -> None:
+    """An encoder's configuration may name a word: nothing is read off it."""
+    teacher = load_teacher(str(save_teacher(BertForSequenceClassification, pad_token_id=7)))
+    assert teacher.tokenizer.pad_token == "[PAD]"
+    assert len(teacher.tokenizer.all_special_ids) == 5
 
 
 def test_texts_are_not_cut_by_the_tokenizer_that_is_saved(encoder: Path, corpus: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from transformers import (
     AutoConfig,
@@ -53,7 +54,7 @@ def model_class_of(
     families_of(raw.get("model_type", "unknown"))
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, StrictDataclassError) as error:
         raise UserError(
             f"Cannot load the teacher {source}: {first_line(error)}",
             "Its configuration must be one that the installed transformers reads.",

@@ -76,7 +76,7 @@ def distil(
                 if planned.missed is not None and abs(planned.missed) > CLOSE:
                     display.say(
                         f"{planned.target}: {planned.parameters:,} parameters, {planned.missed:+.1%} off the budget; "
-                        "no shape in the teacher's proportions is nearer"
+                        "no shape near the teacher's proportions meets it"
                     )
             if not alone:
                 display.say(

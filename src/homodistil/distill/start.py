@@ -39,10 +39,10 @@ def first_student(recipe: Recipe, teacher: Teacher, vocabulary: Vocabulary | Non
         student = trim(student, vocabulary)
     if student.kind != teacher.kind or not _read_alike(student, teacher) or not _of_one_make(student, teacher):
         raise UserError(
-            f"Cannot start from the student {recipe.student}, a {type(student.model).__name__} of the family "
-            f"{_family(student)}.",
-            f"It must read and predict what its teacher does: be a model of the kind {teacher.kind}, of the family "
-            f"{_family(teacher)}, with the teacher's vocabulary and labels, or its size of images and patches.",
+            f"Cannot start from the student {recipe.student}, a {type(student.model).__name__}.",
+            f"It must read and predict what its teacher, a {type(teacher.model).__name__}, does: be a model of the "
+            f"kind {teacher.kind}{', of its family' * (teacher.kind in LANGUAGE_MODELS)}, with the teacher's "
+            "vocabulary and labels, or its size of images and patches.",
             "Give a student that was made of this teacher, or leave --student out.",
         )
     for name, key in (("layers", "num_hidden_layers"), ("hidden", "hidden_size")):
@@ -69,15 +69,11 @@ def first_student(recipe: Recipe, teacher: Teacher, vocabulary: Vocabulary | Non
     return student
 
 
-def _family(model: Teacher) -> str:
-    assert model.layout.family is not None
-    return model.layout.family.name
-
-
 def _of_one_make(student: Teacher, teacher: Teacher) -> bool:
-    """Whether both make logits in one way and of the same classes: runs ask both by the teacher's family."""
-    counts = [[m.layout.fixed.get(axis) for axis in ("vocab", "label")] for m in (student, teacher)]
-    return student.layout.family == teacher.layout.family and counts[0] == counts[1]
+    """Whether both make logits of the same classes, and those over a vocabulary in the way of one family."""
+    speaks = teacher.kind in LANGUAGE_MODELS
+    counts = [m.layout.fixed.get("vocab" if speaks else "label") for m in (student, teacher)]
+    return counts[0] == counts[1] and (not speaks or student.layout.family == teacher.layout.family)
 
 
 def _read_alike(student: Teacher, teacher: Teacher) -> bool:

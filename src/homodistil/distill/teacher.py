@@ -135,14 +135,13 @@ def load_teacher(source: str, *, trust_remote_code: bool = False) -> Teacher:
             "A masked language model needs a tokenizer with a mask token, and this one has none.",
             "Use the tokenizer that the model was trained with.",
         )
-    if kind in ("labels", "multi-label") and _reads(model_class) == "text":
-        # a decoder reads its label off the last token that is no padding, by its configuration
-        if config.pad_token_id is None or not 0 <= config.pad_token_id < len(processor):
-            model.config.pad_token_id = _padding_of(source, processor)
-        elif config.pad_token_id != processor.pad_token_id:
-            processor.pad_token = processor.convert_ids_to_tokens(config.pad_token_id)
     layout = Layout.of(model)
     assert layout.family is not None
+    if kind in ("labels", "multi-label") and _reads(model_class) == "text":
+        # a decoder reads its label off the last token that is no padding, by its configuration
+        strange = not layout.family.attention_loss and config.pad_token_id != processor.pad_token_id
+        if config.pad_token_id is None or strange:
+            model.config.pad_token_id = _padding_of(source, processor)
     if layout.family.decoder and kind != "seq2seq-lm":
         raise UserError(
             f"Cannot distil {source} as a {model_class.__name__}.",

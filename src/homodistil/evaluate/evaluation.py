@@ -196,19 +196,18 @@ def _measure_text(records: Records, opened: Sequence[Opened], texts: list[str]) 
                 "Give more text.",
             )
         refuse_unknown(one, tokens)
-    # figures of a token say nothing beside those of other tokens, as of a trimmed vocabulary
-    settings = [
-        {"digest": digest(texts), "blocks": BLOCKS, "block": block, "tokens": digest(tokens.tolist())} for tokens in ids
-    ]
-    for one, tokens, read in zip(opened, ids, settings, strict=True):
+    settings = {"digest": digest(texts), "blocks": BLOCKS, "block": block}
+    for one, tokens in zip(opened, ids, strict=True):
         if one.head != "none":
+            # figures of a token say nothing beside those of other tokens, as of a trimmed vocabulary
+            read = {**settings, "tokens": digest(tokens.tolist())}
             records.measure(one.source, "language", read, lambda one=one, t=tokens: language(one, t))  # type: ignore[misc]
     if len(opened) == 2:
         student, teacher = opened
         records.measure(
             student.source,
             "agreement with the teacher",
-            {**settings[0], "teacher": identity(teacher.source)},
+            {**settings, "teacher": identity(teacher.source)},
             lambda: agreement(student, teacher, ids[0], texts[:TEXTS]),
         )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -113,7 +114,7 @@ def open_model(source: str, *, trust_remote_code: bool = False) -> Opened:
     path = transformer_folder(source)
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         raise _unopened(source, error) from error
     if config.is_encoder_decoder:
         raise UserError(

@@ -69,11 +69,12 @@ def rows(records: Iterable[Record]) -> list[Row]:
     tokens: dict[str, set[object]] = {}
     for record in present:
         measure = names[_measured(record)]
-        tokens.setdefault(measure, set()).add(record.get("settings", {}).get("tokens"))
+        # of other measures nothing is known of tokens, nor does it matter
+        tokens.setdefault(measure, set()).update({record.get("settings", {}).get("tokens")} - {None})
         for value, number in record["values"].items():
             gathered.setdefault((measure, value), {}).setdefault(record["model"], []).append(number)
     return [
-        Row(measure, value, {m: _cell(numbers) for m, numbers in models.items()}, len(tokens[measure]) == 1)
+        Row(measure, value, {m: _cell(numbers) for m, numbers in models.items()}, len(tokens[measure]) < 2)
         for (measure, value), models in gathered.items()
     ]
 
