@@ -16,12 +16,13 @@ import pytest
 import yaml
 from transformers import BertForMaskedLM
 
+import homodistil
 from homodistil.axes.families import FAMILIES
 from homodistil.axes.stack import lists_of
 from homodistil.cli import main
 from homodistil.cli.distil import read_recipe
 from homodistil.errors import UserError
-from homodistil.reading import load
+from homodistil.reading import load, over
 from homodistil.recipe import Recipe
 from homodistil.settings import Losses, Optim, Text
 
@@ -154,6 +155,32 @@ def test_options_win_over_recipes_wherever_they_stand(tmp_path: Path) -> None:
     words = ["t", "--data", "d", "--out", "o", "--target", "0.5", "--optim.method", "muon", "--preset", "paper"]
     made = read_recipe(words)
     assert (made.optim.method, made.optim.width_power, made.cutting.every) == ("muon", 0.0, 1)
+
+
+def test_a_number_of_tokens_wins_over_the_steps_of_a_recipe(tmp_path: Path) -> None:
+    """An option is not ignored because a recipe says the same in another way; in Python over a preset, too."""
+    file = tmp_path / "recipe.yaml"
+    file.write_text(Recipe(teacher="t", data="d", out="one", target=["0.5"], steps=7).to_yaml())
+    made = read_recipe(["--config", str(file), "--out", "two", "--tokens", "3k"])
+    assert (made.tokens, made.steps) == ("3k", None)
+    assert read_recipe(["--tokens", "3k", "--steps", "9", "--config", str(file), "--out", "two"]).steps == 9
+    assert over({"steps": 7}, {"tokens": "3k"}) == {"tokens": "3k"}
+
+
+@pytest.mark.parametrize("lengths", ["abc", "32,0", "-1"])
+def test_lengths_that_are_none_are_refused(lengths: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """In words, before anything is opened."""
+    assert main(["evaluate", "nowhere", f"--lengths={lengths}"]) == 2
+    assert "Use --lengths 32,128." in capsys.readouterr().err
+
+
+def test_a_runs_folder_is_no_model(masked_lm: Path, corpus: Path, tmp_path: Path) -> None:
+    """Where its students lie is said, by every verb that opens models."""
+    result = homodistil.distil(masked_lm, corpus, "0.5", tmp_path / "run", steps=2, batch=4, text={"length": 32})
+    for words in (["plan", "--target", "0.5"], ["evaluate"]):
+        done = _run(words[0], tmp_path / "run", *words[1:])
+        assert done.returncode == 2
+        assert f"use {result.students['0.5']}" in done.stderr
 
 
 def test_a_tilde_is_the_home_wherever_a_folder_is_named(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -55,6 +56,22 @@ def load_whole(source: str, model_class: Any, folder: str, **options: Any) -> Pr
             "Correct `architectures` in its config.json, or save the model again.",
         )
     return model
+
+
+def refuse_no_model(source: str, folder: str) -> None:
+    """Refuse a folder that holds no model; of a run's it is told where its students are.
+
+    Raises:
+        UserError: it has no config.json.
+    """
+    path = Path(folder)
+    if path.is_dir() and not (path / "config.json").exists():
+        students = sorted(str(found.parent) for found in path.glob("students/*/config.json"))
+        raise UserError(
+            f"Cannot open {source}: this folder has no config.json.",
+            "A model is a folder that `save_pretrained` wrote, or the name of one on the hub.",
+            f"It is a run's folder: use {' or '.join(students)}." if students else "Check the path.",
+        )
 
 
 def check_vocabulary(source: str, tokenizer: PreTrainedTokenizerBase, size: int) -> None:

@@ -38,6 +38,9 @@ def preset(name: str) -> dict[str, Any]:
 def over(values: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """Values of a recipe with options over them; of a group only those that are named, as on the command line."""
     made = {**values, **options}
+    if "tokens" in options and "steps" not in options:
+        # steps win over tokens, and an option over both
+        made.pop("steps", None)
     for group in _GROUPS & values.keys() & options.keys():
         if isinstance(values[group], Mapping) and isinstance(options[group], Mapping):
             made[group] = {**values[group], **options[group]}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from numbers import Real
 from os.path import expanduser
@@ -16,8 +16,9 @@ import yaml
 from homodistil.errors import UserError
 from homodistil.settings import Cutting, Images, Losses, Optim, Text
 
-Target: TypeAlias = str | float
-"""A target as users give it: a text, or the number that it would be: 0.5 is "0.5", and 8_000_000 "8000000"."""
+Target: TypeAlias = str | float | Mapping[str, int]
+"""A target as users give it: a text, or the number or the widths that it would be: 0.5 is "0.5", 8_000_000 "8000000",
+and {"hidden": 24, "heads": 4} "hidden=24,heads=4"."""
 _UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9}
 
 
@@ -192,12 +193,17 @@ class Recipe:
 
 def targets_of(given: Target | Iterable[Target]) -> list[str]:
     """One target or several as texts, under which their students are found."""
-    several = given if isinstance(given, Iterable) and not isinstance(given, str) else [given]
+    several = given if isinstance(given, Iterable) and not isinstance(given, str | Mapping) else [given]
     return [as_written(target) for target in several]
 
 
 def as_written(value: Any) -> Any:
-    """A number as the text that a user would write, a whole one above 1 without a point; all else as it is."""
+    """A number, or a shape, as the text that a user would write; a whole one above 1 without a point.
+
+    All else stays as it is.
+    """
+    if isinstance(value, Mapping):
+        return ",".join(f"{name}={width}" for name, width in value.items())
     if isinstance(value, float) and value > 1 and value.is_integer():
         value = int(value)
     return str(value) if isinstance(value, Real) else value

@@ -69,6 +69,23 @@ def _opened(data: str, column: str, stream: bool, option: str) -> Dataset | Iter
         ) from error
 
 
+def strings(texts: Iterable[Any]) -> Iterator[str]:
+    """Texts in memory, one after the other; None is passed over.
+
+    Raises:
+        UserError: one of them is something else than a string.
+    """
+    for number, text in enumerate(texts):
+        if isinstance(text, str):
+            yield text
+        elif text is not None:
+            raise UserError(
+                f"Cannot read item {number} of the data: it is a {type(text).__name__}.",
+                "Data in memory are texts, each a string.",
+                "Give them alone, such as `data=dataset['text']`, or save the dataset and give its folder.",
+            )
+
+
 def each_text(rows: Iterable[Mapping[str, Any]], column: str, data: object) -> Iterator[str]:
     """The texts of a column, one after the other; a row without one is passed over.
 

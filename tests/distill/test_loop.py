@@ -167,7 +167,28 @@ def test_a_stopped_run_on_texts_in_memory_says_how_it_goes_on(
     with pytest.raises(RunStopped, match=r"homodistil\.resume\(.*, data=\.\.\.\)"):
         homodistil.distil(masked_lm, texts, "0.5", tmp_path / "run", **QUICK)
     monkeypatch.undo()
+    with pytest.raises(UserError, match=r"texts in memory(?s:.*)data=\.\.\."):
+        homodistil.resume(tmp_path / "run")
     assert homodistil.resume(tmp_path / "run", data=texts).students["0.5"].exists()
+
+
+@pytest.mark.parametrize("trimmed", [False, True])
+def test_data_in_memory_are_strings(trimmed: bool, masked_lm: Path, tmp_path: Path) -> None:
+    """Rows of a dataset are none, and would be missing without a word; None is no text, as in a file."""
+    options = {**QUICK, "trim_vocab": trimmed}
+    texts: list[Any] = [*["the man sees a cat"] * 300, None, {"text": "a dog"}]
+    with pytest.raises(UserError, match="Cannot read item 301 of the data: it is a dict"):
+        homodistil.distil(masked_lm, texts, "0.5", tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+    assert homodistil.distil(masked_lm, texts[:-1], "0.5", tmp_path / "run", **options).students
+
+
+def test_a_shape_may_be_a_mapping(masked_lm: Path) -> None:
+    """As `plan` gives it."""
+    wanted = {"hidden": 24, "heads": 4, "ffn": 48}
+    _, (planned,) = homodistil.plan(masked_lm, wanted)
+    assert planned.target == "hidden=24,heads=4,ffn=48"
+    assert homodistil.plan(masked_lm, [wanted, 0.75])[1][1] == planned
 
 
 def _stopped_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,7 @@ def _rows(*labels: Any) -> list[dict[str, Any]]:
         (("yes", None, "no"), "train rows without a label"),
         ((-1, -1, -1), "train rows without a label"),
         ((0.5, None, 1.5), "train rows without a label"),
+        ((1, "two", 3), "labels are words and rows whose labels are numbers"),
         ((0.5, float("nan"), 1.5), "train rows without a label"),
         ((["yes"], ["no"], ["no"]), r"whose label is \['yes'\]"),
         (("yes", "yes", "yes"), "single class, 'yes'"),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
-from homodistil.recipe import Recipe
-from homodistil.report.card import card
+from homodistil.recipe import IN_MEMORY, Recipe
+from homodistil.report.card import card, command
+from homodistil.settings import Text
 
 FIGURES: dict[str, Any] = {
     "target": "0.5",
@@ -24,6 +26,18 @@ def test_a_card_says_what_the_student_began_as() -> None:
     said = card(Recipe(**options, steps=3, student="some/student"), FIGURES, FIGURES, [])
     assert "copy of its teacher" not in said
     assert "began as the student `some/student`" in said
+
+
+def test_the_command_of_a_card_can_be_pasted() -> None:
+    """Paths with blanks are quoted, and what a run cannot be repeated without is named."""
+    options: dict[str, Any] = {"teacher": "some/teacher", "target": ["0.5"], "steps": 3, "trim_vocab": True}
+    said = command(Recipe(**options, data="two words.txt", out="runs/smäll one", text=Text(target="summary")))
+    assert shlex.split(said)[:9] == [
+        "homodistil", "distil", "some/teacher", "--data", "two words.txt", "--text.target", "summary", "--trim_vocab",
+        "true",
+    ]  # fmt: skip
+    assert shlex.split(said)[-2:] == ["--out", "runs/smäll one"]
+    assert "<" not in command(Recipe(**options, data=IN_MEMORY, out="run"))
 
 
 def test_a_measure_that_was_not_taken_has_no_number() -> None:

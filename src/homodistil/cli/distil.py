@@ -88,12 +88,19 @@ def read_recipe(words: list[str]) -> Recipe:
             recipes.append(f"--config={yaml.safe_dump(plain(content), allow_unicode=True)}")
             continue
         options.append(word)
+    if _asked("--tokens", options) and not _asked("--steps", options):
+        # steps win over tokens, and an option over both
+        recipes.append("--steps=null")
     try:
         # the parser takes what comes last, and options win wherever they stand
         read = vars(reader.instantiate(reader.parse_args([*recipes, *options])))
     except ArgumentError as error:
         raise unreadable(str(error)) from error
     return Recipe(**{name: value for name, value in read.items() if name != "config"}).resolved()
+
+
+def _asked(name: str, options: list[str]) -> bool:
+    return any(option.partition("=")[0] == name for option in options)
 
 
 def _as_declared(words: list[str], switches: set[str]) -> list[str]:

@@ -40,7 +40,7 @@ def evaluate(words: list[str]) -> None:
     add("--label", default="label", help="the label's column of one's own tasks (default: label)")
     add("--text-column", default="text", help="the column of --text, where it has columns (default: text)")
     add("--image-column", default="image", help="the column of --images, of a dataset (default: image)")
-    add("--lengths", type=_numbers, default=[32, 128], help="tokens at which it is timed (default: 32,128)")
+    add("--lengths", type=_names, default=["32", "128"], help="tokens at which it is timed (default: 32,128)")
     add("--threads", type=int, help="of the processor while timing (default: all)")
     add("--no-speed", action="store_true", help="leave the timing out")
     add("--trust-remote-code", action="store_true", help="run code that comes with a model")
@@ -48,8 +48,7 @@ def evaluate(words: list[str]) -> None:
     options = parser.parse_args(words)
     for name in ("seeds", "limit", "threads"):
         _check_count(f"--{name}", getattr(options, name))
-    for length in options.lengths:
-        _check_count("--lengths", length)
+    lengths = [_length(word) for word in options.lengths]
 
     from pathlib import Path
 
@@ -75,7 +74,7 @@ def evaluate(words: list[str]) -> None:
         label=options.label,
         text_column=options.text_column,
         image_column=options.image_column,
-        lengths=options.lengths,
+        lengths=lengths,
         threads=options.threads,
         time=not options.no_speed,
         trust_remote_code=options.trust_remote_code,
@@ -84,15 +83,19 @@ def evaluate(words: list[str]) -> None:
     )
     # a pipe counts as 80 columns, which would cut figures off
     Console(width=max(120, Console().width)).print(terminal(records))
-    print("± is the standard deviation over seeds; scores are 0 to 100, as GLUE defines them.")
+    print("± is the standard deviation over seeds; scores are 0 to 100, as GLUE defines them, and R² may be below 0.")
 
 
 def _names(text: str) -> list[str]:
     return [name for name in (word.strip() for word in text.split(",")) if name]
 
 
-def _numbers(text: str) -> list[int]:
-    return [int(word) for word in _names(text)]
+def _length(word: str) -> int:
+    if not word.isdecimal() or int(word) < 1:
+        raise UserError(
+            f"Cannot use --lengths {word}.", "Each must be a whole number from 1 up.", "Use --lengths 32,128."
+        )
+    return int(word)
 
 
 def _check_count(option: str, value: int | None) -> None:

@@ -161,7 +161,8 @@ def restore(folder: Path, state: State, digest: str, data: str) -> None:
         raise UserError(
             f"Cannot resume from {path}: the data has changed since it was saved.",
             "A run goes on with the data that it was started with: its order, its length and its tokens hang on it.",
-            "Put the data back as it was, or start a new run with another --out.",
+            "Put the data back as it was (a list of texts as a list, an iterator as one), or start a run with another "
+            "--out.",
         )
     tensors = {p.stem: load_file(p) for p in path.glob("*.safetensors")}
     _cut_to(state, tensors["origin"])

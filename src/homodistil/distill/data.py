@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from homodistil.distill.cutter import Blocks, Cutter
 from homodistil.distill.sources import Cropper, Pieces, Shuffled, Source, Stream
 from homodistil.errors import UserError
-from homodistil.text import each_text, open_text
+from homodistil.text import each_text, open_text, strings
 
 HELDOUT_MOST = 256
 """Sequences that are held out at most: enough for steady losses, and measured in seconds."""
@@ -91,7 +91,7 @@ def load_corpus(
     cutter = Cutter(tokenizer, column, length, packed, target, prompts)
     cropper = Cropper(0.0 if packed else crops, cutter.suffix, seed)
     if not isinstance(data, str):
-        return _streamed(data, cutter, cropper, data, heldout)
+        return _streamed(data, cutter, cropper, _InMemory(data), heldout, once=iter(data) is data)
     opened = open_text(data, column, target=target, stream=stream)
     if isinstance(opened, IterableDataset) and target is not None:
         raise UserError(
@@ -115,6 +115,16 @@ def load_corpus(
     return Corpus(Shuffled(tokenised.select(train), batch, seed, pieces), held, float(pieces.of(0)[1].mean()))
 
 
+class _InMemory:
+    """Texts that a caller holds."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self.texts = texts
+
+    def __iter__(self) -> Iterator[str]:
+        return strings(self.texts)
+
+
 class _Column:
     """The texts of a dataset that is read on the fly."""
 
@@ -125,9 +135,10 @@ class _Column:
         return each_text(self.rows, self.column, self.data)
 
 
-def _streamed(name: object, cutter: Cutter, cropper: Cropper, texts: Iterable[str], heldout: float) -> Corpus:
-    """A corpus whose first sequences are held out; an iterator can be read once, anything else again and again."""
-    once = iter(texts) is texts
+def _streamed(
+    name: object, cutter: Cutter, cropper: Cropper, texts: Iterable[str], heldout: float, *, once: bool = False
+) -> Corpus:
+    """A corpus whose first sequences are held out; an iterator can be read `once`, anything else again and again."""
     first = cutter.stream(texts)
     # what can be read again is looked at until the share that is held out would be as much as of any stream
     share = max(heldout, STREAM_HELDOUT / STREAM_AHEAD)

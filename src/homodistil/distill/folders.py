@@ -21,7 +21,7 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from homodistil.axes.binding import families_of
 from homodistil.errors import UserError, first_line
-from homodistil.loading import image_size, load_whole
+from homodistil.loading import image_size, load_whole, refuse_no_model
 
 # a next-sentence head learns nothing from plain text; such checkpoints hold a masked language model as well
 _INSTEAD = {"BertForPreTraining": "BertForMaskedLM"}
@@ -43,6 +43,7 @@ def model_class_of(
     Raises:
         UserError: there is no configuration, its family is unknown, or transformers has no such class.
     """
+    refuse_no_model(source, folder)
     try:
         raw, _ = PretrainedConfig.get_config_dict(folder)
     except (OSError, ValueError) as error:

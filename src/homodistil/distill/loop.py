@@ -57,6 +57,12 @@ def distil(
         # a kill may have left them after the last student
         shutil.rmtree(run_dir.checkpoints, ignore_errors=True)
         return result_of(run_dir, recipe)
+    if recipe.data == IN_MEMORY and texts is None:
+        raise UserError(
+            f"Cannot read the data of {run_dir.path}: they were texts in memory, which no run keeps.",
+            "Whoever starts or resumes such a run gives its texts, as a list or as an iterator, as at its start.",
+            f"Use homodistil.resume({str(run_dir.path)!r}, data=...), or give --data a file or a dataset.",
+        )
     display = display or Display.silent()
     with full_disk_explained(run_dir.path):
         run = prepare(recipe, resume=resume, texts=texts)

@@ -14,7 +14,7 @@ from homodistil.distill.student import save_student
 from homodistil.distill.teacher import Teacher, load_teacher, unloaded
 from homodistil.errors import UserError
 from homodistil.rundir import taken
-from homodistil.text import open_text
+from homodistil.text import open_text, strings
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Texts:
 
     def __iter__(self) -> Iterator[str]:
         if not self._columns:
-            yield from self._rows
+            yield from strings(self._rows)
             return
         for rows in self._rows.select_columns(self._columns).iter(batch_size=1000):  # type: ignore[union-attr]
             for column in self._columns:

@@ -111,6 +111,12 @@ def _refuse_unfit(task: Task, split: str, labels: Sequence[Any]) -> None:
             + ("it must be finite." if counted else "nothing stands for none, and so does -1 in all rows, or in GLUE."),
             "Leave these rows out; hidden test sets cannot be scored.",
         )
+    if not counted and len({isinstance(label, str) for label in labels}) > 1:
+        raise UserError(
+            f"The task {task.name} has {split} rows whose labels are words and rows whose labels are numbers.",
+            "The labels of a task are all words, or all numbers.",
+            "Correct them, or name another column with --label.",
+        )
     if counted and len(set(labels)) == 1:
         raise UserError(
             f"The task {task.name} has {split} rows that all have the number {labels[0]}.",

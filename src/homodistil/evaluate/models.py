@@ -29,7 +29,7 @@ from transformers import (
 
 from homodistil.errors import UserError, first_line
 from homodistil.evaluate.similarity import has_towers
-from homodistil.loading import check_vocabulary, image_size, load_whole, longest
+from homodistil.loading import check_vocabulary, image_size, load_whole, longest, refuse_no_model
 
 Head = Literal["masked", "causal", "classes", "none"]
 
@@ -112,6 +112,7 @@ def open_model(source: str, *, trust_remote_code: bool = False) -> Opened:
             that its embeddings do not hold, or is an encoder-decoder.
     """
     path = transformer_folder(source)
+    refuse_no_model(source, path)
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, StrictDataclassError) as error:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from homodistil.recipe import Recipe
+from homodistil.recipe import IN_MEMORY, Recipe
 from homodistil.report.tables import markdown
 
 _MEANING = {
@@ -80,11 +82,19 @@ def card(
 
 def command(recipe: Recipe) -> str:
     """The command that makes the same student again, but for what the recipe below it says."""
-    targets = " ".join(f"--target {t}" for t in recipe.target)
-    length = f"--steps {recipe.steps}" if recipe.steps else f"--tokens {recipe.tokens}"
-    student = f" --student {_name(recipe.student)}" if recipe.student else ""
-    sources = f"{_name(recipe.teacher)}{student} --data {_name(recipe.data)}"
-    return f"homodistil distil {sources} {targets} {length} --out {recipe.out}"
+    length = ("--steps", str(recipe.steps)) if recipe.steps else ("--tokens", recipe.tokens)
+    named = (
+        *([("--student", _name(recipe.student))] if recipe.student else []),
+        # texts that were in memory lie in no file
+        ("--data", "texts.txt" if recipe.data == IN_MEMORY else _name(recipe.data)),
+        *([("--text.target", recipe.text.target)] if recipe.text.target else []),
+        *([("--trim_vocab", "true")] if recipe.trim_vocab else []),
+        *([("--family", _name(recipe.family))] if recipe.family else []),
+        *(("--target", target) for target in recipe.target),
+        length,
+        ("--out", recipe.out),
+    )
+    return shlex.join(["homodistil", "distil", _name(recipe.teacher), *itertools.chain(*named)])
 
 
 def _start(recipe: Recipe) -> str:

@@ -96,7 +96,7 @@ def _section(run: Path, name: str, out: Path) -> _Section:
         layers = said["kept"].get("layers", [])
         if len(layers) < said["teacher"].get("layers", 0):
             numbers = ", ".join(str(k) for k in layers)
-            caption += f", in layers {numbers} of 0 to {said['teacher']['layers'] - 1}"
+            caption += f", in layer{'s' * (len(layers) > 1)} {numbers} of 0 to {said['teacher']['layers'] - 1}"
         section.pictures[caption] = _saved(picture, out / f"{name}-units-{target}.png")
     return section
 
