@@ -178,8 +178,8 @@ def flat_index(dim: Dim, keep: Keep, parent: Mapping[str, str], sizes: Mapping[s
     if not any(p in keep for p in dim if isinstance(p, str)):
         return None
     flat = torch.zeros(1, dtype=torch.long)
+    # of each axis before the part, the unit that a position belongs to
     units: dict[str, Tensor] = {}
-    """Of each axis before the part, the unit that a position belongs to."""
     for part in dim:
         size = part if isinstance(part, int) else sizes[part]
         kept = keep.get(part, torch.arange(size)).cpu() if isinstance(part, str) else torch.arange(size)
