@@ -24,6 +24,7 @@ from homodistil.evaluate.agreement import agreement, linear_cka, pairs_correlati
 from homodistil.evaluate.evaluation import evaluate
 from homodistil.evaluate.language import LOGITS, blocks, language, masked_predictions
 from homodistil.evaluate.models import Opened, open_model
+from zoo import tiny
 
 TEXTS = [" ".join(WORDS[i % 7 : i % 7 + 9]) for i in range(40)]
 VOCABULARY = 5 + len(WORDS)
@@ -129,6 +130,30 @@ def test_a_model_agrees_with_itself(kind: str, request: pytest.FixtureRequest) -
     assert found == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.parametrize("name", ["RoBERTa sequence", "Llama sequence"])
+def test_classifiers_agree_by_what_they_say_of_texts(
+    name: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """A copy wholly, another head less; labels that do not exclude each other, and numbers, are not compared."""
+    opened = []
+    for place, changes in (("one", {}), ("two", {}), ("many", {"problem_type": "multi_label_classification"})):
+        model = tiny(name, num_labels=3, **changes)
+        if place == "two":
+            model.load_state_dict(
+                {n: -p if "score" in n or "out_proj" in n else p for n, p in model.state_dict().items()}
+            )
+        model.save_pretrained(tmp_path / place)
+        tokenizer.save_pretrained(tmp_path / place)
+        opened.append(open_model(str(tmp_path / place)))
+    ids = blocks(opened[0], TEXTS, 16, 2)
+    same, other, many = (agreement(one, opened[0], ids, TEXTS[:9]) for one in opened)
+    assert same["top1"] == 1
+    assert same["kl"] == pytest.approx(0, abs=1e-6)
+    assert other["top1"] < 0.5
+    assert other["hidden_cka"] == pytest.approx(1)
+    assert "top1" not in many
+
+
 @pytest.mark.parametrize("kind", ["masked_lm", "causal"])
 def test_a_large_vocabulary_changes_how_much_is_predicted_at_once_and_no_number(
     kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
@@ -191,7 +216,7 @@ def test_models_with_other_vocabularies_are_not_compared(masked_lm: Path, save_t
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     """What cannot be opened is named."""
-    with pytest.raises(UserError, match="Cannot evaluate"):
+    with pytest.raises(UserError, match="has no config.json"):
         open_model(str(tmp_path))
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers import BatchEncoding
 
 from homodistil.errors import UserError
 from homodistil.evaluate.language import LOGITS, predictions
@@ -28,7 +29,8 @@ def agreement(student: Opened, teacher: Opened, ids: Tensor, texts: Sequence[str
 
     Returns:
         `top1`, the share of predicted tokens on which both choose alike, and `kl`, the mean divergence
-        KL(teacher ‖ student) in nats, where both have a language model; `hidden_cka`, the linear centred kernel
+        KL(teacher ‖ student) in nats, where both have a language model, and of texts where both tell the same classes;
+        `hidden_cka`, the linear centred kernel
         alignment of the last hidden states (Kornblith et al. 2019), 1 for equal up to rotation and scale;
         `similarity`, Spearman's correlation of the cosine similarities of all pairs of texts, by a sentence encoder's
         own embedding, or by the mean of the last hidden states.
@@ -39,8 +41,11 @@ def agreement(student: Opened, teacher: Opened, ids: Tensor, texts: Sequence[str
     mine, theirs = _shared(student, teacher)
     translate = torch.zeros(max(mine.tolist()) + 1, dtype=torch.long).scatter_(0, mine, theirs).to(ids.device)
     both = (ids, translate[ids])
-    has_predictions = student.head == teacher.head != "none"
-    result = _predictions(student, teacher, both, (mine, theirs)) if has_predictions else {}
+    result: dict[str, float] = {}
+    if student.head == teacher.head in ("masked", "causal"):
+        result = _predictions(student, teacher, both, (mine, theirs))
+    elif _tell_the_same(student, teacher):
+        result = _of_classes(*(_classes(m, texts) for m in (student, teacher)))
     states = [_last_hidden(m, own) for m, own in zip((student, teacher), both, strict=True)]
     # texts of like length together, for less padding; pairs of texts know no order
     embeddings = [_embeddings(m, sorted(texts, key=len)) for m in (student, teacher)]
@@ -79,14 +84,8 @@ def image_agreement(student: Opened, teacher: Opened, images: Sequence[Image.Ima
             "Agreement is measured patch by patch, so both must have one size of images and patches.",
             "Leave --against out, or name the teacher that the model was made of.",
         )
-    result: dict[str, float] = {}
-    if (
-        student.head == teacher.head == "classes"
-        and len({one.model.config.num_labels for one in (student, teacher)}) == 1
-    ):
-        ours, others = (torch.cat(side).log_softmax(-1) for side in zip(*logits, strict=True))
-        result["top1"] = (ours.argmax(-1) == others.argmax(-1)).float().mean().item()
-        result["kl"] = (others.exp() * (others - ours)).sum(-1).mean().item()
+    told = _tell_the_same(student, teacher)
+    result = _of_classes(*(torch.cat(side) for side in zip(*logits, strict=True))) if told else {}
     result["hidden_cka"] = linear_cka(mine.flatten(0, 1), theirs.flatten(0, 1))
     result["similarity"] = pairs_correlation(mine[:, 0], theirs[:, 0])
     return result
@@ -98,6 +97,24 @@ def _see(opened: Opened, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor 
     last = opened.model.base_model(pixel_values=pixels).last_hidden_state
     logits = opened.model(pixel_values=pixels).logits if opened.head == "classes" else None
     return last.float().cpu(), None if logits is None else logits.float().cpu()
+
+
+def _tell_the_same(student: Opened, teacher: Opened) -> bool:
+    """Whether both have a head for classes that exclude each other, and for as many."""
+    if not student.head == teacher.head == "classes":
+        return False
+    counts = {one.model.config.num_labels for one in (student, teacher)}
+    multiple = any(one.model.config.problem_type == "multi_label_classification" for one in (student, teacher))
+    return len(counts) == 1 and counts != {1} and not multiple
+
+
+def _of_classes(mine: Tensor, theirs: Tensor) -> dict[str, float]:
+    """Agreement of logits (rows, classes)."""
+    ours, others = (x.log_softmax(-1) for x in (mine, theirs))
+    return {
+        "top1": (ours.argmax(-1) == others.argmax(-1)).float().mean().item(),
+        "kl": (others.exp() * (others - ours)).sum(-1).mean().item(),
+    }
 
 
 def linear_cka(a: Tensor, b: Tensor) -> float:
@@ -148,18 +165,33 @@ def _last_hidden(opened: Opened, ids: Tensor) -> Tensor:
     return torch.cat([base(input_ids=part).last_hidden_state.flatten(0, 1).cpu() for part in torch.split(ids, 32)])
 
 
-@torch.no_grad()
-def _embeddings(opened: Opened, texts: Sequence[str], batch: int = 32) -> Tensor:
-    """A sentence encoder's own embeddings, or mean-pooled last hidden states, (texts, width)."""
-    if has_towers(opened.source):
-        made = embed(opened.source, texts, batch=batch, trust_remote_code=opened.trust_remote_code)
-        return torch.from_numpy(made)
-    pooled = []
+def _read(opened: Opened, texts: Sequence[str], batch: int = 32) -> Iterator[BatchEncoding]:
+    """Batches of texts as a model reads them, cut at 512 tokens or where its positions end."""
     length = min(opened.longest, 512)
     for at in range(0, len(texts), batch):
-        made = opened.tokenizer(
+        yield opened.tokenizer(
             list(texts[at : at + batch]), padding=True, truncation=True, max_length=length, return_tensors="pt"
         ).to(opened.model.device)
+
+
+@torch.no_grad()
+def _classes(opened: Opened, texts: Sequence[str]) -> Tensor:
+    """What a classifier says of texts, (texts, classes)."""
+    return torch.cat(
+        [
+            opened.model(input_ids=made["input_ids"], attention_mask=made["attention_mask"]).logits.float().cpu()
+            for made in _read(opened, texts)
+        ]
+    )
+
+
+@torch.no_grad()
+def _embeddings(opened: Opened, texts: Sequence[str]) -> Tensor:
+    """A sentence encoder's own embeddings, or mean-pooled last hidden states, (texts, width)."""
+    if has_towers(opened.source):
+        return torch.from_numpy(embed(opened.source, texts, trust_remote_code=opened.trust_remote_code))
+    pooled = []
+    for made in _read(opened, texts):
         states = opened.model.base_model(
             input_ids=made["input_ids"], attention_mask=made["attention_mask"]
         ).last_hidden_state

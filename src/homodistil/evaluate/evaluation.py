@@ -198,7 +198,7 @@ def _measure_text(records: Records, opened: Sequence[Opened], texts: list[str]) 
         refuse_unknown(one, tokens)
     settings = {"digest": digest(texts), "blocks": BLOCKS, "block": block}
     for one, tokens in zip(opened, ids, strict=True):
-        if one.head != "none":
+        if one.head in ("masked", "causal"):
             # figures of a token say nothing beside those of other tokens, as of a trimmed vocabulary
             read = {**settings, "tokens": digest(tokens.tolist())}
             records.measure(one.source, "language", read, lambda one=one, t=tokens: language(one, t))  # type: ignore[misc]

@@ -42,7 +42,7 @@ _KINDS: tuple[tuple[str, Head, Any], ...] = (
     ("LMHeadModel", "causal", AutoModelForCausalLM),
     ("ForImageClassification", "classes", AutoModelForImageClassification),
     ("ForImageClassificationWithTeacher", "classes", AutoModelForImageClassification),
-    ("ForSequenceClassification", "none", AutoModelForSequenceClassification),
+    ("ForSequenceClassification", "classes", AutoModelForSequenceClassification),
     ("ForTokenClassification", "none", AutoModelForTokenClassification),
     ("ForQuestionAnswering", "none", AutoModelForQuestionAnswering),
     ("", "none", AutoModel),
@@ -128,6 +128,9 @@ def open_model(source: str, *, trust_remote_code: bool = False) -> Opened:
     head, auto = next((head, auto) for ending, head, auto in _KINDS if name.endswith(ending))
     model = load_whole(source, auto, path, trust_remote_code=trust_remote_code)
     processor = _processor_of(model, source, path, trust_remote_code)
+    if head == "classes" and not isinstance(processor, BaseImageProcessor):
+        # a decoder reads its label off the last token that is no padding, by its configuration
+        model.config.pad_token_id = processor.pad_token_id
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return Opened(source, model.to(device).eval(), processor, head, trust_remote_code)
 
