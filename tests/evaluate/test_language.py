@@ -216,7 +216,7 @@ def test_models_with_other_vocabularies_are_not_compared(masked_lm: Path, save_t
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     """What cannot be opened is named."""
-    with pytest.raises(UserError, match="has no config.json"):
+    with pytest.raises(UserError, match=r"has no config\.json"):
         open_model(str(tmp_path))
 
 
