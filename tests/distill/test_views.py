@@ -349,5 +349,5 @@ def test_a_teacher_needs_an_image_processor_of_its_size(classifier: Path, pictur
 
 def test_a_student_of_text_is_none_of_images(masked_lm: Path, classifier: Path, pictures: Path, tmp_path: Path) -> None:
     """A teacher and a first student that read different things are refused."""
-    with pytest.raises(UserError, match="read and predict what its teacher does"):
+    with pytest.raises(UserError, match="read and predict what its teacher, a ViT"):
         homodistil.distil(classifier, pictures, "1.0", tmp_path / "run", student=str(masked_lm), **QUICK)
