@@ -41,6 +41,15 @@ def _options(tmp_path: Path, **changes: Any) -> argparse.Namespace:
     return argparse.Namespace(**values | changes)
 
 
+def _short(monkeypatch: pytest.MonkeyPatch, teacher: Path, text: Path) -> None:
+    """Let the comparison have one arm, of a tiny teacher."""
+    import quality
+
+    monkeypatch.setattr(quality, "fetch", lambda _: teacher)
+    monkeypatch.setattr(quality, "text_of", lambda *_: (text, text))
+    monkeypatch.setattr(quality, "ARMS", {"short": ({"text": {"length": 32}}, None)})
+
+
 def test_a_seed_is_finished_before_the_next_begins(tmp_path: Path) -> None:
     """So that arms can be compared whenever it is stopped; some need a language model, and one needs embeddings."""
     from quality import runs
@@ -89,9 +98,7 @@ def test_what_was_interrupted_goes_on(
     from homodistil.errors import RunStopped
     from quality_arms import Run
 
-    monkeypatch.setattr(quality, "fetch", lambda _: masked_lm)
-    monkeypatch.setattr(quality, "text_of", lambda *_: (corpus, corpus))
-    monkeypatch.setattr(quality, "ARMS", {"short": ({"text": {"length": 32}}, None)})
+    _short(monkeypatch, masked_lm, corpus)
     whole, run = (Run(seed=0, teacher=name, target="0.5", arm="short", tokens="6k") for name in "ab")
     done = quality.distilled(whole, tmp_path, tmp_path)
     assert done["seconds"] > 0
@@ -119,9 +126,7 @@ def test_a_kill_after_the_last_step_costs_no_run(
     import quality
     from homodistil.distill import loop
 
-    monkeypatch.setattr(quality, "fetch", lambda _: masked_lm)
-    monkeypatch.setattr(quality, "text_of", lambda *_: (corpus, corpus))
-    monkeypatch.setattr(quality, "ARMS", {"short": ({"text": {"length": 32}}, None)})
+    _short(monkeypatch, masked_lm, corpus)
     options = _options(tmp_path, arms=["short"], teachers=["any"], targets=["0.5"], seeds=[0], tokens="1k")
     (run,) = quality.runs(options)
 

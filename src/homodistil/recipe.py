@@ -55,7 +55,7 @@ class Recipe:
         log_every: steps between two lines of metrics.
         evaluations: how often held-out data is measured during the run, evenly; each target is measured as well.
         checkpoint_minutes: minutes between two checkpoints; 0 is one at each step.
-        trust_remote_code: run code that comes with a teacher.
+        trust_remote_code: run code that comes with a teacher's tokenizer or image processor; a model's own is not run.
         family: a file that describes the teacher's family, where it is none of the package's.
     """
 

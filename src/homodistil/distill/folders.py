@@ -81,7 +81,8 @@ def load_model(source: str, folder: str, model_class: type[PreTrainedModel], con
     """The model in float32, out of safetensors, with all of its weights; without a pooler where none was saved.
 
     Raises:
-        UserError: there are no safetensors, they do not fit the configuration, or weights are missing.
+        UserError: there are no safetensors, they do not fit the configuration, weights are missing, or a student
+            could not be saved with the model's generation_config.json.
     """
     path = Path(folder)
     if path.is_dir() and not any(path.glob("*.safetensors")):
@@ -91,12 +92,16 @@ def load_model(source: str, folder: str, model_class: type[PreTrainedModel], con
             "If you trust the file, convert it: AutoModel.from_pretrained(...).save_pretrained(NEW_FOLDER).",
         )
     model = load_whole(source, model_class, folder, config=config, use_safetensors=True)
-    _refuse_unsavable(source, model)
+    _mend_generation(source, model)
     return model
 
 
-def _refuse_unsavable(source: str, model: PreTrainedModel) -> None:
-    """What transformers reads of a generation_config.json it may refuse to write, and a run would end in that."""
+def _mend_generation(source: str, model: PreTrainedModel) -> None:
+    """Leave out of a generation_config.json what says nothing and transformers, which has read it, would not write.
+
+    Raises:
+        UserError: it would not write the rest either, and a run would end in that.
+    """
     said = getattr(model, "generation_config", None)
     if said is None:
         return
