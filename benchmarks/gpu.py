@@ -5,12 +5,14 @@
 BERT-base's shape, 32 x 512 tokens, and MiniLM's, 32 x 128, both with random weights and a masked-language-model head
 over 30,522 tokens; bf16; student at 1, 1/2 and 1/3 of the width. `asked for` is ours without recordings: Python asks
 for each kernel. `torch's kernels` is ours without the one that is written in Triton. The reference is that of
-`step.py`: fp32, eager attention, all maps, all logits, masks in place of cuts. All in one process, in turns.
+`step.py`: fp32, eager attention, all maps, all logits, masks in place of cuts; textbrewer, where it is installed, is
+its, too. All in one process, in turns.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import statistics
 import tempfile
 import time
@@ -93,7 +95,11 @@ def measured(shape: str, rounds: int, scratch: Path) -> list[dict[str, Any]]:
         contenders[f"ours, width 1, {name}"] = variant(run("1.0"))
         counted[f"ours, width 1, {name}"] = counted["ours, width 1"]
     torch.save({n: t.cpu() for n, t in steps.batch_of(run("1.0")).items()}, scratch / "batch.pt")
+    peers = ["reference"]
     contenders["reference"] = steps.reference(teacher, scratch / "batch.pt")
+    if importlib.util.find_spec("textbrewer"):
+        peers.append("textbrewer")
+        contenders["textbrewer"] = steps.textbrewer(teacher, scratch / "batch.pt")
     for name, action in contenders.items():
         for _ in range(SETTLED + 4 if name.startswith("ours") else 3):
             action()
@@ -110,7 +116,7 @@ def measured(shape: str, rounds: int, scratch: Path) -> list[dict[str, Any]]:
         flops = counted.get(name)
         rows.append(
             {"shape": f"{shape}, {batch} x {length}", "step": name, "ms": 1000 * s, "tokens/s": batch * length / s,
-             "x reference": median["reference"] / s, "GFLOP": flops / 1e9 if flops else "",
+             **{f"x {peer}": median[peer] / s for peer in peers}, "GFLOP": flops / 1e9 if flops else "",
              "share of products' rate": flops / s / peak if flops else "", "products' TFLOP/s": peak / 1e12,
              "spread": statistics.stdev(spent[name]) / s}
         )  # fmt: skip

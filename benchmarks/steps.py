@@ -156,7 +156,7 @@ class Reference:
 
 def reference(teacher: Path, saved: Path) -> Action:
     """A step of the plain reference on a saved batch, at any width the same."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = _device()
     batch = {name: tensor.to(device) for name, tensor in torch.load(saved).items()}
     plain = Reference(AutoModelForMaskedLM.from_pretrained(teacher).eval().requires_grad_(False).to(device))
     return lambda: plain.step(batch)
@@ -194,11 +194,15 @@ def textbrewer(teacher: Path, saved: Path) -> Action:
         for k in range(layers)
     ]
     distiller = tb.GeneralDistiller(
-        train_config=tb.TrainingConfig(device="cpu", log_dir=None, output_dir=tempfile.mkdtemp(), ckpt_steps=10**9),
+        train_config=tb.TrainingConfig(device=_device(), log_dir=None, output_dir=tempfile.mkdtemp(), ckpt_steps=10**9),
         distill_config=tb.DistillationConfig(temperature=1, hard_label_weight=1, intermediate_matches=matches),
-        model_T=theirs, model_S=mine, adaptor_T=adaptor, adaptor_S=adaptor,
+        model_T=theirs.to(_device()), model_S=mine.to(_device()), adaptor_T=adaptor, adaptor_S=adaptor,
     )  # fmt: skip
     return _driven(distiller, torch.optim.AdamW(mine.parameters(), lr=1e-4), whole)
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _driven(distiller: Any, optimizer: torch.optim.Optimizer, batch: dict[str, Tensor]) -> Action:
