@@ -24,7 +24,7 @@ import torch
 
 import steps
 from harness import Action, parser, products, report
-from homodistil.distill import maps
+from homodistil.distill import fused
 from homodistil.distill.prepare import Run
 from homodistil.distill.recorder import SETTLED
 
@@ -59,11 +59,11 @@ def without_triton(run: Run) -> Action:
 
 @contextlib.contextmanager
 def _no_triton() -> Iterator[None]:
-    fused, maps._fused = maps._fused, lambda *_: None
+    found, fused.kernels = fused.kernels, lambda *_: None
     try:
         yield
     finally:
-        maps._fused = fused
+        fused.kernels = found
 
 
 def seconds(action: Action) -> float:

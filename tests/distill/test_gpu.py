@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForMaskedLM, BertForMaskedLM, BertForTokenClassification, BertModel, PreTrainedModel
+from transformers import (
+    AutoModelForMaskedLM,
+    BertConfig,
+    BertForMaskedLM,
+    BertForTokenClassification,
+    BertModel,
+    PreTrainedModel,
+)
 
 import homodistil
 from homodistil.distill import maps
 from homodistil.distill.attention import QueriesKeys
 from homodistil.distill.collate import draws
+from homodistil.distill.kernels import over_vocabulary, squared_distance
+from homodistil.distill.layers import quicken
 from homodistil.distill.learning import learn, read_off
 from homodistil.distill.prepare import Run, prepare
 from homodistil.distill.recorder import SETTLED
@@ -112,6 +122,19 @@ def test_recorded_steps_are_those_that_were_recorded(
     assert ours[-1]["hidden"] < 0.9 * ours[0]["hidden"]
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("model_class", [BertForMaskedLM, BertModel])
+def test_a_copy_has_no_loss_and_learns_nothing_from_its_teacher(
+    model_class: type[PreTrainedModel], precision: str, ready: Callable[..., Run]
+) -> None:
+    """Exactly, by all kernels: what student and teacher do alike is rounded alike."""
+    run = ready(model_class, precision=precision, losses={"lm": 0.0})
+    batch = run.batch(next(draws(run.corpus.train, 8, start=0)))
+    terms, _ = read_off(run, [learn(run, batch, 1, scored=False)], 1, {})
+    assert set(terms.values()) == {0.0}
+    assert not any(p.grad.any() for p in run.state.learnt if p.grad is not None)
+
+
 def test_a_student_is_cut_and_learns_on_a_gpu(masked_lm: Path, corpus: Path, tmp_path: Path) -> None:
     """From the first cut to the saved student, killed never: recordings go when units do."""
     result = homodistil.distil(
@@ -128,3 +151,76 @@ def test_a_model_that_waits_for_the_gpu_learns_without_recordings(ready: Callabl
     with pytest.warns(UserWarning, match="not recorded"):
         terms = _learnt(run, SETTLED + 24)
     assert terms[-1]["hidden"] < terms[0]["hidden"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_quick_norm_equals_the_norm(dtype: torch.dtype) -> None:
+    """Value and gradients, beside float64; its outputs are bf16, and so are the inputs of the products after it."""
+    draw = torch.Generator().manual_seed(0)
+    layer = nn.LayerNorm(96)
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, generator=draw)
+    states = torch.randn(3, 7, 96, generator=draw).to("cuda", dtype)
+    of_made = torch.randn(3, 7, 96, generator=draw).cuda().bfloat16()
+    plain = copy.deepcopy(layer).double().cuda()
+    quick = BertModel(BertConfig(hidden_size=96, num_hidden_layers=1, intermediate_size=8, vocab_size=8))
+    quick.embeddings.LayerNorm = layer
+    quicken(quick, ())
+    quick.cuda()
+    sides = []
+    for norm, x, of in (
+        (quick.embeddings.LayerNorm, states, of_made),
+        (plain, states.double(), of_made.double()),
+    ):
+        x = x.detach().requires_grad_()
+        with torch.autocast("cuda", torch.bfloat16):
+            made = norm(x)
+        sides.append((made, *torch.autograd.grad(made, (x, norm.weight, norm.bias), of)))
+    assert sides[0][0].dtype == torch.bfloat16
+    for mine, right in zip(*sides, strict=True):
+        assert (mine.double() - right.double()).norm() <= 5e-3 * right.double().norm()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_losses_over_a_vocabulary_equal_their_formulas(temperature: float) -> None:
+    """With a head of 1,003 tokens, whose rows lie apart; beside float64, and exactly zero where both sides agree."""
+    draw = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(37, 32, generator=draw).cuda() for _ in range(2))
+    labels = torch.randint(1003, (37,), generator=draw).cuda()
+    head = nn.Module()
+    head.decoder = nn.Linear(32, 1003)
+    quicken(cast(PreTrainedModel, head), ("decoder",))
+    head.cuda()
+    sides = []
+    for dtype in (torch.float32, torch.float64):
+        decoder = copy.deepcopy(head.decoder).to(dtype)
+        x = student.to(dtype).requires_grad_()
+        with torch.autocast("cuda", torch.bfloat16, enabled=dtype == torch.float32):
+            mine, theirs = decoder(x), decoder(teacher.to(dtype)).detach()
+            if dtype == torch.float32:
+                assert mine.stride() == (1008, 1)
+                same = mine.detach().requires_grad_()
+                both = over_vocabulary(same, same.detach(), labels, temperature)
+                assert both[1] == 0
+                assert not torch.autograd.grad(both[1], same)[0].any()
+            lm, kl = over_vocabulary(mine, theirs, labels, temperature)
+        sides.append((lm, kl, *torch.autograd.grad(0.3 * lm + 0.7 * kl, (x, *decoder.parameters()))))
+    for ours, right in zip(*sides, strict=True):
+        assert (ours.double() - right).norm() <= 1e-2 * right.norm()
+
+
+def test_distances_of_states_equal_their_formula() -> None:
+    """Of states in bf16 from a teacher's, rounded alike: beside float64, and exactly zero where both sides agree."""
+    draw = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(BATCH, LENGTH, 50, generator=draw).cuda() for _ in range(2))
+    student = student.bfloat16().requires_grad_()
+    made = squared_distance(student, teacher, _mask())
+    exact = student.detach().double().requires_grad_()
+    squares = (exact - teacher.bfloat16().double()).square().sum(-1) * _mask()
+    plain = squares.sum() / (_mask().sum() * 50)
+    torch.testing.assert_close(made.double(), plain, rtol=1e-5, atol=0)
+    mine, right = (torch.autograd.grad(total, x)[0].double() for total, x in ((made, student), (plain, exact)))
+    assert (mine - right).norm() <= 5e-3 * right.norm()
+    same = squared_distance(student, student.detach().float(), _mask())
+    assert same == 0
+    assert not torch.autograd.grad(same, student)[0].any()

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from homodistil.distill import fused
+
 CACHED = 1 << 18
 """Numbers that a CPU handles at once: a megabyte, which its cache holds while several operations pass over it."""
 
@@ -60,8 +62,15 @@ class _OverVocabulary(Function):
     def forward(
         ctx: Any, student: Tensor, teacher: Tensor | None, labels: Tensor, temperature: float
     ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(student, teacher, labels)
-        ctx.temperature = temperature
+        ctx.temperature, kept = temperature, None
+        triton = fused.kernels("vocabulary", student, student if teacher is None else teacher)
+        if triton is not None and len(student) and student.stride(1) == 1:
+            if teacher is not None and teacher.stride(1) != 1:
+                teacher = teacher.contiguous()
+            (lm, divergence), kept = triton.forward(student, teacher, labels, temperature)
+            ctx.save_for_backward(student, teacher, labels, kept)
+            return lm / len(student), divergence * (temperature**2 / len(student))
+        ctx.save_for_backward(student, teacher, labels, kept)
         lm = student.new_zeros((), dtype=torch.float32)
         divergence = lm.clone()
         for part in _parts(student):
@@ -80,9 +89,14 @@ class _OverVocabulary(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_lm: Tensor, of_divergence: Tensor) -> tuple[Tensor, None, None, None]:
-        student, teacher, labels = ctx.saved_tensors
+        student, teacher, labels, kept = ctx.saved_tensors
         rows, temperature = max(1, len(student)), ctx.temperature
         of_lm, of_divergence = of_lm / rows, of_divergence * (temperature / rows)
+        if kept is not None:
+            weights = torch.stack((of_lm, of_divergence)).float()
+            triton = fused.kernels("vocabulary", student)
+            made: Tensor = triton.backward(student, teacher, labels, temperature, kept, weights)
+            return made, None, None, None
         gradient = torch.empty_like(student)
         for part in _parts(student):
             p_s = student[part].float().softmax(-1)
@@ -101,8 +115,14 @@ class _OverVocabulary(Function):
 class _SquaredDistance(Function):
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
-        difference = student - teacher.to(student.dtype)
         count = mask.sum() * student.shape[-1]
+        if (triton := fused.kernels("distance", student, teacher)) is not None:
+            # inputs are kept, which are there already, in place of their difference
+            inputs = [x.contiguous() for x in (student, teacher, mask)]
+            ctx.save_for_backward(*inputs, count)
+            total: Tensor = triton.summed(*inputs)
+            return total / count
+        difference = student - teacher.to(student.dtype)
         squares = difference.float().square().sum(-1)
         ctx.save_for_backward(difference, mask, count)
         return (squares * mask).sum() / count
@@ -110,7 +130,11 @@ class _SquaredDistance(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_distance: Tensor) -> tuple[Tensor, None, None]:
-        difference, mask, count = ctx.saved_tensors
+        *states, mask, count = ctx.saved_tensors
+        if len(states) > 1:
+            gradient = fused.kernels("distance", *states).scaled_difference(*states, mask, 2 * of_distance / count)
+            return gradient, None, None
+        (difference,) = states
         scale = 2 * of_distance / count * mask[..., None]
         return difference * scale.to(difference.dtype), None, None
 

@@ -6,9 +6,6 @@ where student and teacher agree.
 
 from __future__ import annotations
 
-import functools
-import importlib
-import importlib.util
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -18,6 +15,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from homodistil.distill import fused
 from homodistil.distill.attention import QueriesKeys
 
 CACHED, AWAY = 1 << 18, 1 << 24
@@ -61,6 +59,8 @@ class _LayerDistance(Function):
     @once_differentiable
     def backward(ctx: Any, of_distance: Tensor) -> tuple[Tensor | None, ...]:
         of_queries, of_keys = ctx.saved_tensors
+        if (triton := fused.kernels("scores", of_queries)) is not None:
+            return triton.scaled(of_queries, of_distance), triton.scaled(of_keys, of_distance), *[None] * 5
         return of_queries * of_distance, of_keys * of_distance, None, None, None, None, None
 
 
@@ -70,8 +70,8 @@ class _ScoreDistance(_LayerDistance):
         ctx: Any, q_s: Tensor, k_s: Tensor, q_t: Tensor, k_t: Tensor, scale_s: float, scale_t: float, mask: Tensor
     ) -> Tensor:
         learns = any(ctx.needs_input_grad)
-        if (fused := _fused(q_s, k_s, q_t, k_t)) is not None:
-            of_pairs: tuple[Tensor, ...] = fused.scores(q_s, k_s, q_t, k_t, scale_s, scale_t, mask, learns=learns)
+        if (triton := _in_one(q_s, k_s, q_t, k_t)) is not None:
+            of_pairs: tuple[Tensor, ...] = triton.scores(q_s, k_s, q_t, k_t, scale_s, scale_t, mask, learns=learns)
             ctx.save_for_backward(*of_pairs[1:])
             return of_pairs[0]
         of_queries, of_keys = (torch.empty_like(x) if learns else x.new_empty(0) for x in (q_s, k_s))
@@ -122,20 +122,10 @@ class _MapDistance(_LayerDistance):
         return total
 
 
-def _fused(*layers: Tensor) -> Any:
-    """Kernels in Triton, for queries and keys that they can handle; None for others."""
-    if not layers[0].is_cuda or len({x.dtype for x in layers}) > 1 or layers[0].dtype == torch.float64:
-        return None
-    fused = _with_triton()
-    return fused if fused is not None and max(x.shape[-1] for x in layers) <= fused.WIDEST else None
-
-
-@functools.cache
-def _with_triton() -> Any:
-    """Triton comes with torch where there is a GPU; not every GPU has what the kernels need."""
-    if torch.version.hip is not None or torch.cuda.get_device_capability() < (8, 0):
-        return None
-    return importlib.import_module("homodistil.distill.fused") if importlib.util.find_spec("triton") else None
+def _in_one(*layers: Tensor) -> Any:
+    """The kernels for queries and keys that they can handle; None for others."""
+    triton = fused.kernels("scores", *layers) if len({x.dtype for x in layers}) == 1 else None
+    return triton if triton is not None and max(x.shape[-1] for x in layers) <= triton.WIDEST else None
 
 
 def _probabilities(queries: Tensor, keys: Tensor, scale: float, hidden: Tensor) -> Tensor:

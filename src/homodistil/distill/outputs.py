@@ -36,8 +36,9 @@ def unpadded(batch: Batch) -> bool:
     return "tokens" in batch and int(batch["tokens"]) == rows
 
 
-CHUNK = 1 << 26
-"""Logits that stand in memory at once at most: with 150,000 tokens to choose from, those of 447 positions."""
+CHUNK, CHUNK_AWAY = 1 << 26, 1 << 27
+"""Logits that stand in memory at once at most, on a CPU and on an accelerator: with 150,000 tokens to choose from,
+those of 447 and 894 positions."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ class TokenPredictions:
 
     def chunks(self) -> list[slice]:
         """Positions that are predicted together; one part without any if there are none."""
-        size = max(1, CHUNK // self.vocab)
+        most = CHUNK if self.states.device.type == "cpu" else CHUNK_AWAY
+        size = max(1, most // self.vocab)
         return [slice(at, at + size) for at in range(0, max(1, len(self.states)), size)]
 
 

@@ -33,6 +33,7 @@ from homodistil.distill.defaults import (
     steps_for,
 )
 from homodistil.distill.inputs import read, refuse_other_options
+from homodistil.distill.layers import quicken
 from homodistil.distill.objective import Objective
 from homodistil.distill.outputs import Runner
 from homodistil.distill.processes import Processes
@@ -159,6 +160,10 @@ def _prepared(recipe: Recipe, resume: bool, texts: Iterable[str] | None, process
     if bf16:
         round_products(teacher.model)
     checkpoint.restore(run_dir.checkpoints, state, recipe.digest(), corpus.identity)
+    if bf16:
+        family = teacher.layout.family
+        for model in (teacher.model, state.student):
+            quicken(model, family.lm_head if family is not None else ())
     if processes.main:
         run_dir.rewind_metrics(state.step)
     return Run(

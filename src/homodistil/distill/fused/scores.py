@@ -1,7 +1,4 @@
-"""Losses as single kernels for GPUs, in Triton, where a chain of torch's would carry their inputs through memory often.
-
-Imported on GPUs only: Triton comes with torch where there is one.
-"""
+"""The distance of two layers' scores in one kernel (`maps.score_distance`)."""
 
 from __future__ import annotations
 
@@ -14,17 +11,23 @@ WIDEST = 64
 """Dimensions of a head at most: six squares of them are held in registers."""
 ROWS = 64
 """Tokens that are read at once."""
+FLAT = 4096
+"""Numbers that are multiplied at once."""
 
 
-@triton.jit
+# a kernel is compiled for whether sizes are multiples of 16, and would be for each length: nothing gains from it
+@triton.jit(do_not_specialize=["length"])
 def _scores(
     q_s, k_s, q_t, k_t, mask, of_q, of_k, sums,
-    length, heads, scale, ratio,
+    length, heads, S, T, scale, ratio,
     q_s_b, q_s_h, q_s_n, k_s_b, k_s_h, k_s_n, q_t_b, q_t_h, q_t_n, k_t_b, k_t_h, k_t_n, of_b, of_h, of_n,
-    LEARNS: tl.constexpr, S: tl.constexpr, T: tl.constexpr, S_PAD: tl.constexpr, T_PAD: tl.constexpr,
+    LEARNS: tl.constexpr, S_PAD: tl.constexpr, T_PAD: tl.constexpr,
     ROWS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One head of one text: the squares XᵀX and YᵀY over all its tokens, and the gradients from them."""
+    """One head of one text: the squares XᵀX and YᵀY over all its tokens, and the gradients from them.
+
+    Dimensions of heads (S, T) are no constants: it would be compiled for each width that a student passes through.
+    """
     text, head = tl.program_id(0) // heads, tl.program_id(0) % heads
     s, t, row = tl.arange(0, S_PAD), tl.arange(0, T_PAD), tl.arange(0, ROWS)
     of_a = tl.zeros((S_PAD, S_PAD), tl.float32)
@@ -97,13 +100,33 @@ def scores(
     of_q, of_k = of_q.transpose(1, 2), of_k.transpose(1, 2)
     sums = torch.empty(batch * heads, device=q_s.device, dtype=torch.float32)
     _scores[(batch * heads,)](
-        q_s, k_s, q_t, k_t, mask.contiguous(), of_q, of_k, sums, length, heads, scale_s, scale_t / scale_s,
+        q_s, k_s, q_t, k_t, mask.contiguous(), of_q, of_k, sums,
+        length, heads, narrow, wide, scale_s, scale_t / scale_s,
         *(x.stride(i) for x in (q_s, k_s, q_t, k_t, of_q) for i in range(3)),
-        LEARNS=learns, S=narrow, T=wide, S_PAD=_padded(narrow), T_PAD=_padded(wide), ROWS=ROWS,
+        LEARNS=learns, S_PAD=_padded(narrow), T_PAD=_padded(wide), ROWS=ROWS,
         # products of 16-bit numbers lose nothing to it
         PRECISION="ieee" if q_s.dtype == torch.float32 else "tf32", num_warps=8,
     )  # fmt: skip
     return sums.sum(), of_q, of_k
+
+
+@triton.jit
+def _scaled(x, by, y, count, FLAT: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * FLAT + tl.arange(0, FLAT)
+    made = tl.load(x + at, mask=at < count, other=0).to(tl.float32) * tl.load(by)
+    tl.store(y + at, made.to(y.dtype.element_ty), mask=at < count)
+
+
+def scaled(x: Tensor, by: Tensor) -> Tensor:
+    """A tensor times a number (), rounded to the tensor's type once.
+
+    Args:
+        x: of any shape, whose numbers lie in one piece, in whatever order.
+        by: on the same GPU.
+    """
+    y = torch.empty_like(x)
+    _scaled[(triton.cdiv(x.numel(), FLAT),)](x, by, y, x.numel(), FLAT=FLAT, num_warps=8)
+    return y
 
 
 def _padded(dimensions: int) -> int:

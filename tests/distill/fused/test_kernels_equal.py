@@ -1,0 +1,104 @@
+"""Kernels in Triton equal torch's. Skipped where Triton is not installed: it comes with torch for GPUs."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+
+SCORES = """
+from homodistil.distill.attention import QueriesKeys
+from homodistil.distill.fused.scores import scaled, scores
+from homodistil.distill.maps import score_distance
+
+for length, narrow, wide in ((70, 10, 32), (130, 20, 64), (16, 16, 16)):
+    q_s, k_s, q_t, k_t = (
+        torch.randn(2, length, 3, d, generator=draw).transpose(1, 2) for d in (narrow, narrow, wide, wide)
+    )
+    mask = torch.ones(2, length, dtype=torch.long)
+    mask[0, length // 2 :] = 0
+    scales = narrow**-0.5, wide**-0.5
+    made = scores(q_s, k_s, q_t, k_t, *scales, mask, learns=True)
+    q, k = (x.clone().requires_grad_() for x in (q_s, k_s))
+    plain = score_distance(QueriesKeys(q, k, scales[0]), QueriesKeys(q_t, k_t, scales[1]), mask)
+    for ours, theirs in zip(made, (plain, *torch.autograd.grad(plain, (q, k))), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5 * float(theirs.detach().abs().max()))
+    assert not made[1][0, :, length // 2 :].any()
+    total, *gradients = scores(q_s, k_s, q_t, k_t, *scales, mask, learns=False)
+    torch.testing.assert_close(total, plain.detach(), rtol=1e-5, atol=0)
+    assert all(g.numel() == 1 for g in gradients)
+    torch.testing.assert_close(scaled(q_s, torch.tensor(0.3)), 0.3 * q_s)
+"""
+NORM = """
+from homodistil.distill.fused.norm import norm
+
+for shape in ((3, 5, 20), (700, 768), (2, 3, 1), (1, 5000)):
+    x, of = (torch.randn(*shape, generator=draw) for _ in range(2))
+    weight, bias = (torch.randn(shape[-1], generator=draw) for _ in range(2))
+    sides = []
+    for function in (lambda *a: norm(*a, 1e-5, torch.float32), lambda x, w, b: torch.layer_norm(x, w.shape, w, b)):
+        inputs = [t.clone().requires_grad_() for t in (x + 3, weight, bias)]
+        made = function(*inputs)
+        sides.append((made, *torch.autograd.grad(made, inputs, of)))
+    for ours, theirs in zip(*sides, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+"""
+DISTANCE = """
+from homodistil.distill.fused.distance import scaled_difference, summed
+from homodistil.distill.kernels import squared_distance
+
+for batch, length, width in ((2, 7, 20), (3, 40, 768), (1, 1, 1), (2, 3, 1500)):
+    student, teacher = (torch.randn(batch, length, width, generator=draw) for _ in range(2))
+    mask = torch.ones(batch, length, dtype=torch.long)
+    mask[0, length // 2 + 1 :] = 0
+    plain = squared_distance(student.requires_grad_(), teacher, mask)
+    (gradient,) = torch.autograd.grad(plain, student)
+    count = mask.sum() * width
+    torch.testing.assert_close(summed(student.detach(), teacher, mask) / count, plain.detach())
+    torch.testing.assert_close(scaled_difference(student.detach(), teacher, mask, 2 / count), gradient)
+    assert not summed(teacher, teacher, mask).any() and not scaled_difference(teacher, teacher, mask, 2 / count).any()
+"""
+VOCABULARY = """
+from homodistil.distill.fused.vocabulary import backward, forward
+from homodistil.distill.kernels import over_vocabulary
+
+for rows, vocab, temperature in ((5, 11, 1.0), (3, 5000, 2.0), (1, 4096, 1.0)):
+    # rows that lie apart, and logits whose largest comes late
+    student, teacher = (torch.randn(rows, vocab + 5, generator=draw)[:, :vocab] * 4 for _ in range(2))
+    teacher[:, -1] += 9
+    padded = torch.full((rows, vocab + 5), 1e9)
+    padded[:, :vocab] = student
+    student = padded[:, :vocab]
+    labels = torch.randint(vocab, (rows,), generator=draw)
+    ours = student.clone().requires_grad_()
+    plain = over_vocabulary(ours, teacher, labels, temperature)
+    (gradient,) = torch.autograd.grad(0.3 * plain[0] + 0.7 * plain[1], ours)
+    sums, kept = forward(student, teacher, labels, temperature)
+    torch.testing.assert_close(sums / rows * torch.tensor([1, temperature**2]), torch.stack(plain).detach())
+    weights = torch.tensor([0.3, 0.7 * temperature]) / rows
+    made = backward(student, teacher, labels, temperature, kept, weights)
+    assert made.stride() == student.stride()
+    torch.testing.assert_close(made, gradient, rtol=1e-4, atol=1e-7)
+    alone, kept = forward(student, None, labels, temperature)
+    torch.testing.assert_close(alone, sums * torch.tensor([1, 0]))
+    (gradient,) = torch.autograd.grad(over_vocabulary(ours, None, labels, temperature)[0], ours)
+    made = backward(student, None, labels, temperature, kept, torch.tensor([1 / rows, 1.0]))
+    torch.testing.assert_close(made, gradient, rtol=1e-4, atol=1e-7)
+    same, kept = forward(teacher, teacher, labels, temperature)
+    assert not same[1] and not backward(teacher, teacher, labels, temperature, kept, torch.tensor([0.0, 1.0])).any()
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+@pytest.mark.parametrize("law", [SCORES, NORM, DISTANCE, VOCABULARY], ids=["scores", "norm", "distance", "vocabulary"])
+def test_one_kernel_equals_several(law: str) -> None:
+    """Values and gradients, in Triton's interpreter, which needs no GPU; exactly zero where both sides agree."""
+    program = f"import torch\ndraw = torch.Generator().manual_seed(0)\n{law}\nprint('equal')"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=240,
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+    )  # fmt: skip
+    assert done.stdout == "equal\n", done.stderr
