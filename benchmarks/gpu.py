@@ -4,7 +4,8 @@
 
 BERT-base's shape, 32 x 512 tokens, and MiniLM's, 32 x 128, both with random weights and a masked-language-model head
 over 30,522 tokens; bf16; student at 1, 1/2 and 1/3 of the width. `asked for` is ours without recordings: Python asks
-for each kernel. `torch's kernels` is ours without the one that is written in Triton. The reference is that of
+for each kernel. `torch's kernels` is ours without those that are written in Triton, and `AdamW` ours by the optimizer
+that the peers have. The reference is that of
 `step.py`: fp32, eager attention, all maps, all logits, masks in place of cuts; textbrewer, where it is installed, is
 its, too. All in one process, in turns.
 """
@@ -90,6 +91,11 @@ def measured(shape: str, rounds: int, scratch: Path) -> list[dict[str, Any]]:
         ready = run(target)
         contenders[f"ours, width {name}"] = ours(ready)
         counted[f"ours, width {name}"] = steps.operations(ready, steps.batch_of(ready))
+    adamw = steps.ready(
+        teacher, "1.0", batch=batch, precision="bf16", text={"length": length}, optim={"method": "adamw"}
+    )
+    contenders["ours, width 1, AdamW"] = ours(adamw)
+    counted["ours, width 1, AdamW"] = counted["ours, width 1"]
     variants: dict[str, Callable[[Run], Action]] = {"asked for": asked_for, "torch's kernels": without_triton}
     for name, variant in variants.items():
         contenders[f"ours, width 1, {name}"] = variant(run("1.0"))

@@ -224,3 +224,25 @@ def test_distances_of_states_equal_their_formula() -> None:
     same = squared_distance(student, student.detach().float(), _mask())
     assert same == 0
     assert not torch.autograd.grad(same, student)[0].any()
+
+
+@pytest.mark.parametrize("name", ["dense", "decoder"])
+def test_a_quick_product_equals_the_product(name: str) -> None:
+    """Value and gradients, beside float64, of outputs that are a multiple of eight and of others."""
+    draw = torch.Generator().manual_seed(0)
+    sizes = {"dense": 200, "decoder": 203}
+    parts = nn.ModuleDict({key: nn.Linear(64, size) for key, size in sizes.items()})
+    plain = copy.deepcopy(parts).double().cuda()
+    quicken(cast(PreTrainedModel, parts), ("decoder",))
+    parts.cuda()
+    states = torch.randn(300, 64, generator=draw).cuda()
+    of_made = torch.randn(300, sizes[name], generator=draw).cuda()
+    sides = []
+    for layers, x, of in ((parts, states, of_made.bfloat16()), (plain, states.double(), of_made.double())):
+        x = x.detach().requires_grad_()
+        with torch.autocast("cuda", torch.bfloat16):
+            made = layers[name](x) if x.dtype == torch.float32 else nn.functional.linear(x, *layers[name].parameters())
+        sides.append((made, *torch.autograd.grad(made, (x, *layers[name].parameters()), of.to(made.dtype))))
+    for mine, right in zip(*sides, strict=True):
+        assert (mine.double() - right.double()).norm() <= 1e-2 * right.double().norm()
+    assert all(g.dtype == torch.float32 for g in sides[0][1:])

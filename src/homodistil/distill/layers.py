@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
@@ -19,21 +20,23 @@ from transformers import PreTrainedModel
 from homodistil.distill import fused
 
 ALIGNED = 8
-"""Numbers of 16 bits in the 16 bytes that rows must begin at multiples of, for the fastest products."""
+"""Numbers of 16 bits in 16 bytes: of matrices with another number of columns, products take several times as long."""
 
 
 def quicken(model: PreTrainedModel, heads: Sequence[str]) -> None:
-    """Let layers of a model compute as this module says, in place; they remain what they are to everything else.
+    """Let plain norms and linear layers of a model compute as this module says, in place.
+
+    They remain what they are to everything else.
 
     Args:
-        model: of which plain norms change.
+        model: whose layers change.
         heads: linear layers that make logits, by module name; a name that the model does not have counts for nothing.
     """
     for name, module in model.named_modules():
         if type(module) is nn.LayerNorm and module.bias is not None and len(module.normalized_shape) == 1:
             module.__class__ = Norm
-        elif type(module) is nn.Linear and name in heads:
-            module.__class__ = Head
+        elif type(module) is nn.Linear:
+            module.__class__ = Head if name in heads else Product
 
 
 class Norm(nn.LayerNorm):
@@ -48,14 +51,25 @@ class Norm(nn.LayerNorm):
         return made
 
 
-class Head(nn.Linear):
-    """A linear layer the rows of whose outputs begin at multiples of 16 bytes on a GPU, of 30,522 outputs, too."""
+class Product(nn.Linear):
+    """A linear layer whose gradients are summed in float32 and stay in it: autograd would round them on the way."""
 
     def forward(self, states: Tensor) -> Tensor:
-        """Logits (rows, classes); rows may lie apart."""
-        if states.dim() != 2 or not self.out_features % ALIGNED or not _rounds(states):
+        """The states times the weight, and the bias."""
+        if not torch.is_grad_enabled() or not states.numel() or not _rounds(states):
             return super().forward(states)
-        made: Tensor = _Aligned.apply(states, self.weight, self.bias)  # type: ignore[no-untyped-call]
+        made: Tensor = _Product.apply(states, self.weight, self.bias)  # type: ignore[no-untyped-call]
+        return made
+
+
+class Head(nn.Linear):
+    """A linear layer whose outputs are padded to a multiple of `ALIGNED` on a GPU, in memory alone."""
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Logits (rows, classes), whose rows may lie apart."""
+        if states.dim() != 2 or not states.numel() or not _rounds(states):
+            return super().forward(states)
+        made: Tensor = _Padded.apply(states, self.weight, self.bias)  # type: ignore[no-untyped-call]
         return made
 
 
@@ -63,33 +77,82 @@ def _rounds(states: Tensor) -> bool:
     return states.is_cuda and torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") == torch.bfloat16
 
 
-class _Aligned(Function):
+class _Product(Function):
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         x, w = states.bfloat16(), weight.bfloat16()
         ctx.save_for_backward(x, w)
         ctx.types = states.dtype, weight.dtype
-        return aligned_product(x, w, bias)
+        return F.linear(x, w, None if bias is None else bias.bfloat16())
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, of_made: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def backward(ctx: Any, of_made: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, w = ctx.saved_tensors
         of_states, of_weight = ctx.types
-        of_bias = of_made.sum(0, dtype=torch.float32) if ctx.needs_input_grad[2] else None
-        return (of_made @ w).to(of_states), (of_made.mT @ x).to(of_weight), of_bias
+        rows = of_made.flatten(0, -2)
+        return (
+            (rows @ w).view(x.shape).to(of_states) if ctx.needs_input_grad[0] else None,
+            _in_float32(rows.mT, x.flatten(0, -2)).to(of_weight) if ctx.needs_input_grad[1] else None,
+            _summed(rows) if ctx.needs_input_grad[2] else None,
+        )
 
 
-def aligned_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """X · weightᵀ + bias, whose rows are as far apart as the next multiple of `ALIGNED` says.
+class _Padded(Function):
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        size = len(weight)
+        x, w = states.bfloat16(), padded(weight.bfloat16())
+        ctx.save_for_backward(x, w)
+        ctx.size, ctx.types = size, (states.dtype, weight.dtype)
+        return F.linear(x, w, None if bias is None else padded(bias.bfloat16()))[:, :size]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_made: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, w = ctx.saved_tensors
+        of_states, of_weight = ctx.types
+        rows = with_padding(of_made, len(w))
+        return (
+            (rows @ w).to(of_states) if ctx.needs_input_grad[0] else None,
+            _in_float32(rows.mT, x)[: ctx.size].to(of_weight) if ctx.needs_input_grad[1] else None,
+            _summed(rows)[: ctx.size] if ctx.needs_input_grad[2] else None,
+        )
+
+
+def padded(tensor: Tensor) -> Tensor:
+    """A tensor with zeros after its rows, as many as make them a multiple of `ALIGNED`."""
+    missing = -len(tensor) % ALIGNED
+    return torch.cat((tensor, tensor.new_zeros(missing, *tensor.shape[1:]))) if missing else tensor
+
+
+def with_padding(matrix: Tensor, columns: int) -> Tensor:
+    """A matrix with zeros after its columns: the memory between its rows if there is some, in place, or a copy.
 
     Args:
-        x: (rows, in_features).
-        weight: (out_features, in_features), of the same type.
-        bias: (out_features,), rounded to that type.
+        matrix: (rows, fewer columns).
+        columns: how many there are to be.
     """
-    size = len(weight)
-    made = x.new_empty(len(x), -(-size // ALIGNED) * ALIGNED)[:, :size]
-    if bias is None:
-        return torch.mm(x, weight.mT, out=made)
-    return torch.addmm(bias.to(x.dtype), x, weight.mT, out=made)
+    size = matrix.shape[1]
+    if size == columns:
+        return matrix
+    ends = matrix.storage_offset() + len(matrix) * columns
+    if matrix.stride() != (columns, 1) or matrix.untyped_storage().nbytes() < ends * matrix.element_size():
+        return F.pad(matrix, (0, columns - size))
+    whole = matrix.as_strided((len(matrix), columns), (columns, 1))
+    whole[:, size:] = 0
+    return whole
+
+
+def _in_float32(a: Tensor, b: Tensor) -> Tensor:
+    """The product of two matrices of bf16 as it is summed; an older torch rounds it to bf16."""
+    if hasattr(torch.ops.aten.mm, "dtype"):
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return (a @ b).float()
+
+
+def _summed(matrix: Tensor) -> Tensor:
+    """The sums of columns in float32."""
+    triton = fused.kernels("columns", matrix)
+    made: Tensor = matrix.sum(0, dtype=torch.float32) if triton is None else triton.summed(matrix)
+    return made

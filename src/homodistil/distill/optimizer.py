@@ -78,7 +78,9 @@ class Muon(torch.optim.AdamW):
         # one call for all of them, because an accelerator waits for calls
         torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
         ahead = torch._foreach_lerp(gradients, averages, group["momentum"])
-        directions = evened(torch.stack(ahead).to(self.dtype)).to(matrices[0].dtype)
+        # in the order of the matrices, or they would be added one by one
+        made = evened(torch.stack(ahead).to(self.dtype))
+        directions = made.to(matrices[0].dtype, memory_format=torch.contiguous_format)
         torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(matrices, directions.unbind(), alpha=-group["lr"] * group["scale"])
 
@@ -108,7 +110,8 @@ def evened(matrices: Float[Tensor, "count rows columns"]) -> Float[Tensor, "coun
     length, width = x.shape[1:]
     blocks = math.ceil(length / (NARROW if width <= NARROW else BLOCK))
     size = math.ceil(length / blocks)
-    padded = F.pad(x, (0, 0, 0, blocks * size - length))
+    # where there is nothing to pad with, it would copy
+    padded = F.pad(x, (0, 0, 0, blocks * size - length)) if blocks * size > length else x
     made = orthogonalised(padded.reshape(-1, size, width)).mul_(math.sqrt(max(size, width)))
     x = made.reshape(padded.shape)[:, :length]
     return x.mT if wide else x

@@ -136,8 +136,10 @@ def _method(recipe: Recipe, teacher: Teacher) -> Method:
 
 
 def round_products(teacher: nn.Module) -> None:
-    """Round the matrices of a frozen teacher once, as autocast would do at every step, to the very same numbers."""
+    """Round the products of a frozen teacher once, as autocast would do at every step, to the very same numbers."""
     for module in teacher.modules():
         if isinstance(module, nn.Linear):
             # a new Parameter, because a matrix that is tied to the embeddings must not round those
             module.weight = nn.Parameter(module.weight.detach().bfloat16(), requires_grad=False)
+            if module.bias is not None:
+                module.bias = nn.Parameter(module.bias.detach().bfloat16(), requires_grad=False)

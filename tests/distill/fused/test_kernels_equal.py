@@ -90,10 +90,19 @@ for rows, vocab, temperature in ((5, 11, 1.0), (3, 5000, 2.0), (1, 4096, 1.0)):
     same, kept = forward(teacher, teacher, labels, temperature)
     assert not same[1] and not backward(teacher, teacher, labels, temperature, kept, torch.tensor([0.0, 1.0])).any()
 """
+COLUMNS = """
+from homodistil.distill.fused.columns import summed
+
+for rows, columns in ((1, 1), (7, 130), (3000, 20), (600, 3000)):
+    matrix = torch.randn(rows, columns, generator=draw)
+    torch.testing.assert_close(summed(matrix), matrix.sum(0), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(summed(matrix.T.contiguous().T), matrix.sum(0), rtol=1e-4, atol=1e-4)
+"""
+LAWS = {"scores": SCORES, "norm": NORM, "distance": DISTANCE, "vocabulary": VOCABULARY, "columns": COLUMNS}
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
-@pytest.mark.parametrize("law", [SCORES, NORM, DISTANCE, VOCABULARY], ids=["scores", "norm", "distance", "vocabulary"])
+@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
 def test_one_kernel_equals_several(law: str) -> None:
     """Values and gradients, in Triton's interpreter, which needs no GPU; exactly zero where both sides agree."""
     program = f"import torch\ndraw = torch.Generator().manual_seed(0)\n{law}\nprint('equal')"
