@@ -74,7 +74,10 @@ class Head(nn.Linear):
 
 
 def _rounds(states: Tensor) -> bool:
-    return states.is_cuda and torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") == torch.bfloat16
+    """Whether autocast would round products of these states to bf16, on a GPU that the kernels are for."""
+    if not states.is_cuda or not fused.usable():
+        return False
+    return torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") == torch.bfloat16
 
 
 class _Product(Function):
@@ -146,7 +149,7 @@ def with_padding(matrix: Tensor, columns: int) -> Tensor:
 
 def _in_float32(a: Tensor, b: Tensor) -> Tensor:
     """The product of two matrices of bf16 as it is summed; an older torch rounds it to bf16."""
-    if hasattr(torch.ops.aten.mm, "dtype"):
+    if a.is_cuda and hasattr(torch.ops.aten.mm, "dtype"):
         return torch.mm(a, b, out_dtype=torch.float32)
     return (a @ b).float()
 

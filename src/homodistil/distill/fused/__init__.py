@@ -25,13 +25,14 @@ def kernels(name: str, *tensors: Tensor) -> Any:
     Returns:
         The module, or None.
     """
-    if not tensors[0].is_cuda or any(x.dtype == torch.float64 for x in tensors) or not _usable():
+    if not tensors[0].is_cuda or any(x.dtype == torch.float64 for x in tensors) or not usable():
         return None
     return importlib.import_module(f"{__name__}.{name}")
 
 
 @functools.cache
-def _usable() -> bool:
+def usable() -> bool:
+    """Whether the GPU that is there is one that they are for."""
     if torch.version.hip is not None or torch.cuda.get_device_capability() < (8, 0):
         return False
     return importlib.util.find_spec("triton") is not None
