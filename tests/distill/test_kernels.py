@@ -62,3 +62,14 @@ def test_the_squared_distance_equals_the_plain_one() -> None:
     torch.testing.assert_close(fast, plain)
     ours, theirs = (torch.autograd.grad(5 * loss, student)[0] for loss in (fast, plain))
     torch.testing.assert_close(ours, theirs)
+
+
+def test_rows_that_lie_in_one_piece_are_not_copied() -> None:
+    """Whatever lies between them; columns that lie apart, and rows that lie over each other, are put in order."""
+    matrix = torch.arange(24.0).view(4, 6)
+    for apart in (matrix, matrix[:, :5], matrix[1::2]):
+        assert kernels._in_rows(apart) is apart
+    for torn in (matrix.T, matrix[:, ::2], matrix[:1].expand(3, 6)):
+        made = kernels._in_rows(torn)
+        assert made.is_contiguous()
+        assert torch.equal(made, torn)

@@ -64,9 +64,8 @@ class _OverVocabulary(Function):
     ) -> tuple[Tensor, Tensor]:
         ctx.temperature, kept = temperature, None
         triton = fused.kernels("vocabulary", student, student if teacher is None else teacher)
-        if triton is not None and len(student) and student.stride(1) == 1:
-            if teacher is not None and teacher.stride(1) != 1:
-                teacher = teacher.contiguous()
+        if triton is not None and len(student):
+            student, teacher = _in_rows(student), None if teacher is None else _in_rows(teacher)
             (lm, divergence), kept = triton.forward(student, teacher, labels, temperature)
             ctx.save_for_backward(student, teacher, labels, kept)
             return lm / len(student), divergence * (temperature**2 / len(student))
@@ -137,6 +136,11 @@ class _SquaredDistance(Function):
         (difference,) = states
         scale = 2 * of_distance / count * mask[..., None]
         return difference * scale.to(difference.dtype), None, None
+
+
+def _in_rows(matrix: Tensor) -> Tensor:
+    """The matrix, or a copy of it, with each row in one piece; rows may lie apart."""
+    return matrix if matrix.stride(1) == 1 and matrix.stride(0) >= matrix.shape[1] else matrix.contiguous()
 
 
 def _tempered(logits: Tensor, temperature: float) -> Tensor:
