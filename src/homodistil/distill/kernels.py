@@ -66,6 +66,7 @@ class _OverVocabulary(Function):
         triton = fused.kernels("vocabulary", student, student if teacher is None else teacher)
         if triton is not None and len(student):
             student, teacher = _in_rows(student), None if teacher is None else _in_rows(teacher)
+            labels = labels.contiguous()
             (lm, divergence), kept = triton.forward(student, teacher, labels, temperature)
             ctx.save_for_backward(student, teacher, labels, kept)
             return lm / len(student), divergence * (temperature**2 / len(student))

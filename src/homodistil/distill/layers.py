@@ -1,13 +1,14 @@
-"""Layers as a GPU computes them best in bf16: autocast's numbers, with fewer bytes carried through memory.
+"""Layers as a GPU computes them best in bf16, with fewer bytes carried through memory than by autocast.
 
 Autocast normalises in float32, so that in a model that normalises its residual stream, as BERT does, every sum and
 every copy of it is of float32, and rounded anew for each product that reads it. Here norms compute in float32 as well
-and write bf16. On other devices, and in float32, the layers are what they were.
+and write bf16: the stream is rounded once more on its way, which students do not feel (`docs/log.md`). Gradients of
+weights and biases are not rounded, but for those of a padded head. On other devices, and in float32, the layers are
+what they were.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,20 +24,17 @@ ALIGNED = 8
 """Numbers of 16 bits in 16 bytes: of matrices with another number of columns, products take several times as long."""
 
 
-def quicken(model: PreTrainedModel, heads: Sequence[str]) -> None:
+def quicken(model: PreTrainedModel) -> None:
     """Let plain norms and linear layers of a model compute as this module says, in place.
 
     They remain what they are to everything else.
-
-    Args:
-        model: whose layers change.
-        heads: linear layers that make logits, by module name; a name that the model does not have counts for nothing.
     """
-    for name, module in model.named_modules():
+    head = model.get_output_embeddings()
+    for module in model.modules():
         if type(module) is nn.LayerNorm and module.bias is not None and len(module.normalized_shape) == 1:
             module.__class__ = Norm
         elif type(module) is nn.Linear:
-            module.__class__ = Head if name in heads else Product
+            module.__class__ = Head if module is head else Product
 
 
 class Norm(nn.LayerNorm):
@@ -45,7 +43,7 @@ class Norm(nn.LayerNorm):
     def forward(self, states: Tensor) -> Tensor:
         """The normalised states, in bf16 on a GPU."""
         triton = fused.kernels("norm", states, self.weight) if _rounds(states) else None
-        if triton is None or states.shape[-1] > triton.WIDEST:
+        if triton is None or not len(self.weight) == states.shape[-1] <= triton.WIDEST:
             return super().forward(states)
         made: Tensor = triton.norm(states, self.weight, self.bias, self.eps, torch.bfloat16)
         return made
@@ -56,26 +54,29 @@ class Product(nn.Linear):
 
     def forward(self, states: Tensor) -> Tensor:
         """The states times the weight, and the bias."""
-        if not torch.is_grad_enabled() or not states.numel() or not _rounds(states):
+        if not torch.is_grad_enabled() or not _rounds(states):
             return super().forward(states)
         made: Tensor = _Product.apply(states, self.weight, self.bias)  # type: ignore[no-untyped-call]
         return made
 
 
 class Head(nn.Linear):
-    """A linear layer whose outputs are padded to a multiple of `ALIGNED` on a GPU, in memory alone."""
+    """A linear layer that makes logits, as many as the next multiple of `ALIGNED` on a GPU, and leaves the rest out."""
 
     def forward(self, states: Tensor) -> Tensor:
-        """Logits (rows, classes), whose rows may lie apart."""
-        if states.dim() != 2 or not states.numel() or not _rounds(states):
+        """Logits (..., classes), whose rows may lie apart."""
+        if not _rounds(states):
             return super().forward(states)
-        made: Tensor = _Padded.apply(states, self.weight, self.bias)  # type: ignore[no-untyped-call]
-        return made
+        bias = None if self.bias is None else padded(self.bias)
+        made: Tensor = _Product.apply(states, padded(self.weight), bias)  # type: ignore[no-untyped-call]
+        return made[..., : self.out_features]
 
 
 def _rounds(states: Tensor) -> bool:
     """Whether autocast would round products of these states to bf16, on a GPU that the kernels are for."""
-    if not states.is_cuda or not fused.usable():
+    if not states.is_cuda or states.dtype == torch.float64 or states.dim() < 2 or not states.numel():
+        return False
+    if not fused.usable():
         return False
     return torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") == torch.bfloat16
 
@@ -93,58 +94,35 @@ class _Product(Function):
     def backward(ctx: Any, of_made: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, w = ctx.saved_tensors
         of_states, of_weight = ctx.types
-        rows = of_made.flatten(0, -2)
+        rows, multiplied = of_made.flatten(0, -2), torch.mm if of_weight == w.dtype else _in_float32
         return (
             (rows @ w).view(x.shape).to(of_states) if ctx.needs_input_grad[0] else None,
-            _in_float32(rows.mT, x.flatten(0, -2)).to(of_weight) if ctx.needs_input_grad[1] else None,
+            multiplied(rows.mT, x.flatten(0, -2)) if ctx.needs_input_grad[1] else None,
             _summed(rows) if ctx.needs_input_grad[2] else None,
         )
 
 
 class _Padded(Function):
     @staticmethod
-    def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        size = len(weight)
-        x, w = states.bfloat16(), padded(weight.bfloat16())
-        ctx.save_for_backward(x, w)
-        ctx.size, ctx.types = size, (states.dtype, weight.dtype)
-        return F.linear(x, w, None if bias is None else padded(bias.bfloat16()))[:, :size]
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        ctx.size = len(tensor)
+        made = tensor.new_empty(-(-ctx.size // ALIGNED) * ALIGNED, *tensor.shape[1:], dtype=torch.bfloat16)
+        made[: ctx.size] = tensor
+        made[ctx.size :] = 0
+        return made
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, of_made: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        x, w = ctx.saved_tensors
-        of_states, of_weight = ctx.types
-        rows = with_padding(of_made, len(w))
-        return (
-            (rows @ w).to(of_states) if ctx.needs_input_grad[0] else None,
-            _in_float32(rows.mT, x)[: ctx.size].to(of_weight) if ctx.needs_input_grad[1] else None,
-            _summed(rows)[: ctx.size] if ctx.needs_input_grad[2] else None,
-        )
+    def backward(ctx: Any, of_made: Tensor) -> Tensor:
+        return of_made[: ctx.size]
 
 
 def padded(tensor: Tensor) -> Tensor:
-    """A tensor with zeros after its rows, as many as make them a multiple of `ALIGNED`."""
-    missing = -len(tensor) % ALIGNED
-    return torch.cat((tensor, tensor.new_zeros(missing, *tensor.shape[1:]))) if missing else tensor
-
-
-def with_padding(matrix: Tensor, columns: int) -> Tensor:
-    """A matrix with zeros after its columns: the memory between its rows if there is some, in place, or a copy.
-
-    Args:
-        matrix: (rows, fewer columns).
-        columns: how many there are to be.
-    """
-    size = matrix.shape[1]
-    if size == columns:
-        return matrix
-    ends = matrix.storage_offset() + len(matrix) * columns
-    if matrix.stride() != (columns, 1) or matrix.untyped_storage().nbytes() < ends * matrix.element_size():
-        return F.pad(matrix, (0, columns - size))
-    whole = matrix.as_strided((len(matrix), columns), (columns, 1))
-    whole[:, size:] = 0
-    return whole
+    """A tensor in bf16, with zeros after its rows, as many as make them a multiple of `ALIGNED`."""
+    if not len(tensor) % ALIGNED:
+        return tensor
+    made: Tensor = _Padded.apply(tensor)  # type: ignore[no-untyped-call]
+    return made
 
 
 def _in_float32(a: Tensor, b: Tensor) -> Tensor:

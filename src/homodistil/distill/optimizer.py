@@ -79,8 +79,7 @@ class Muon(torch.optim.AdamW):
         torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
         ahead = torch._foreach_lerp(gradients, averages, group["momentum"])
         # in the order of the matrices, or they would be added one by one
-        made = evened(torch.stack(ahead).to(self.dtype))
-        directions = made.to(matrices[0].dtype, memory_format=torch.contiguous_format)
+        directions = evened(torch.stack(ahead).to(self.dtype)).to(matrices[0].dtype).contiguous()
         torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(matrices, directions.unbind(), alpha=-group["lr"] * group["scale"])
 

@@ -161,9 +161,8 @@ def _prepared(recipe: Recipe, resume: bool, texts: Iterable[str] | None, process
         round_products(teacher.model)
     checkpoint.restore(run_dir.checkpoints, state, recipe.digest(), corpus.identity)
     if bf16:
-        family = teacher.layout.family
         for model in (teacher.model, state.student):
-            quicken(model, family.lm_head if family is not None else ())
+            quicken(model)
     if processes.main:
         run_dir.rewind_metrics(state.step)
     return Run(

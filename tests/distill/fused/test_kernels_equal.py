@@ -80,20 +80,27 @@ for rows, vocab, temperature in ((5, 11, 1.0), (3, 5000, 2.0), (1, 4096, 1.0)):
     torch.testing.assert_close(sums / rows * torch.tensor([1, temperature**2]), torch.stack(plain).detach())
     weights = torch.tensor([0.3, 0.7 * temperature]) / rows
     made = backward(student, teacher, labels, temperature, kept, weights)
-    assert made.stride() == student.stride()
     torch.testing.assert_close(made, gradient, rtol=1e-4, atol=1e-7)
     alone, kept = forward(student, None, labels, temperature)
     torch.testing.assert_close(alone, sums * torch.tensor([1, 0]))
     (gradient,) = torch.autograd.grad(over_vocabulary(ours, None, labels, temperature)[0], ours)
     made = backward(student, None, labels, temperature, kept, torch.tensor([1 / rows, 1.0]))
     torch.testing.assert_close(made, gradient, rtol=1e-4, atol=1e-7)
+    # what cannot be is no number, and not another one
+    for wrong in (-2, vocab):
+        assert forward(student, teacher, torch.full_like(labels, wrong), temperature)[0][0].isnan()
+    # logits of minus infinity have no share
+    masked = student.clone()
+    masked[:, :-2] = -float("inf")
+    told = forward(masked, None, torch.full_like(labels, vocab - 1), temperature)[0][0]
+    torch.testing.assert_close(told, -masked.log_softmax(-1)[:, -1].sum())
     same, kept = forward(teacher, teacher, labels, temperature)
     assert not same[1] and not backward(teacher, teacher, labels, temperature, kept, torch.tensor([0.0, 1.0])).any()
 """
 COLUMNS = """
 from homodistil.distill.fused.columns import summed
 
-for rows, columns in ((1, 1), (7, 130), (3000, 20), (600, 3000)):
+for rows, columns in ((0, 3), (1, 1), (7, 130), (3000, 20), (600, 3000)):
     matrix = torch.randn(rows, columns, generator=draw)
     torch.testing.assert_close(summed(matrix), matrix.sum(0), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(summed(matrix.T.contiguous().T), matrix.sum(0), rtol=1e-4, atol=1e-4)
@@ -104,7 +111,10 @@ LAWS = {"scores": SCORES, "norm": NORM, "distance": DISTANCE, "vocabulary": VOCA
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 @pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
 def test_one_kernel_equals_several(law: str) -> None:
-    """Values and gradients, in Triton's interpreter, which needs no GPU; exactly zero where both sides agree."""
+    """Values and gradients, in Triton's interpreter, which needs no GPU; exactly zero where both sides agree.
+
+    In float32 alone: the interpreter cuts off what a GPU rounds to bf16.
+    """
     program = f"import torch\ndraw = torch.Generator().manual_seed(0)\n{law}\nprint('equal')"
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=240,

@@ -29,14 +29,14 @@ def summed(matrix: Tensor) -> Tensor:
     """The sums (columns,) of a matrix (rows, columns), in float32, always in the same order.
 
     Args:
-        matrix: of 16 or 32 bits, with a row at least.
+        matrix: of 16 or 32 bits.
     """
     matrix = matrix.contiguous()
     rows, columns = matrix.shape
     across = triton.cdiv(columns, COLUMNS)
     down = max(1, PROGRAMS // across)
-    each = triton.cdiv(triton.cdiv(rows, down), ROWS) * ROWS
-    down = triton.cdiv(rows, each)
+    each = max(1, triton.cdiv(triton.cdiv(rows, down), ROWS)) * ROWS
+    down = max(1, triton.cdiv(rows, each))
     partial = torch.empty(down, columns, device=matrix.device, dtype=torch.float32)
     _summed[(across, down)](matrix, partial, rows, columns, each, ROWS=ROWS, COLUMNS=COLUMNS, num_warps=4)
     return partial[0] if down == 1 else partial.sum(0)

@@ -20,7 +20,8 @@ def _forward(
     Sums are kept relative to the largest logit so far. `cooler` is one over the temperature.
     """
     row = tl.program_id(0).to(tl.int64)
-    top_s, top_t = -float("inf"), -float("inf")
+    # finite, because a logit may be minus infinity, and the difference of two of them is no number
+    top_s, top_t = -3.0e38, -3.0e38
     sum_1, sum_s, sum_t, apart = 0.0, 0.0, 0.0, 0.0
     for at in range(0, vocab, TILE):
         token = at + tl.arange(0, TILE)
@@ -38,8 +39,10 @@ def _forward(
             top_t = higher
         top_s = top
     right = tl.load(labels + row)
+    known = (right >= 0) & (right < vocab)
+    said = tl.load(student + row * student_n + right, mask=known, other=float("nan")).to(tl.float32)
     log_1 = top_s + tl.log(sum_1)
-    tl.store(of_rows + 2 * row, log_1 - tl.load(student + row * student_n + right).to(tl.float32))
+    tl.store(of_rows + 2 * row, log_1 - said)
     tl.store(kept + 3 * row, log_1)
     if KL:
         log_s, log_t = top_s * cooler + tl.log(sum_s), top_t * cooler + tl.log(sum_t)
@@ -65,7 +68,7 @@ def _backward(
         mine = tl.exp(s * cooler - tl.load(kept + 3 * row + 1))
         theirs = tl.exp(t * cooler - tl.load(kept + 3 * row + 2))
         made += (mine - theirs) * tl.load(weights + 1)
-    tl.store(gradient + row * student_n + token, made.to(gradient.dtype.element_ty), mask=inside)
+    tl.store(gradient + row * vocab + token, made.to(gradient.dtype.element_ty), mask=inside)
 
 
 def forward(student: Tensor, teacher: Tensor | None, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -74,7 +77,7 @@ def forward(student: Tensor, teacher: Tensor | None, labels: Tensor, temperature
     Args:
         student: logits (rows, vocab), whose rows lie in one piece each.
         teacher: logits of the same shape, or None.
-        labels: the right tokens (rows,).
+        labels: the right tokens (rows,); one that there is not makes the cross-entropy no number.
         temperature: T.
 
     Returns:
@@ -94,7 +97,7 @@ def forward(student: Tensor, teacher: Tensor | None, labels: Tensor, temperature
 def backward(
     student: Tensor, teacher: Tensor | None, labels: Tensor, temperature: float, kept: Tensor, weights: Tensor
 ) -> Tensor:
-    """The gradient (rows, vocab) of the weighted sum of both, its rows as far apart as the student's.
+    """The gradient (rows, vocab) of the weighted sum of both.
 
     Args:
         student: as `forward` was given it, as are the next three.
@@ -106,8 +109,7 @@ def backward(
     """
     rows, vocab = student.shape
     other = student if teacher is None else teacher
-    # with room after its last row, too: who made the logits may pad what comes back
-    gradient = student.new_empty(rows, student.stride(0))[:, :vocab]
+    gradient = student.new_empty(rows, vocab)
     _backward[(rows, triton.cdiv(vocab, TILE))](
         student, other, labels, kept, weights, gradient, vocab, student.stride(0), other.stride(0), 1 / temperature,
         KL=teacher is not None, TILE=TILE, num_warps=8,
