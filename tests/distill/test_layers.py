@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -37,9 +38,7 @@ def test_plain_norms_and_products_become_quick_ones() -> None:
     assert type(model.cls.predictions.transform.LayerNorm) is nn.LayerNorm
 
 
-@pytest.mark.parametrize(
-    "model_type", ["bert", "roberta", "xlm-roberta", "distilbert", "electra", "mpnet", "modernbert"]
-)
+@pytest.mark.parametrize("model_type", "bert roberta xlm-roberta distilbert electra mpnet modernbert".split())
 def test_what_makes_the_logits_is_the_head(model_type: str) -> None:
     """Of each family, wherever it lies; and nothing else is."""
     config = AutoConfig.for_model(
@@ -84,7 +83,7 @@ def test_products_of_ours_have_the_gradients_of_the_librarys(size: int, bias: bo
     draw = torch.Generator().manual_seed(0)
     x, weight, shift, of = (torch.randn(*s, generator=draw) for s in ((5, 2, 8), (size, 8), (size,), (5, 2, size)))
     made = [x.requires_grad_(), weight.requires_grad_(), *([shift.requires_grad_()] if bias else [])]
-    function = layers._Product.apply
+    function: Any = layers._Product.apply
     ours = function(x, weight, shift if bias else None)
     whole = function(x, padded(weight), padded(shift) if bias else None)
     theirs = F.linear(x, weight, shift if bias else None)
