@@ -101,8 +101,11 @@ def main() -> None:
             contender.close()
         tokens = recipe["batch"] * recipe["text"]["length"]
         rows.append({"changed": name, "to": value, "seconds a step": seconds, "tokens/s": tokens / seconds})
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     read = reading(fetch("wiki-leads").read_text().splitlines())
+    # of the steps, which the report tells
+    torch.set_num_threads(threads)
     started = starting(chosen.rounds)
     report("How cost grows", rows, chosen.json, tokens_a_second=read, seconds_to_help=started)
     print(f"Tokens a second on one core: {read}. Seconds to `distil --help`: {started:.2f}")

@@ -19,7 +19,7 @@ from homodistil.axes.layout import Layout
 from homodistil.cli import main
 from homodistil.errors import UserError
 
-PAGE = (Path(homodistil.__file__).parents[2] / "docs" / "adding-a-family.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "adding-a-family.md").read_text()
 
 
 @pytest.fixture(autouse=True)

@@ -17,6 +17,7 @@ from transformers import (
     BertForTokenClassification,
     BertModel,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
 
 import homodistil
@@ -29,6 +30,7 @@ from homodistil.distill.learning import learn, read_off
 from homodistil.distill.prepare import Run, prepare
 from homodistil.distill.recorder import SETTLED
 from homodistil.reading import build
+from zoo import tiny
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
@@ -131,6 +133,26 @@ def test_a_copy_has_no_loss_and_learns_nothing_from_its_teacher(
     run = ready(model_class, precision=precision, losses={"lm": 0.0})
     batch = run.batch(next(draws(run.corpus.train, 8, start=0)))
     terms, _ = read_off(run, [learn(run, batch, 1, scored=False)], 1, {})
+    assert set(terms.values()) == {0.0}
+    assert not any(p.grad.any() for p in run.state.learnt if p.grad is not None)
+
+
+@pytest.mark.parametrize(
+    "name", ["ALBERT", "DeBERTa", "DistilBERT", "ELECTRA generator", "GPT-2", "MPNet", "ModernBERT"]
+)
+def test_a_copy_of_any_family_has_no_loss(
+    name: str, tokenizer: PreTrainedTokenizerBase, corpus: Path, tmp_path: Path
+) -> None:
+    """Nor does it learn anything, by a head whose logits are padded and at a temperature: student and teacher agree."""
+    tiny(name, vocab_size=35).save_pretrained(tmp_path / "teacher")
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    values = {"teacher": str(tmp_path / "teacher"), "data": str(corpus), "target": "1.0", "steps": 100,
+              "out": str(tmp_path / "run"), "batch": 8, "text": {"length": 32}, "precision": "bf16",
+              "losses": {"lm": 0.0, "temperature": 2.0}}  # fmt: skip
+    run = prepare(build(values), resume=False, texts=None)
+    batch = run.batch(next(draws(run.corpus.train, 8, start=0)))
+    terms, _ = read_off(run, [learn(run, batch, 1, scored=False)], 1, {})
+    assert len(terms) > 1
     assert set(terms.values()) == {0.0}
     assert not any(p.grad.any() for p in run.state.learnt if p.grad is not None)
 
