@@ -104,7 +104,8 @@ def test_a_teacher_that_does_not_exist_is_refused(
 ) -> None:
     """As a path, and as a name on a hub that cannot be reached."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    _refused(tmp_path / "run", "the teacher", teacher=teacher, data=corpus, target="0.5")
+    said = _refused(tmp_path / "run", "the teacher", teacher=teacher, data=corpus, target="0.5")
+    assert ("no folder of that name here" in said) == (teacher == "nobody/nothing")
     assert not (tmp_path / "run").exists()
 
 
