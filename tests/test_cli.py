@@ -234,6 +234,20 @@ def test_bad_input_is_answered_in_three_sentences(
     assert not list(tmp_path.iterdir())
 
 
+def test_ctrl_c_after_a_stop_is_harmless() -> None:
+    """Whoever presses it several times sees the one line, and no traceback of what is on its way out."""
+    code = (
+        "import atexit, os, signal, sys; from homodistil import cli\n"
+        "interrupt = lambda *_: os.kill(os.getpid(), signal.SIGINT)\n"
+        "atexit.register(interrupt)\n"
+        "cli.VERBS['plan'] = interrupt\n"
+        "sys.exit(cli.main(['plan']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 130
+    assert done.stderr.splitlines() == ["Stopped before the next save; what was saved before is whole."]
+
+
 def test_a_yaml_file_with_an_unknown_key_is_refused_with_the_nearest(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
