@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -104,7 +106,8 @@ def test_a_teacher_that_does_not_exist_is_refused(
 ) -> None:
     """As a path, and as a name on a hub that cannot be reached."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    _refused(tmp_path / "run", "the teacher", teacher=teacher, data=corpus, target="0.5")
+    said = _refused(tmp_path / "run", "the teacher", teacher=teacher, data=corpus, target="0.5")
+    assert ("no folder of that name here" in said) == (teacher == "nobody/nothing")
     assert not (tmp_path / "run").exists()
 
 
@@ -180,7 +183,10 @@ def test_data_that_cannot_be_used_is_refused(kind: str, pattern: str, masked_lm:
         ({"target": "0.5", "seed": -1}, r"seed = -1(?s:.*)from 0 to below 2\*\*63"),
         ({"target": "0.5", "seed": 2**63}, "seed = 9223372036854775808"),
         ({"target": 2.5}, "Use a ratio"),
-        ({"target": None}, "target"),
+        ({"target": None}, "Cannot read the target None"),
+        ({"target": "0.5", "steps": 2.0}, "steps = 2.0(?s:.*)a whole number"),
+        ({"target": "0.5", "steps": "two"}, "steps = two(?s:.*)a whole number"),
+        ({"target": "0.5", "batch": None}, "batch = None(?s:.*)a whole number"),
         ({"target": "0.5", "text": 5}, r"text = 5(?s:.*)a group"),
         ({"target": "0.5", "losses": {"masked": 0.0}}, r"losses.masked = 0.0(?s:.*)above 0 and below 1"),
         ({"target": "0.5", "losses": {"masked": 1.0}}, r"losses.masked = 1.0(?s:.*)above 0 and below 1"),
@@ -286,6 +292,59 @@ def test_nothing_to_resume_is_said(tmp_path: Path) -> None:
     """A folder without a run."""
     with pytest.raises(UserError, match="there is no run"):
         homodistil.resume(tmp_path)
+
+
+MODEL = make(BertModel)
+UNTYPED: Any = homodistil
+"""As those see it who check no types."""
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: UNTYPED.distil(MODEL, "corpus.txt", "0.5", "o"), "Cannot use a BertModel as the model"),
+        (lambda: UNTYPED.distil("tiny", 5, "0.5", "o"), "Cannot read text from 5"),
+        (lambda: UNTYPED.distil("tiny", {"train": ["a cat"]}, "0.5", "o"), "Cannot read text from a dict"),
+        (lambda: UNTYPED.distil("tiny", "corpus.txt", [["0.5"]], "o"), r"Cannot read the target \['0.5'\]"),
+        (lambda: UNTYPED.distil("tiny", "corpus.txt", "0.5", None), "Cannot use None as the folder"),
+        (lambda: UNTYPED.distil("tiny", "corpus.txt", "0.5", "o", preset=5), "There is no preset 5"),
+        (lambda: UNTYPED.resume(None), "Cannot use None as the folder"),
+        (lambda: UNTYPED.plan(MODEL, "0.5"), "Cannot use a BertModel as the model"),
+        (lambda: UNTYPED.plan("tiny", "0.5", family=MODEL), "Cannot use a BertModel as the family"),
+        (lambda: UNTYPED.trim_vocabulary("tiny", 5, "o"), "Cannot read text from 5"),
+        (lambda: UNTYPED.shrink("tiny", "0.5"), "Cannot shrink a str"),
+        (lambda: UNTYPED.shrink(torch.nn.Linear(2, 2), "0.5"), "Cannot shrink a Linear"),
+        (lambda: UNTYPED.shrink(MODEL, ["0.5"]), r"Cannot read the target \['0.5'\]"),
+        (lambda: UNTYPED.register(None), "Cannot register a NoneType"),
+        (lambda: UNTYPED.read_family(5), "Cannot read the family 5"),
+        (lambda: UNTYPED.Recipe(teacher="t", data="d", out="o", target=None), "Cannot read the target None"),
+        (lambda: UNTYPED.Recipe(teacher="t", data="d", out="o", target="1", steps="2"), "Cannot use steps = 2"),
+        (lambda: UNTYPED.Recipe(teacher="t", data="d", out="o", target="1", losses={}), "losses is a group"),
+        (lambda: UNTYPED.Recipe(teacher="t", data="d", out="o", target="1", seed=True), "Cannot use seed = True"),
+    ],
+)
+def test_an_argument_of_another_kind_is_refused_in_words(
+    call: Callable[[], object], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model in memory for its folder, a list for one target, and what no library below us would name."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=said) as caught:
+        call()
+    assert len(str(caught.value).splitlines()) == 3
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("target", ["0.5", 0.5, ["0.5"], (0.5,)])
+def test_a_recipe_takes_a_single_target_as_a_list_of_one(target: Any) -> None:
+    """As `distil` and YAML do."""
+    assert homodistil.Recipe(teacher="t", data="d", out="o", target=target).target == ["0.5"]
+
+
+def test_all_public_names_are_listed() -> None:
+    """Before they are imported, too, so that a notebook completes them."""
+    program = "import homodistil; print(*set(homodistil.__all__) - set(dir(homodistil)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
 
 
 def test_remote_code_is_off_by_default() -> None:

@@ -211,7 +211,14 @@ def test_a_tilde_is_the_home_wherever_a_folder_is_named(
         (["distil", "x", "--dat", "y"], "Did you mean 'data'"),
         (["distil", "x", "--losses.hiden", "1"], "Did you mean 'losses.hidden'"),
         (["distil", "x", "--data", "y", "--out", "z", "--target", "0.5", "--batch", "many"], "batch"),
-        (["distil", "x", "--data", "y", "--target", "0.5"], "out"),
+        (["distil", "x", "--data", "y", "--target", "0.5"], "--out runs/half"),
+        (["distil", "x", "--data", "y"], "without --target, --out."),
+        (["distil", "x", "y", "--target", "0.5", "--out", "z"], "--data y"),
+        (["distil", "x", "--data", "y", "--out", "z", "--target"], "--target without a value"),
+        (["distil", "x", "--data", "y", "--target", "--out", "z"], "--target without a value"),
+        (["distil", "x", "--data", "y", "--target", "0.5", "--out"], "--out without a value"),
+        (["distil", "x", "--data", "y", "--target", "0.5", "--preset"], "--preset without a value"),
+        (["distil", "--config"], "--config without a value"),
         (["distil", "nowhere/at/all", "--data", "y", "--out", "z", "--target", "0.5"], "Cannot find the teacher"),
         (["distil", "--config", "no.yaml"], "Cannot read the recipe"),
         (["distil", "--resume", "nowhere"], "there is no run"),
@@ -232,6 +239,61 @@ def test_bad_input_is_answered_in_three_sentences(
     assert expected in said
     assert 3 <= len(said.strip().splitlines()) <= 6
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "rule"),
+    [
+        ("steps", "ten", "a whole number"),
+        ("steps", "2.5", "a whole number"),
+        ("optim.learning_rate", "abc", "a number"),
+        ("trim_vocab", "maybe", "true or false"),
+        ("precision", "fp16", "one of auto, bf16, fp32"),
+        ("text.prompts", "query: ", "a list of texts"),
+        ("losses", "5", "a group"),
+    ],
+)
+def test_a_value_of_another_kind_is_named_with_the_kind_that_it_must_be(option: str, value: str, rule: str) -> None:
+    """In words, and not in those of a library."""
+    with pytest.raises(UserError) as caught:
+        read_recipe(["t", "--data", "d", "--target", "0.5", "--out", "o", f"--{option}", value])
+    assert caught.value.refused == f"Cannot use {option} = {value.strip()}."
+    assert rule in caught.value.rule
+    assert "<class" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("option", "meant"),
+    [
+        ("lr", "'optim.learning_rate'"),
+        ("learning_rate", "'optim.learning_rate'"),
+        ("optim.lr", "'optim.learning_rate'"),
+        ("seq_length", "'text.length'"),
+        ("batch_size", "'batch'"),
+        ("heldout", "'text.heldout' or 'images.heldout'"),
+        ("zzz", None),
+    ],
+)
+def test_an_unknown_option_is_answered_with_what_was_meant_and_where_all_are(option: str, meant: str | None) -> None:
+    """By last parts and initials too."""
+    with pytest.raises(UserError) as caught:
+        read_recipe(["t", f"--{option}", "1"])
+    listed = "`homodistil distil --help` lists them all."
+    assert caught.value.remedy == (f"Did you mean {meant}? {listed}" if meant else listed)
+
+
+def test_ctrl_c_after_a_stop_is_harmless() -> None:
+    """Whoever presses it several times sees the one line, and no traceback of what is on its way out."""
+    code = (
+        "import atexit, os, signal, sys; from homodistil import cli\n"
+        "interrupt = lambda *_: os.kill(os.getpid(), signal.SIGINT)\n"
+        "atexit.register(interrupt)\n"
+        "cli.VERBS['plan'] = interrupt\n"
+        "sys.exit(cli.main(['plan']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 130
+    assert done.stderr.splitlines() == ["Stopped before the next save; what was saved before is whole."]
 
 
 def test_a_yaml_file_with_an_unknown_key_is_refused_with_the_nearest(

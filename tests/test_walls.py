@@ -18,7 +18,7 @@ from homodistil.axes.notation import parse_table
 ROOT = Path(homodistil.__file__).parent
 FLOORS = [
     {"errors"},
-    {"settings"},
+    {"settings", "kinds"},
     {"recipe", "rundir", "text"},
     {"reading", "images", "loading"},
     {"report"},
@@ -43,7 +43,7 @@ def _part(path: Path) -> str:
 
 LIGHT = [
     Path("compress/schedule.py"),
-    *(p for p in FILES if _part(p) in ("errors", "settings", "recipe", "reading", "rundir", "report")),
+    *(p for p in FILES if _part(p) in ("errors", "kinds", "settings", "recipe", "reading", "rundir", "report")),
 ]
 """What answers `--help` and refuses a wrong recipe, and must not wait seconds for torch."""
 

@@ -63,3 +63,8 @@ def __getattr__(name: str) -> object:
 
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    # what is imported when it is asked for is no global yet
+    return sorted({*globals(), *__all__})

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from os import PathLike
 from os.path import exists, expanduser
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from homodistil.axes.families import read_family, register
 from homodistil.compress import plan as planning
@@ -21,9 +22,6 @@ from homodistil.reading import preset as presets
 from homodistil.recipe import IN_MEMORY, Target
 from homodistil.report.live import Display
 from homodistil.rundir import RunDir
-
-if TYPE_CHECKING:
-    from os import PathLike
 
 
 def distil(
@@ -54,16 +52,15 @@ def distil(
         UserError: input that the caller can correct.
         RunStopped: SIGTERM or Ctrl-C; the state has been saved.
     """
-    named = isinstance(data, str) or hasattr(data, "__fspath__")
+    texts = _texts(data)
     values = {
-        "teacher": str(teacher),
-        "data": str(data) if named else IN_MEMORY,
+        "teacher": _model(teacher),
+        "data": texts if isinstance(texts, str) else IN_MEMORY,
         "target": target,
-        "out": str(out),
+        "out": _folder(out),
         **over(presets(preset) if preset else {}, options),
     }
-    texts = None if named else data
-    return loop.distil(build(values).resolved(), texts=texts, display=display)  # type: ignore[arg-type]
+    return loop.distil(build(values).resolved(), texts=None if isinstance(texts, str) else texts, display=display)
 
 
 def resume(out: str | PathLike[str], *, data: Iterable[str] | None = None, display: Display | None = None) -> Result:
@@ -81,7 +78,7 @@ def resume(out: str | PathLike[str], *, data: Iterable[str] | None = None, displ
         UserError: there is no run, or its recipe has changed, or no checkpoint is whole.
         RunStopped: SIGTERM or Ctrl-C; the state has been saved.
     """
-    folder = RunDir(Path(expanduser(out)))
+    folder = RunDir(Path(expanduser(_folder(out))))
     if not exists(folder.recipe):
         raise UserError(
             f"Cannot resume {out}: there is no run.",
@@ -89,7 +86,7 @@ def resume(out: str | PathLike[str], *, data: Iterable[str] | None = None, displ
             "Check the path, or start a run with `homodistil distil TEACHER --data TEXT --target 0.5 --out FOLDER`.",
         )
     recipe = replace(load(folder.recipe), out=str(folder.path))
-    return loop.distil(recipe, resume=True, texts=data, display=display)
+    return loop.distil(recipe, resume=True, texts=data if data is None else _texts(data), display=display)
 
 
 def plan(
@@ -120,12 +117,12 @@ def plan(
         UserError: the teacher, a target or the data cannot be used.
     """
     if family is not None:
-        register(read_family(str(family)))
-    layout, shape = architecture(str(teacher), trust_remote_code=trust_remote_code)
+        register(read_family(_named("family", family, "'family.yaml'")))
+    layout, shape = architecture(_model(teacher), trust_remote_code=trust_remote_code)
     figures = planning.teacher_figures(layout, shape)
     if data is not None:
         texts = Texts(_texts(data), column)
-        layout, _ = trimmed_architecture(str(teacher), texts, trust_remote_code=trust_remote_code)
+        layout, _ = trimmed_architecture(_model(teacher), texts, trust_remote_code=trust_remote_code)
     return figures, planning.plan(layout, shape, target)
 
 
@@ -158,10 +155,43 @@ def trim_vocabulary(
         UserError: the model or the text cannot be used, the tokenizer is no fast one, or `out` is taken.
     """
     if family is not None:
-        register(read_family(str(family)))
+        register(read_family(_named("family", family, "'family.yaml'")))
     texts = Texts(_texts(data), column)
-    return trim_folder(str(model), texts, Path(expanduser(out)), trust_remote_code=trust_remote_code)
+    return trim_folder(_model(model), texts, Path(expanduser(_folder(out))), trust_remote_code=trust_remote_code)
 
 
 def _texts(data: str | PathLike[str] | Iterable[str]) -> str | Iterable[str]:
-    return str(data) if isinstance(data, str) or hasattr(data, "__fspath__") else data
+    """A path or a name as a text, and texts as they are."""
+    if isinstance(data, str | PathLike):
+        return str(data)
+    # of a mapping, such as a dataset in splits, the names would be read
+    if not isinstance(data, Iterable) or isinstance(data, Mapping | bytes):
+        raise UserError(
+            f"Cannot read text from {_called(data)}.",
+            "Data must be a path or the name of a dataset, as a text or a Path, or texts, each a string.",
+            "Give, for example, 'corpus.txt' or dataset['train']['text'].",
+        )
+    return data
+
+
+def _model(source: object) -> str:
+    return _named("model", source, "the folder that its `save_pretrained` wrote")
+
+
+def _folder(out: object) -> str:
+    return _named("folder", out, "'runs/half'")
+
+
+def _named(what: str, value: object, example: str) -> str:
+    if not isinstance(value, str | PathLike):
+        raise UserError(
+            f"Cannot use {_called(value)} as the {what}.",
+            f"A {what} is given by its path or its name, as a text or a Path.",
+            f"Give, for example, {example}.",
+        )
+    return str(value)
+
+
+def _called(value: object) -> str:
+    """A value that may be as long as a model's description."""
+    return repr(value) if value is None or isinstance(value, bool | int | float) else f"a {type(value).__name__}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+from os.path import exists, expanduser
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,14 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from homodistil.errors import UserError, first_line
+
+
+def why_unopened(source: str, error: Exception) -> str:
+    """What a library says first; and that it looked on the hub, because no folder has that name."""
+    said = first_line(error)
+    if exists(expanduser(source)):
+        return said
+    return f"there is no folder of that name here, and as a name on the hub: {said}"
 
 
 def load_whole(source: str, model_class: Any, folder: str, **options: Any) -> PreTrainedModel:

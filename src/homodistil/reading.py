@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields, is_dataclass
 from os.path import expanduser
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 import yaml
 
 from homodistil.errors import UserError, nearest
+from homodistil.kinds import declared, wrong_kind
 from homodistil.recipe import Recipe, as_written, targets_of
 
 if TYPE_CHECKING:
@@ -19,6 +22,15 @@ if TYPE_CHECKING:
 PRESETS = Path(__file__).parent / "presets"
 """Recipes in part, by name."""
 _GROUPS = {name for name, hint in get_type_hints(Recipe).items() if is_dataclass(hint)}
+_NEEDED = {
+    "teacher": "sentence-transformers/all-MiniLM-L6-v2",
+    "data": "corpus.txt",
+    "target": "0.5",
+    "out": "runs/half",
+}
+"""What a recipe must say, with examples."""
+_CLOSE = 0.6
+"""From which likeness on, of 0 to 1, a name counts as a misspelt one."""
 _RULE = "A recipe is a YAML file, in UTF-8, of the options that `homodistil distil --help` lists."
 
 
@@ -30,7 +42,7 @@ def preset(name: str) -> dict[str, Any]:
     """
     known = sorted(path.stem for path in PRESETS.glob("*.yaml"))
     if name not in known:
-        raise UserError(f"There is no preset {name!r}.", f"Presets are {', '.join(known)}.", nearest(name, known))
+        raise UserError(f"There is no preset {name!r}.", f"Presets are {', '.join(known)}.", nearest(str(name), known))
     values: dict[str, Any] = yaml.safe_load((PRESETS / f"{name}.yaml").read_text())
     return values
 
@@ -91,14 +103,14 @@ def content_of(path: str | Path, what: str, rule: str) -> dict[str, Any]:
         rule: what such a file must be, as a sentence of the message.
 
     Raises:
-        UserError: it cannot be read, is not in UTF-8, no YAML, or something else than a mapping.
+        UserError: it is no path, cannot be read, is not in UTF-8, no YAML, or something else than a mapping.
     """
     try:
         # bytes: YAML says itself how they are to be read, and refuses those that cannot be
         content = yaml.safe_load(Path(expanduser(path)).read_bytes()) or {}
         if not isinstance(content, dict):
             raise ValueError(f"it holds no names with values, but a {type(content).__name__}.")
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
         raise UserError(
             f"Cannot read the {what} {path}: {str(error).splitlines()[0]}",
             rule,
@@ -143,19 +155,68 @@ def refuse_unknown(values: Mapping[str, Any], group: Any = Recipe, prefix: str =
         if not is_dataclass(hints[key]):
             continue
         if not isinstance(value, Mapping):
-            raise UserError(
-                f"Cannot read {prefix}{key} = {value!r}.",
-                f"{key} is a group: it must hold names of options, each with a value.",
-                "Name the option below it, as in `homodistil distil --help`, or leave the group out.",
-            )
+            raise wrong_kind(f"{prefix}{key}", value, hints[key])
         refuse_unknown(value, hints[key], f"{prefix}{key}.")
+
+
+def nearest_option(word: str) -> str:
+    """The options that were probably meant, by their whole names, last parts or initials; or where all are listed."""
+    options = ["config", "preset", "resume", *_leaves(Recipe)]
+
+    def alike(option: str) -> float:
+        last = option.rpartition(".")[2]
+        # as in lr and wd
+        initials = "".join(part[0] for part in last.split("_"))
+        if len(initials) > 1 and word.rpartition(".")[2] == initials:
+            return 1.0
+        return max(difflib.SequenceMatcher(None, word, name).ratio() for name in (option, last))
+
+    scores = {option: alike(option) for option in options}
+    best = max(scores.values())
+    meant = " or ".join(repr(option) for option, score in scores.items() if score == best >= _CLOSE)
+    return (f"Did you mean {meant}? " if meant else "") + "`homodistil distil --help` lists them all."
+
+
+def _leaves(group: Any, prefix: str = "") -> Iterator[str]:
+    """Dotted names of all that can be set."""
+    for name, hint in get_type_hints(group).items():
+        yield from _leaves(hint, f"{prefix}{name}.") if is_dataclass(hint) else [prefix + name]
 
 
 def unreadable(message: str) -> UserError:
     """What the parser said, in our three sentences."""
     words = " ".join(message.split())
+    if missing := re.search(r"arguments are required: (.+)", words):
+        names = [name for name in _NEEDED if name in missing[1].split(", ")]
+        return UserError(
+            f"Cannot start a run without {', '.join(f'--{name}' for name in names)}.",
+            "A run needs a teacher, data, a target and a folder, as options or in its recipe.",
+            f"Add, for example, {' '.join(f'--{name} {_NEEDED[name]}' for name in names)}.",
+        )
+    if stray := re.search(r"unrecognized arguments: (\S+)", words):
+        return UserError(
+            f"Cannot tell what {stray[1]!r} is for.",
+            "Only the teacher stands by itself; every other value follows the option that it is for.",
+            f"Write --data {stray[1]} if it is the text, or quote a value of several words.",
+        )
+    if bare := re.search(r"argument (--[\w.]+).*: expected one argument", words):
+        return no_value(bare[1])
+    keys = re.findall(r'Parser key "([\w.]+)"', words)
+    value = re.search(r".*(?:(?:Given|Got) value:|Unable to load config) ?(.*)", words)
+    if keys and value and (kind := declared(Recipe, keys[-1])) is not None:
+        return wrong_kind(keys[-1], value[1].strip('"'), kind)
     return UserError(
         f"Cannot read the recipe: {words}",
         "Each option must be known, and have a value of its type.",
         "`homodistil distil --help` lists them all.",
+    )
+
+
+def no_value(option: str) -> UserError:
+    """What is said of an option that is the last word, or is followed by another option."""
+    example = _NEEDED.get(option[2:]) or {"preset": "paper", "config": "recipe.yaml"}.get(option[2:], "VALUE")
+    return UserError(
+        f"Cannot read {option} without a value.",
+        "Each option is followed by its value, except one that is switched on.",
+        f"Write, for example, {option} {example}.",
     )

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias
 import yaml
 
 from homodistil.errors import UserError
+from homodistil.kinds import refuse_wrong_kinds
 from homodistil.settings import Cutting, Images, Losses, Optim, Text
 
 Target: TypeAlias = str | float | Mapping[str, int]
@@ -86,8 +87,12 @@ class Recipe:
         """Check what can be checked without the teacher or the text.
 
         Raises:
-            UserError: a value out of its range.
+            UserError: a value of another type than declared, or out of its range.
         """
+        # as in YAML, where a single target needs no list, and tokens may be a number
+        object.__setattr__(self, "target", targets_of(self.target))
+        object.__setattr__(self, "tokens", as_written(self.tokens))
+        refuse_wrong_kinds(self)
         self.token_budget()
         one_up = {
             "log_every": self.log_every,
@@ -192,8 +197,19 @@ class Recipe:
 
 
 def targets_of(given: Target | Iterable[Target]) -> list[str]:
-    """One target or several as texts, under which their students are found."""
-    several = given if isinstance(given, Iterable) and not isinstance(given, str | Mapping) else [given]
+    """One target or several as texts, under which their students are found.
+
+    Raises:
+        UserError: one of them is neither a text nor a number nor widths by name.
+    """
+    several = list(given) if isinstance(given, Iterable) and not isinstance(given, str | Mapping) else [given]
+    if strange := [target for target in several if not isinstance(target, str | Real | Mapping)]:
+        raise UserError(
+            f"Cannot read the target {' '.join(repr(strange[0]).split())[:200]}.",
+            "Each target must be a keep ratio (0.5), a parameter budget (17.3M), a shape (hidden=240,heads=12,ffn=960) "
+            "or a preset (homobert-small), as a text or a number.",
+            "Give, for example, 0.5.",
+        )
     return [as_written(target) for target in several]
 
 

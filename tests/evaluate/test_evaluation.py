@@ -148,8 +148,11 @@ def test_an_encoder_decoder_is_refused_in_words(tokenizer: Any, tmp_path: Path) 
     [
         (["--tasks", "sst2"], "there is no folder sst2"),
         (["--tasks", "nosuchtask"], "There is no task"),
-        (["--tasks", "~nobodyhere/own.jsonl"], "There is no task"),
-        (["--against", "~nobodyhere/model"], "Cannot evaluate ~nobodyhere/model"),
+        (["--tasks", "~nobodyhere/own.jsonl"], "own.jsonl: there is no such file"),
+        (["--tasks", "nosuchfile.jsonl"], "nosuchfile.jsonl: there is no such file"),
+        (["--probes", "nosuchfile.jsonl"], "nosuchfile.jsonl: there is no such file"),
+        (["--probes", "folder/none"], "none: there is no such file or folder"),
+        (["--against", "~nobodyhere/model"], "model: there is no folder of that name here"),
         (["--tasks", "sst2", "--data-dir", "~nobodyhere"], "there is no folder sst2"),
         (["--seeds", "0"], "--seeds 0"),
         (["--text", "nosuchfile.txt"], "nosuchfile.txt"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -57,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _explain(error)
         return 2
     except RunStopped as stop:
+        _leave_in_peace()
         _explain(stop)
         return 128 + stop.signal_number
     except BrokenPipeError:
@@ -64,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
+        _leave_in_peace()
         print("Stopped before the next save; what was saved before is whole.", file=sys.stderr)
         return 130
     return 0
@@ -73,6 +76,12 @@ def _explain(reason: Exception) -> None:
     """Say it whole, or in a line if another process of the same run says it too."""
     process = os.environ.get("RANK", "0")
     print(reason if process == "0" else f"process {process}: {str(reason).splitlines()[0]}", file=sys.stderr)
+
+
+def _leave_in_peace() -> None:
+    """A stop has been asked for: more of Ctrl-C would only end what ends already with a traceback."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _prepare_environment() -> None:

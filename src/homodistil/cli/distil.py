@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
-from homodistil.errors import UserError, nearest
+from homodistil.errors import UserError
 
 if TYPE_CHECKING:
     from homodistil.distill.arrival import Result
@@ -44,7 +44,7 @@ def read_recipe(words: list[str]) -> Recipe:
     import yaml
     from jsonargparse import ArgumentError
 
-    from homodistil.reading import PRESETS, content_of, parser, plain, preset, unreadable
+    from homodistil.reading import PRESETS, content_of, nearest_option, no_value, parser, plain, preset, unreadable
     from homodistil.recipe import Recipe
 
     reader = parser(
@@ -67,21 +67,22 @@ def read_recipe(words: list[str]) -> Recipe:
             raise UserError(
                 f"There is no option {name}.",
                 "Options are those of a recipe.",
-                nearest(name[2:], sorted(known)),
+                nearest_option(name[2:]),
             )
+        if name in ("--target", "--preset", "--config") and not equals:
+            value = next(pending, "--")
+            if value.startswith("--"):
+                raise no_value(name)
         if name == "--target":
-            value = value if equals else next(pending, "")
             # the first one replaces what a --config says, the others come on top
             options.append(f"--target+={value}" if targets else f"--target={json.dumps([value])}")
             targets += 1
             continue
         if name == "--preset":
-            value = value if equals else next(pending, "")
             preset(value)
             recipes.append(f"--config={PRESETS / value}.yaml")
             continue
         if name == "--config":
-            value = value if equals else next(pending, "")
             content = content_of(
                 value, "recipe", "--config takes a YAML file, in UTF-8, of the options that --help lists."
             )

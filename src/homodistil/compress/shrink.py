@@ -58,9 +58,15 @@ def shrink(
         The shape and the counts of what the model is now.
 
     Raises:
-        UserError: the family is unknown, the target cannot be read or reached, or scores do not fit the model. It is
-            unchanged then.
+        UserError: it is no model of transformers, its family is unknown, the target cannot be read or reached, or
+            scores do not fit the model. It is unchanged then.
     """
+    if not isinstance(model, PreTrainedModel):
+        raise UserError(
+            f"Cannot shrink a {type(model).__name__}.",
+            "A model in memory must be a transformers one, a PreTrainedModel.",
+            "Open it with AutoModel.from_pretrained(...); of a sentence encoder give the transformer inside it.",
+        )
     layout = Layout.of(model)
     planned = plan(layout, layout.shape(model), [target])[0]
     by_weights = magnitude(layout, model)

@@ -21,7 +21,7 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from homodistil.axes.binding import families_of
 from homodistil.errors import UserError, first_line
-from homodistil.loading import image_size, load_whole, refuse_no_model
+from homodistil.loading import image_size, load_whole, refuse_no_model, why_unopened
 
 # a next-sentence head learns nothing from plain text; such checkpoints hold a masked language model as well
 _INSTEAD = {"BertForPreTraining": "BertForMaskedLM"}
@@ -48,7 +48,7 @@ def model_class_of(
         raw, _ = PretrainedConfig.get_config_dict(folder)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"Cannot load the teacher {source}: {first_line(error)}",
+            f"Cannot load the teacher {source}: {why_unopened(source, error)}",
             "A teacher is a folder with a config.json, or the name of a model on a hub that can be reached.",
             "Check the name, or download the model first and give its folder.",
         ) from error

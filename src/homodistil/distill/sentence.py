@@ -20,6 +20,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidat
 from torch import Tensor, nn
 
 from homodistil.errors import UserError, first_line
+from homodistil.loading import why_unopened
 
 Pooling = Literal["mean", "cls", "max", "lasttoken"]
 """How token states become an embedding."""
@@ -114,7 +115,7 @@ def _from_hub(name: str, weights: bool) -> Path | None:
 
 def _unfetched(name: str, error: Exception) -> UserError:
     return UserError(
-        f"Cannot load the teacher {name}: {first_line(error)}",
+        f"Cannot load the teacher {name}: {why_unopened(name, error)}",
         "A sentence encoder is fetched whole, with its modules and its tokenizer.",
         "Check the connection and the room on the disk, or download it first and give its folder.",
     )

@@ -27,9 +27,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from homodistil.errors import UserError, first_line
+from homodistil.errors import UserError
 from homodistil.evaluate.similarity import has_towers
-from homodistil.loading import check_vocabulary, image_size, load_whole, longest, refuse_no_model
+from homodistil.loading import check_vocabulary, image_size, load_whole, longest, refuse_no_model, why_unopened
 
 Head = Literal["masked", "causal", "classes", "none"]
 
@@ -161,7 +161,7 @@ def _processor_of(
 
 def _unopened(source: str, error: Exception) -> UserError:
     return UserError(
-        f"Cannot evaluate {source}: {first_line(error)}",
+        f"Cannot evaluate {source}: {why_unopened(source, error)}",
         "A model is a folder that `save_pretrained` wrote, or the name of one on a hub that can be reached.",
         "Check the path.",
     )

@@ -170,6 +170,12 @@ def _split_file(folder: Path, split: str) -> Path | None:
 
 def _read(file: Path) -> Dataset:
     reader = _READERS.get(file.suffix.lower())
+    if not file.exists() and (reader or len(file.parts) > 1):
+        raise UserError(
+            f"Cannot find the task {file}: there is no such file or folder.",
+            f"A task of one's own is a file ending in {', '.join(_READERS)}, or a folder of such files.",
+            "Check the path.",
+        )
     if reader is None or not file.exists():
         raise UserError(
             f"There is no task {file}.",

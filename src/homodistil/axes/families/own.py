@@ -19,8 +19,15 @@ def register(family: Family) -> None:
     """Make a family known. One that has its name already is replaced.
 
     Raises:
-        UserError: its table or its rules cannot be read or do not fit together; the message names the row.
+        UserError: it is no family, or its table or its rules cannot be read or do not fit together; the message names
+            the row.
     """
+    if not isinstance(family, Family):
+        raise UserError(
+            f"Cannot register a {type(family).__name__}.",
+            "A family is a homodistil.Family, with the fields that docs/adding-a-family.md describes.",
+            "Make one, or read it from a file with homodistil.read_family.",
+        )
     check(family)
     registered[:] = [family, *(f for f in registered if f.name != family.name)]
 
