@@ -13,7 +13,7 @@ from datasets import Dataset
 from conftest import WORDS
 from homodistil.errors import UserError
 from homodistil.evaluate.evaluation import evaluate
-from homodistil.evaluate.probe import probe
+from homodistil.evaluate.probe import _best, probe
 from homodistil.evaluate.tasks import Splits, Task
 
 
@@ -65,6 +65,13 @@ def test_a_probe_is_chosen_by_what_it_is_scored_by(encoder: Path) -> None:
         by[metric] = probe(encoder, splits)[metric]
     assert by["accuracy"] == pytest.approx(1 - np.mean(splits.evaluated["validation"]["label"][:]))
     assert by["matthews"] > 0.1
+
+
+def test_of_probes_that_score_alike_the_likelier_is_chosen() -> None:
+    """The score comes first; the first of several that are alike would have weights of nearly zero."""
+    alike = {"mean_test_score": np.array([0.0, 0.0, 0.0, -1.0]), "mean_test_likelihood": np.array([-3, -1, -2, 0.0])}
+    assert _best(alike) == 1
+    assert _best({**alike, "mean_test_score": np.array([0.0, 0.0, 0.1, -1.0])}) == 2
 
 
 def test_a_class_with_a_single_row_is_no_obstacle(encoder: Path) -> None:

@@ -102,8 +102,22 @@ def test_an_encoders_prompt_is_read_in_fine_tuning_as_in_use(
     with torch.no_grad():
         logits = net(**Collate(net.tokenizer)([rows[k] for k in range(8)]))["logits"]
         used = SentenceTransformer(str(tmp_path)).encode(splits.train["one"][:8], normalize_embeddings=True)
-        expected = net.head(torch.from_numpy(used))
+        expected = net.head((torch.from_numpy(used) - net.mean) / net.scale)
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("columns", [("one",), ("one", "other")])
+def test_a_head_reads_features_of_unit_variance(columns: tuple[str, ...], sentence_encoder: Path) -> None:
+    """Those of an embedding of length 1 are so small that a head's weights would never grow to what they ask for."""
+    splits = _splits(lambda a, _: "cat" in a.split(), *columns)
+    net = Towers(sentence_encoder, splits, [False, True]).eval()
+    seen: list[torch.Tensor] = []
+    net.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    rows = net.encoded(splits.train, splits.task, net.tokenizer, 32, int)
+    with torch.no_grad():
+        net(**Collate(net.tokenizer)(rows.to_list()))
+    torch.testing.assert_close(seen[0].mean(0), torch.zeros(seen[0].shape[1]), atol=1e-3, rtol=0)
+    torch.testing.assert_close(seen[0].std(0, correction=0), torch.ones(seen[0].shape[1]), atol=1e-2, rtol=0)
 
 
 def test_fine_tuning_learns_more_than_the_probe(sentence_encoder: Path) -> None:

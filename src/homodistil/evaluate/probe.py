@@ -8,9 +8,9 @@ section 3).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import Dataset
@@ -30,7 +30,7 @@ from homodistil.evaluate.tasks import Splits, Task
 
 STRENGTHS = 10.0 ** np.arange(-4, 3)
 """Inverse strengths of regularisation, of which the best is chosen by cross-validation on training rows: of classes by
-the task's score."""
+the task's score, and by likelihood where several score alike."""
 FOLDS = 5
 
 
@@ -60,16 +60,29 @@ def probe(model: Path | str, splits: Splits, *, trust_remote_code: bool = False)
     return summary(task, per_split)
 
 
-def layer(encoder: SentenceTransformer, splits: Splits) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """A fitted probe as one linear layer on the features.
+class Layer(NamedTuple):
+    """A fitted probe: a linear layer on features that have been centred and scaled.
+
+    Attributes:
+        weight: (classes, features); of a number (1, features). A probe of two classes has one weight a feature, of
+            which the second class gets half and the first the opposite.
+        bias: (classes,), or (1,).
+        mean: of each feature, (features,).
+        scale: what each is divided by after that, (features,).
+    """
+
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32]
+    mean: NDArray[np.float32]
+    scale: NDArray[np.float32]
+
+
+def layer(encoder: SentenceTransformer, splits: Splits) -> Layer:
+    """A fitted probe as the layer that it is.
 
     Args:
         encoder: a sentence encoder.
         splits: the task's data.
-
-    Returns:
-        Weights (classes, features) and biases (classes,); of a number (1, features) and (1,). A probe of two classes
-        has one weight a feature, of which the second class gets half and the first the opposite.
 
     Raises:
         UserError: the task asks for spans, or its training rows have a single class.
@@ -77,10 +90,9 @@ def layer(encoder: SentenceTransformer, splits: Splits) -> tuple[NDArray[np.floa
     fitted = _fitted(encoder, splits)
     scaler, linear = fitted[0], getattr(fitted[-1], "best_estimator_", fitted[-1])
     weight, bias = np.atleast_2d(linear.coef_), np.atleast_1d(linear.intercept_)
-    weight, bias = weight / scaler.scale_, bias - weight @ (scaler.mean_ / scaler.scale_)
     if splits.task.labels == "classes" and len(weight) == 1:
         weight, bias = np.concatenate((-weight, weight)) / 2, np.concatenate((-bias, bias)) / 2
-    return weight.astype(np.float32), bias.astype(np.float32)
+    return Layer(*(part.astype(np.float32) for part in (weight, bias, scaler.mean_, scaler.scale_)))
 
 
 def of_pair(first: Any, second: Any) -> tuple[Any, Any]:
@@ -106,8 +118,18 @@ def _linear(task: Task, labels: Sequence[Any]) -> Pipeline:
     linear = LogisticRegression(max_iter=1000)
     # by accuracy a rare class would often be given up
     by = make_scorer(lambda right, said: glue_score(task, {"": score(task, said, np.asarray(right))}))
-    chosen = GridSearchCV(linear, {"C": STRENGTHS}, scoring=by, cv=folds) if folds > 1 else linear
+    both = {"score": by, "likelihood": "neg_log_loss"}
+    chosen = GridSearchCV(linear, {"C": STRENGTHS}, scoring=both, refit=_best, cv=folds) if folds > 1 else linear
     return make_pipeline(StandardScaler(), chosen)
+
+
+def _best(results: Mapping[str, NDArray[np.float64]]) -> int:
+    """The strength that scores best, and of those that score alike the likeliest.
+
+    Where embeddings tell nothing that counts, as of CoLA, all of them may score alike. The first would have weights of
+    nearly zero, and what starts from it in fine-tuning would pass no gradient on.
+    """
+    return int(np.lexsort((results["mean_test_likelihood"], results["mean_test_score"]))[-1])
 
 
 def _fitted(encoder: SentenceTransformer, splits: Splits) -> Pipeline:

@@ -35,6 +35,9 @@ class Towers(nn.Module):
         UserError: the training rows have a single class.
     """
 
+    mean: Tensor
+    scale: Tensor
+
     def __init__(
         self, model: Path | str, splits: Splits, classes: Sequence[Any], *, trust_remote_code: bool = False
     ) -> None:
@@ -44,11 +47,14 @@ class Towers(nn.Module):
         self.prompt: str = self.encoder.prompts.get(self.encoder.default_prompt_name) or ""
         """What the encoder puts before each text."""
         self._prompt_length = _tokens_before(self.prompt, self.tokenizer)
-        weight, bias = layer(self.encoder, splits)
+        weight, bias, mean, scale = map(torch.from_numpy, layer(self.encoder, splits))
         self.head = nn.Linear(weight.shape[1], len(weight))
         with torch.no_grad():
-            self.head.weight.copy_(torch.from_numpy(weight))
-            self.head.bias.copy_(torch.from_numpy(bias))
+            self.head.weight.copy_(weight)
+            self.head.bias.copy_(bias)
+        # features of an embedding of length 1 are so small that a head on them as they are would hardly move
+        self.register_buffer("mean", mean)
+        self.register_buffer("scale", scale)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -72,7 +78,7 @@ class Towers(nn.Module):
         features = torch.cat(of_pair(*texts), dim=-1) if self.columns > 1 else texts[0]
         # bf16 would round numbers that lie far from zero to more than they differ by
         with torch.autocast(features.device.type, enabled=False):
-            logits = self.head(features)
+            logits = self.head((features - self.mean) / self.scale)
         if labels is None:
             return {"logits": logits}
         loss = F.cross_entropy(logits, labels) if self.classes else F.mse_loss(logits[:, 0], labels.float())
