@@ -68,7 +68,7 @@ def test_a_probe_is_chosen_by_what_it_is_scored_by(encoder: Path) -> None:
 
 
 def test_of_probes_that_score_alike_the_likelier_is_chosen() -> None:
-    """The score comes first; the first of several that are alike would have weights of nearly zero."""
+    """The score comes first."""
     alike = {"mean_test_score": np.array([0.0, 0.0, 0.0, -1.0]), "mean_test_likelihood": np.array([-3, -1, -2, 0.0])}
     assert _best(alike) == 1
     assert _best({**alike, "mean_test_score": np.array([0.0, 0.0, 0.1, -1.0])}) == 2

@@ -124,11 +124,7 @@ def _linear(task: Task, labels: Sequence[Any]) -> Pipeline:
 
 
 def _best(results: Mapping[str, NDArray[np.float64]]) -> int:
-    """The strength that scores best, and of those that score alike the likeliest.
-
-    Where embeddings tell nothing that counts, as of CoLA, all of them may score alike. The first would have weights of
-    nearly zero, and what starts from it in fine-tuning would pass no gradient on.
-    """
+    """The strength that scores best, and of those that score alike the likeliest."""
     return int(np.lexsort((results["mean_test_likelihood"], results["mean_test_score"]))[-1])
 
 
