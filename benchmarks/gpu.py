@@ -5,9 +5,8 @@
 BERT-base's shape, 32 x 512 tokens, and MiniLM's, 32 x 128, both with random weights and a masked-language-model head
 over 30,522 tokens; bf16; student at 1, 1/2 and 1/3 of the width. `asked for` is ours without recordings: Python asks
 for each kernel. `torch's kernels` is ours without those that are written in Triton, and `AdamW` ours by the optimizer
-that the peers have. The reference is that of
-`step.py`: fp32, eager attention, all maps, all logits, masks in place of cuts; textbrewer, where it is installed, is
-its, too. All in one process, in turns.
+that the peers have. The peers are those of `step.py`: the reference (fp32, eager attention, all maps, all logits, masks
+in place of cuts), and textbrewer where it is installed. All in one process, in turns.
 """
 
 from __future__ import annotations

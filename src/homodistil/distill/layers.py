@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from homodistil.distill import fused
 
 ALIGNED = 8
-"""Numbers of 16 bits in 16 bytes: of matrices with another number of columns, products take several times as long."""
+"""Numbers of 16 bits in 16 bytes: for matrices with another number of columns the library has slower products only."""
 
 
 def quicken(model: PreTrainedModel) -> None:
