@@ -27,6 +27,7 @@ from homodistil.distill.collate import draws
 from homodistil.distill.kernels import over_vocabulary, squared_distance
 from homodistil.distill.layers import Head, quicken
 from homodistil.distill.learning import learn, read_off
+from homodistil.distill.optimizer import Muon
 from homodistil.distill.prepare import Run, prepare
 from homodistil.distill.recorder import SETTLED
 from homodistil.reading import build
@@ -271,3 +272,27 @@ def test_a_quick_head_equals_the_product(size: int) -> None:
     for mine, right in zip(ours, (plain, *torch.autograd.grad(plain, exact, of_made.double())), strict=True):
         assert (mine.double() - right).norm() <= 1e-2 * right.norm()
     assert all(g.dtype == torch.float32 for g in ours[1:])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("shape", [(768, 768), (384, 1536), (1536, 384), (116, 464), (348, 116), (90, 100), (1, 30)])
+def test_muon_moves_matrices_on_a_gpu_as_on_a_cpu(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    """Over steps, beside products in float32: no farther off than products in the same type on the CPU."""
+    draw = torch.Generator().manual_seed(0)
+    start = [torch.randn(shape, generator=draw) for _ in range(3)]
+    pulls = [[torch.randn(shape, generator=draw) * 10.0**-k for k in range(3)] for _ in range(4)]
+
+    def moved(device: str, dtype: torch.dtype) -> list[Tensor]:
+        matrices = [nn.Parameter(m.to(device)) for m in start]
+        options = {"lr": 0.03, "weight_decay": 0.1, "momentum": 0.9, "scale": 0.2}
+        optimizer = Muon([{"params": matrices, **options}], dtype=dtype)
+        for pull in pulls:
+            for matrix, gradient in zip(matrices, pull, strict=True):
+                matrix.grad = gradient.to(device)
+            optimizer.step()
+        return [*(m.detach().cpu() for m in matrices), *(optimizer.state[m]["exp_avg"].cpu() for m in matrices)]
+
+    ours, exact, plain = moved("cuda", dtype), moved("cpu", torch.float32), moved("cpu", dtype)
+    before = [*start, *(torch.zeros(shape) for _ in start)]
+    for mine, right, other, old in zip(ours, exact, plain, before, strict=True):
+        assert (mine - right).norm() <= (other - right).norm() + 1e-4 * (right - old).norm()

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from homodistil.axes.layout import Layout
+from homodistil.distill import fused
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """a, b, c of Jordan et al.'s iteration: X becomes aX + b(XXᵀ)X + c(XXᵀ)²X."""
@@ -75,13 +76,24 @@ class Muon(torch.optim.AdamW):
                 state["exp_avg"] = torch.zeros_like(matrix)
         gradients = [matrix.grad for matrix in matrices if matrix.grad is not None]
         averages = [self.state[matrix]["exp_avg"] for matrix in matrices]
+        keeps, far = 1 - group["lr"] * group["weight_decay"], group["lr"] * group["scale"]
+        length, width = sorted(matrices[0].shape, reverse=True)
+        size = block_size(length, width)
+        triton = fused.kernels("muon", *matrices)
+        if triton is not None and triton.fits(size, [*matrices, *gradients, *averages]):
+            triton.move(
+                matrices, gradients, averages, size=size, momentum=group["momentum"], keeps=keeps,
+                far=far * math.sqrt(max(size, width)), coefficients=COEFFICIENTS, iterations=ITERATIONS,
+                dtype=self.dtype,
+            )  # fmt: skip
+            return
         # one call for all of them, because an accelerator waits for calls
         torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
         ahead = torch._foreach_lerp(gradients, averages, group["momentum"])
         # in the order of the matrices, or they would be added one by one
         directions = evened(torch.stack(ahead).to(self.dtype)).to(matrices[0].dtype).contiguous()
-        torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(matrices, directions.unbind(), alpha=-group["lr"] * group["scale"])
+        torch._foreach_mul_(matrices, keeps)
+        torch._foreach_add_(matrices, directions.unbind(), alpha=-far)
 
 
 def _alike(matrices: list[Tensor]) -> list[list[Tensor]]:
@@ -107,13 +119,18 @@ def evened(matrices: Float[Tensor, "count rows columns"]) -> Float[Tensor, "coun
     wide = matrices.shape[1] < matrices.shape[2]
     x = matrices.mT if wide else matrices
     length, width = x.shape[1:]
-    blocks = math.ceil(length / (NARROW if width <= NARROW else BLOCK))
-    size = math.ceil(length / blocks)
+    size = block_size(length, width)
+    blocks = math.ceil(length / size)
     # where there is nothing to pad with, it would copy
     padded = F.pad(x, (0, 0, 0, blocks * size - length)) if blocks * size > length else x
     made = orthogonalised(padded.reshape(-1, size, width)).mul_(math.sqrt(max(size, width)))
     x = made.reshape(padded.shape)[:, :length]
     return x.mT if wide else x
+
+
+def block_size(length: int, width: int) -> int:
+    """Of the lines of a matrix along its longer dimension, how many are evened together."""
+    return math.ceil(length / math.ceil(length / (NARROW if width <= NARROW else BLOCK)))
 
 
 def orthogonalised(matrices: Float[Tensor, "count rows columns"]) -> Float[Tensor, "count rows columns"]:

@@ -105,13 +105,44 @@ for rows, columns in ((0, 3), (1, 1), (7, 130), (3000, 20), (600, 3000)):
     torch.testing.assert_close(summed(matrix), matrix.sum(0), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(summed(matrix.T.contiguous().T), matrix.sum(0), rtol=1e-4, atol=1e-4)
 """
-LAWS = {"scores": SCORES, "norm": NORM, "distance": DISTANCE, "vocabulary": VOCABULARY, "columns": COLUMNS}
+MUON = """
+import math
+from homodistil.distill.fused.muon import move
+from homodistil.distill.optimizer import COEFFICIENTS, ITERATIONS, Muon, block_size
+
+# of one block and of several, whichever way they lie, of even and of odd sizes
+for shape in ((40, 40), (24, 96), (1, 30), (130, 24), (300, 140), (140, 300), (64, 160), (160, 64), (192, 192)):
+    matrices, gradients, averages = ([torch.randn(shape, generator=draw) for _ in range(3)] for _ in range(3))
+    # one that rests, and one that is hardly pulled
+    for tensors in (gradients, averages):
+        tensors[1].zero_()
+        tensors[2].mul_(1e-9)
+    plain = [torch.nn.Parameter(m.clone()) for m in matrices]
+    options = {"lr": 0.03, "weight_decay": 0.1, "momentum": 0.9, "scale": 0.2}
+    optimizer = Muon([{"params": plain, **options}], dtype=torch.float32)
+    for parameter, gradient, average in zip(plain, gradients, averages, strict=True):
+        parameter.grad = gradient.clone()
+        optimizer.state[parameter]["exp_avg"] = average.clone()
+    optimizer.step()
+    size = block_size(max(shape), min(shape))
+    move(
+        matrices, gradients, averages, size=size, momentum=0.9, keeps=1 - 0.03 * 0.1,
+        far=0.03 * 0.2 * math.sqrt(max(size, min(shape))), coefficients=COEFFICIENTS, iterations=ITERATIONS,
+        dtype=torch.float32,
+    )
+    right = [p.detach() for p in plain] + [optimizer.state[p]["exp_avg"] for p in plain]
+    for ours, theirs in zip(matrices + averages, right, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+"""
+LAWS = {
+    "scores": SCORES, "norm": NORM, "distance": DISTANCE, "vocabulary": VOCABULARY, "columns": COLUMNS, "muon": MUON,
+}  # fmt: skip
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 @pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
 def test_one_kernel_equals_several(law: str) -> None:
-    """Values and gradients, in Triton's interpreter, which needs no GPU; exactly zero where both sides agree.
+    """Values and gradients, in Triton's interpreter, which needs no GPU; losses are zero where both sides agree.
 
     In float32 alone: the interpreter cuts off what a GPU rounds to bf16.
     """
