@@ -86,8 +86,7 @@ def step(run: Run, batch: dict[str, Tensor], *, scored: bool = False) -> None:
     made = learn(run, batch, 1, scored=scored)
     if scored:
         score(state)
-    nn.utils.clip_grad_norm_(state.learnt, 1.0)
-    state.optimizer.step()
+    state.optimizer.step(1.0)
     state.optimizer.zero_grad(set_to_none=not run.recorder.keeps_gradients)
     read_off(run, [made], 1, {})
 

@@ -94,11 +94,42 @@ def test_matrices_are_evened_each_by_itself_however_many_are_taken_together(monk
 
     shapes = [torch.Size(s) for s in ((6, 4), (4, 6), (6, 4), (30, 30), (6, 4), (4, 6), (6, 4))]
     monkeypatch.setattr(module, "TOGETHER", 3 * 6 * 4)
-    together = [len(held) for held in module._alike([torch.empty(shape) for shape in shapes])]
+    pulled = [torch.nn.Parameter(torch.empty(shape)) for shape in shapes]
+    for matrix in pulled:
+        matrix.grad = torch.empty_like(matrix)
+    together = [len(held) for held in module._alike({"params": pulled})]
     assert sorted(together) == [1, 1, 2, 3]
     for one, other in zip(moved([shapes]), moved([[shape] for shape in shapes]), strict=True):
         assert one.any()
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("clip", [0.5, 1e6, math.inf])
+def test_gradients_are_clipped_together_as_torch_clips_them(clip: float) -> None:
+    """Those of matrices and of all else, before anything moves; what is returned is the norm before."""
+    generator = torch.Generator().manual_seed(0)
+    start = [torch.randn(shape, generator=generator) for shape in ((6, 4), (5,), (8, 8))]
+    found = []
+    for ours in (True, False):
+        matrix, vector, other = (torch.nn.Parameter(p.clone()) for p in start)
+        groups: list[dict[str, Any]] = [
+            {"params": [matrix, other], "momentum": 0.9, "scale": 0.2},
+            {"params": [vector]},
+        ]
+        optimizer = Muon(groups, dtype=torch.float32)
+        draw = torch.Generator().manual_seed(1)
+        for _ in range(3):
+            for parameter in (matrix, vector, other):
+                parameter.grad = torch.randn(parameter.shape, generator=draw) * 3
+            if ours:
+                norm = optimizer.step(clip)
+            else:
+                norm = torch.nn.utils.clip_grad_norm_([matrix, vector, other], clip)
+                optimizer.step()
+        found.append([norm, *(p.detach() for p in (matrix, vector, other))])
+    assert (found[0][0] > 0.5).all()
+    for mine, right in zip(*found, strict=True):
+        torch.testing.assert_close(mine, right)
 
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has its own from 2.9 on")

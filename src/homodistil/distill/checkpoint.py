@@ -18,7 +18,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from homodistil.axes.layout import Layout
@@ -27,6 +26,7 @@ from homodistil.compress.compensate import InputMoments
 from homodistil.compress.depth import moved_up
 from homodistil.compress.importance import Importance
 from homodistil.compress.shrink import Keep, cut, narrowed, stays
+from homodistil.distill.optimizer import Muon
 from homodistil.distill.projections import Projections
 from homodistil.errors import UserError
 from homodistil.rundir import disk_failure, writing_folder
@@ -56,7 +56,7 @@ class State:
     layout: Layout
     student: PreTrainedModel
     projections: Projections
-    optimizer: Optimizer
+    optimizer: Muon
     importance: Importance
     moments: InputMoments
     origin: dict[str, Tensor]

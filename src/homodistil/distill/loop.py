@@ -11,8 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from homodistil.axes.stack import LAYERS
 from homodistil.compress.compensate import FADING
 from homodistil.compress.shrink import select
@@ -131,8 +129,7 @@ def _train(run: Run, display: Display, stop: list[int]) -> None:
         learning_rate = rate(recipe.optim, stage, step, narrower=state.projections.narrower)
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate
-        norm = nn.utils.clip_grad_norm_(state.learnt, recipe.optim.clip or math.inf)
-        state.optimizer.step()
+        norm = state.optimizer.step(recipe.optim.clip or math.inf)
         state.optimizer.zero_grad(set_to_none=not run.recorder.keeps_gradients)
         state.step = step
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from homodistil.axes.layout import Layout
 from homodistil.distill import fused
@@ -54,22 +54,45 @@ class Muon(torch.optim.AdamW):
         self.dtype = dtype
         super().__init__(groups, betas=betas, eps=eps, fused=True)
 
-    def step(self) -> None:  # type: ignore[override]
-        """Move every parameter that has a gradient."""
-        of_matrices = [group for group in self.param_groups if "momentum" in group]
-        moved = [(p, p.grad) for group in of_matrices for p in group["params"] if p.grad is not None]
+    @torch.no_grad()
+    def step(self, clip: float = math.inf) -> Tensor:  # type: ignore[override]
+        """Move every parameter that has a gradient. Gradients may be other ones after it.
+
+        Args:
+            clip: to which norm the gradients are shortened, all of them together, before anything moves.
+
+        Returns:
+            The norm that they had.
+        """
+        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        share = (clip / (norm + 1e-6)).clamp(max=1.0)
+        of_matrices = [(group, alike) for group in self.param_groups if "momentum" in group for alike in _alike(group)]
+        by_kernel = [self._kernel(alike) for _, alike in of_matrices]
+        # a kernel shortens what it reads
+        read = {p for kernel, (_, alike) in zip(by_kernel, of_matrices, strict=True) if kernel for p in alike}
+        rest = [p.grad for g in self.param_groups for p in g["params"] if p.grad is not None and p not in read]
+        if rest and clip < math.inf:
+            torch._foreach_mul_(rest, share)
         # AdamW passes over what has no gradient
+        moved = [(p, p.grad) for _, alike in of_matrices for p in alike]
         for matrix, _ in moved:
             matrix.grad = None
         super().step()
         for matrix, gradient in moved:
             matrix.grad = gradient
-        for group in of_matrices:
-            for alike in _alike([p for p in group["params"] if p.grad is not None]):
-                self._move(alike, group)
+        for kernel, (group, alike) in zip(by_kernel, of_matrices, strict=True):
+            self._move(alike, group, share, kernel)
+        return norm
 
-    @torch.no_grad()
-    def _move(self, matrices: list[Tensor], group: dict[str, Any]) -> None:
+    def _kernel(self, matrices: list[Tensor]) -> Any:
+        """What moves matrices of one shape in one go, if there is such a thing."""
+        if self.dtype != torch.bfloat16 or (kernel := fused.kernels("muon", *matrices)) is None:
+            return None
+        gradients = [matrix.grad for matrix in matrices if matrix.grad is not None]
+        return kernel if kernel.fits(_block(matrices[0]), [*matrices, *gradients]) else None
+
+    def _move(self, matrices: list[Tensor], group: dict[str, Any], share: Tensor, kernel: Any) -> None:
         for matrix in matrices:
             # named as AdamW's first moment is, so that it is cut and saved alike
             if not (state := self.state[matrix]):
@@ -77,14 +100,12 @@ class Muon(torch.optim.AdamW):
         gradients = [matrix.grad for matrix in matrices if matrix.grad is not None]
         averages = [self.state[matrix]["exp_avg"] for matrix in matrices]
         keeps, far = 1 - group["lr"] * group["weight_decay"], group["lr"] * group["scale"]
-        length, width = sorted(matrices[0].shape, reverse=True)
-        size = block_size(length, width)
-        triton = fused.kernels("muon", *matrices)
-        if triton is not None and triton.fits(size, [*matrices, *gradients, *averages]):
-            triton.move(
-                matrices, gradients, averages, size=size, momentum=group["momentum"], keeps=keeps,
-                far=far * math.sqrt(max(size, width)), coefficients=COEFFICIENTS, iterations=ITERATIONS,
-                dtype=self.dtype,
+        if kernel is not None:
+            size = _block(matrices[0])
+            kernel.move(
+                matrices, gradients, averages, share, size=size, momentum=group["momentum"], keeps=keeps,
+                far=far * math.sqrt(max(size, min(matrices[0].shape))),
+                coefficients=COEFFICIENTS, iterations=ITERATIONS, dtype=self.dtype,
             )  # fmt: skip
             return
         # one call for all of them, because an accelerator waits for calls
@@ -96,8 +117,9 @@ class Muon(torch.optim.AdamW):
         torch._foreach_add_(matrices, directions.unbind(), alpha=-far)
 
 
-def _alike(matrices: list[Tensor]) -> list[list[Tensor]]:
-    """Matrices of one shape together, as many as `TOGETHER` allows: small ones are many, and each call costs."""
+def _alike(group: dict[str, Any]) -> list[list[Tensor]]:
+    """Matrices of one shape that have gradients, as many as `TOGETHER` allows: small ones are many, each call costs."""
+    matrices = [p for p in group["params"] if p.grad is not None]
     most = TOGETHER if matrices and matrices[0].device.type == "cpu" else TOGETHER_AWAY
     lists: list[list[Tensor]] = []
     open_lists: dict[torch.Size, list[Tensor]] = {}
@@ -131,6 +153,10 @@ def evened(matrices: Float[Tensor, "count rows columns"]) -> Float[Tensor, "coun
 def block_size(length: int, width: int) -> int:
     """Of the lines of a matrix along its longer dimension, how many are evened together."""
     return math.ceil(length / math.ceil(length / (NARROW if width <= NARROW else BLOCK)))
+
+
+def _block(matrix: Tensor) -> int:
+    return block_size(max(matrix.shape), min(matrix.shape))
 
 
 def orthogonalised(matrices: Float[Tensor, "count rows columns"]) -> Float[Tensor, "count rows columns"]:

@@ -112,7 +112,7 @@ def first_state(recipe: Recipe, teacher: Teacher, origin: Teacher, dtype: torch.
 
 def _optimizer(
     options: Optim, layout: Layout, student: nn.Module, projections: Projections, dtype: torch.dtype
-) -> torch.optim.Optimizer:
+) -> Muon:
     named = list(student.named_parameters())
     by_muon = {n for n, _ in named if options.method == "muon" and between_widths(layout, n)}
     moved = {"momentum": options.momentum, "scale": options.scale} if by_muon else {}

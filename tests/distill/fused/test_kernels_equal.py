@@ -123,10 +123,13 @@ for shape in ((40, 40), (24, 96), (1, 30), (130, 24), (300, 140), (140, 300), (6
     for parameter, gradient, average in zip(plain, gradients, averages, strict=True):
         parameter.grad = gradient.clone()
         optimizer.state[parameter]["exp_avg"] = average.clone()
+    # shortened by a half on the way
+    for gradient in gradients:
+        gradient.mul_(2)
     optimizer.step()
     size = block_size(max(shape), min(shape))
     move(
-        matrices, gradients, averages, size=size, momentum=0.9, keeps=1 - 0.03 * 0.1,
+        matrices, gradients, averages, torch.tensor(0.5), size=size, momentum=0.9, keeps=1 - 0.03 * 0.1,
         far=0.03 * 0.2 * math.sqrt(max(size, min(shape))), coefficients=COEFFICIENTS, iterations=ITERATIONS,
         dtype=torch.float32,
     )

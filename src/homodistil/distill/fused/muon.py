@@ -16,29 +16,31 @@ from torch import Tensor
 
 TILE = 64
 """Columns of a block that are read at once."""
-SMALL, SHARED = 64, 160_000
+GRAIN = 4
+"""Numbers that are read at once where it is known that no line begins or ends within them."""
+WARPS, STAGES = 8, 1
+SMALL, SHARED = 64, 200_000
 """Blocks of more rows than that need so many bytes of shared memory, for two squares of float32 beside each other."""
 
 
 # nothing is looked up in sizes: it would be compiled again and again while a student's widths change
-@triton.jit(do_not_specialize=["length", "width", "size", "blocks", "stride"])
+@triton.jit(do_not_specialize=["length", "width", "size", "blocks", "stride", "iterations"])
 def _moved(
-    table, length, width, size, blocks, stride, momentum, keeps, far, A, B, C,
-    ITERATIONS: tl.constexpr, SIZE: tl.constexpr, TILE: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
-    WIDE: tl.constexpr, EVEN: tl.constexpr,
+    table, share, length, width, size, blocks, stride, iterations, momentum, keeps, far, A, B, C,
+    GRAIN: tl.constexpr, SIZE: tl.constexpr, TILE: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+    WIDE: tl.constexpr,
 ):  # fmt: skip
     """One block of one matrix: `size` of the lines along its longer dimension, over all of its shorter one.
 
-    `WIDE` matrices have more columns than rows; `EVEN` says that all sizes are multiples of 16, as are addresses.
+    Sizes are told in multiples of `GRAIN`, and addresses are multiples of as many numbers. `WIDE` matrices have more
+    columns than rows.
     """
     entry = table + 3 * (tl.program_id(0) // blocks)
-    weight = tl.load(entry).to(tl.pointer_type(tl.float32))
-    gradient = tl.load(entry + 1).to(tl.pointer_type(tl.float32))
-    average = tl.load(entry + 2).to(tl.pointer_type(tl.float32))
-    if EVEN:
-        weight, gradient = tl.multiple_of(weight, 16), tl.multiple_of(gradient, 16)
-        average, stride = tl.multiple_of(average, 16), tl.multiple_of(stride, 16)
-        length, width, size = tl.multiple_of(length, 16), tl.multiple_of(width, 16), tl.multiple_of(size, 16)
+    weight = tl.multiple_of(tl.load(entry).to(tl.pointer_type(tl.float32)), 4 * GRAIN)
+    gradient = tl.multiple_of(tl.load(entry + 1).to(tl.pointer_type(tl.float32)), 4 * GRAIN)
+    average = tl.multiple_of(tl.load(entry + 2).to(tl.pointer_type(tl.float32)), 4 * GRAIN)
+    length, width, size, stride = length * GRAIN, width * GRAIN, size * GRAIN, stride * GRAIN
+    shortened = tl.load(share)
     row, column = tl.arange(0, SIZE), tl.arange(0, TILE)
     line = (tl.program_id(0) % blocks) * size + row
     counts = ((row < size) & (line < length))[:, None]
@@ -50,7 +52,7 @@ def _moved(
         unit = at + column
         inside = counts & (unit < width)[None, :]
         place = start + unit.to(tl.int64)[None, :] * stride if WIDE else start + unit[None, :]
-        g = tl.load(gradient + place, mask=inside, other=0)
+        g = tl.load(gradient + place, mask=inside, other=0) * shortened
         m = tl.load(average + place, mask=inside, other=0)
         m += (g - m) * (1 - momentum)
         tl.store(average + place, m, mask=inside)
@@ -59,15 +61,14 @@ def _moved(
     one = tl.where(row[:, None] == row[None, :], 1.0, 0.0)
     total = tl.sum(square * one)
     # zeros stay zeros, and have no largest scale
-    scale = tl.rsqrt(tl.maximum(total, 1e-38))
+    scale = tl.rsqrt(tl.maximum(total, 1e-37))
     # one after the other: their product may be too large
     square = square * scale * scale
     through = one
-    for k in tl.static_range(ITERATIONS):
+    for _ in range(iterations):
         factor = A * one + B * square + C * tl.dot(square, square, input_precision=PRECISION)
-        through = factor if k == 0 else tl.dot(factor, through, input_precision=PRECISION)
-        if k < ITERATIONS - 1:
-            square = tl.dot(factor, tl.dot(square, factor, input_precision=PRECISION), input_precision=PRECISION)
+        through = tl.dot(factor, through, input_precision=PRECISION)
+        square = tl.dot(factor, tl.dot(square, factor, input_precision=PRECISION), input_precision=PRECISION)
     through = through * scale
     # what other threads of this program have stored is read
     tl.debug_barrier()
@@ -75,7 +76,7 @@ def _moved(
         unit = at + column
         inside = counts & (unit < width)[None, :]
         place = start + unit.to(tl.int64)[None, :] * stride if WIDE else start + unit[None, :]
-        g = tl.load(gradient + place, mask=inside, other=0)
+        g = tl.load(gradient + place, mask=inside, other=0) * shortened
         m = tl.load(average + place, mask=inside, other=0)
         w = tl.load(weight + place, mask=inside, other=0)
         x = (g + (m - g) * momentum).to(DTYPE).to(tl.float32)
@@ -87,6 +88,7 @@ def move(
     matrices: Sequence[Tensor],
     gradients: Sequence[Tensor],
     averages: Sequence[Tensor],
+    share: Tensor,
     *,
     size: int,
     momentum: float,
@@ -102,6 +104,7 @@ def move(
         matrices: (rows, columns) each, contiguous, of float32.
         gradients: likewise.
         averages: the momenta, likewise.
+        share: what gradients are multiplied by before all else, (), float32.
         size: lines of the longer dimension that are evened together (`optimizer.block_size`), see `fits`.
         momentum: what an average keeps of itself.
         keeps: what a matrix keeps of itself.
@@ -114,14 +117,16 @@ def move(
     length, width = max(rows, columns), min(rows, columns)
     blocks = triton.cdiv(length, size)
     pointers = tuple(x.data_ptr() for three in zip(matrices, gradients, averages, strict=True) for x in three)
+    even = all(n % GRAIN == 0 for n in (rows, columns, size)) and all(p % (4 * GRAIN) == 0 for p in pointers)
+    grain = GRAIN if even else 1
     _moved[(len(matrices) * blocks,)](
-        _table(pointers, matrices[0].device), length, width, size, blocks,
-        columns, momentum, keeps, far, *coefficients,
-        ITERATIONS=iterations, SIZE=max(16, int(triton.next_power_of_2(size))), TILE=TILE,
+        _table(pointers, matrices[0].device), share, *(n // grain for n in (length, width, size)), blocks,
+        columns // grain, iterations, momentum, keeps, far, *coefficients,
+        SIZE=max(16, int(triton.next_power_of_2(size))), TILE=TILE,
         DTYPE=tl.bfloat16 if dtype == torch.bfloat16 else tl.float32,
         # coarser than float32, finer than what is multiplied
         PRECISION="tf32" if dtype == torch.bfloat16 else "ieee",
-        WIDE=rows < columns, EVEN=all(n % 16 == 0 for n in (rows, columns, size, *pointers)), num_warps=8,
+        WIDE=rows < columns, GRAIN=grain, num_warps=WARPS, num_stages=STAGES,
     )  # fmt: skip
 
 
