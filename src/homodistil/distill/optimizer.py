@@ -64,14 +64,14 @@ class Muon(torch.optim.AdamW):
         Returns:
             The norm that they had.
         """
-        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
+        learnt = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        norm = nn.utils.get_total_norm(_gradients(learnt))
         share = (clip / (norm + 1e-6)).clamp(max=1.0)
         of_matrices = [(group, alike) for group in self.param_groups if "momentum" in group for alike in _alike(group)]
         by_kernel = [self._kernel(alike) for _, alike in of_matrices]
         # a kernel shortens what it reads
         read = {p for kernel, (_, alike) in zip(by_kernel, of_matrices, strict=True) if kernel for p in alike}
-        rest = [p.grad for g in self.param_groups for p in g["params"] if p.grad is not None and p not in read]
+        rest = _gradients([p for p in learnt if p not in read])
         if rest and clip < math.inf:
             torch._foreach_mul_(rest, share)
         # AdamW passes over what has no gradient
@@ -89,15 +89,14 @@ class Muon(torch.optim.AdamW):
         """What moves matrices of one shape in one go, if there is such a thing."""
         if self.dtype != torch.bfloat16 or (kernel := fused.kernels("muon", *matrices)) is None:
             return None
-        gradients = [matrix.grad for matrix in matrices if matrix.grad is not None]
-        return kernel if kernel.fits(_block(matrices[0]), [*matrices, *gradients]) else None
+        return kernel if kernel.fits(_block(matrices[0]), [*matrices, *_gradients(matrices)]) else None
 
     def _move(self, matrices: list[Tensor], group: dict[str, Any], share: Tensor, kernel: Any) -> None:
         for matrix in matrices:
             # named as AdamW's first moment is, so that it is cut and saved alike
             if not (state := self.state[matrix]):
                 state["exp_avg"] = torch.zeros_like(matrix)
-        gradients = [matrix.grad for matrix in matrices if matrix.grad is not None]
+        gradients = _gradients(matrices)
         averages = [self.state[matrix]["exp_avg"] for matrix in matrices]
         keeps, far = 1 - group["lr"] * group["weight_decay"], group["lr"] * group["scale"]
         if kernel is not None:
@@ -115,6 +114,10 @@ class Muon(torch.optim.AdamW):
         directions = evened(torch.stack(ahead).to(self.dtype)).to(matrices[0].dtype).contiguous()
         torch._foreach_mul_(matrices, keeps)
         torch._foreach_add_(matrices, directions.unbind(), alpha=-far)
+
+
+def _gradients(parameters: list[Tensor]) -> list[Tensor]:
+    return [p.grad for p in parameters if p.grad is not None]
 
 
 def _alike(group: dict[str, Any]) -> list[list[Tensor]]:
