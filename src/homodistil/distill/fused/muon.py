@@ -19,6 +19,7 @@ TILE = 64
 GRAIN = 4
 """Numbers that are read at once where it is known that no line begins or ends within them."""
 WARPS, STAGES = 8, 1
+"""Of a program. With more stages, what is read ahead would need the registers and the memory that squares have."""
 SMALL, SHARED = 64, 200_000
 """Blocks of more rows than that need so many bytes of shared memory, for two squares of float32 beside each other."""
 
