@@ -1,12 +1,14 @@
 """Milliseconds of a step on one GPU, beside a plain reference, and its share of what the GPU's matrix products reach.
 
-    python benchmarks/gpu.py [--shapes bert-base minilm] [--rounds 20]
+    python benchmarks/gpu.py [--shapes bert-base minilm] [--rounds 20] [--kernels 40]
 
 BERT-base's shape, 32 x 512 tokens, and MiniLM's, 32 x 128, both with random weights and a masked-language-model head
 over 30,522 tokens; bf16; student at 1, 1/2 and 1/3 of the width. `asked for` is ours without recordings: Python asks
-for each kernel. `torch's kernels` is ours without those that are written in Triton, and `AdamW` ours by the optimizer
-that the peers have. The peers are those of `step.py`: the reference (fp32, eager attention, all maps, all logits, masks
-in place of cuts), and textbrewer where it is installed. All in one process, in turns.
+for each kernel. `torch's kernels` is ours without those that are written in Triton, `torch's Muon` without the one that
+moves matrices, and `AdamW` ours by the optimizer that the peers have. `--kernels` tells what a step of ours at full
+width asks the GPU for, and how long each kind of kernel takes in all. The peers are those of `step.py`: the reference
+(fp32, eager attention, all maps, all logits, masks in place of cuts), and textbrewer where it is installed. All in one
+process, in turns.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from typing import Any
 import torch
 
 import steps
-from harness import Action, parser, products, report
+from harness import Action, parser, print_table, products, report
 from homodistil.distill import fused
 from homodistil.distill.prepare import Run
 from homodistil.distill.recorder import SETTLED
@@ -48,18 +50,26 @@ def asked_for(run: Run) -> Action:
 
 def without_triton(run: Run) -> Action:
     """A step of ours with torch's kernels alone."""
-    action = ours(run)
+    return _without(ours(run), lambda name: True)
 
+
+def without_muon(run: Run) -> Action:
+    """A step of ours whose matrices are moved by torch's kernels."""
+    return _without(ours(run), lambda name: name == "muon")
+
+
+def _without(action: Action, left_out: Callable[[str], bool]) -> Action:
     def patched() -> None:
-        with _no_triton():
+        with _leaving_out(left_out):
             action()
 
     return patched
 
 
 @contextlib.contextmanager
-def _no_triton() -> Iterator[None]:
-    found, fused.kernels = fused.kernels, lambda *_: None
+def _leaving_out(left_out: Callable[[str], bool]) -> Iterator[None]:
+    found = fused.kernels
+    fused.kernels = lambda name, *tensors: None if left_out(name) else found(name, *tensors)
     try:
         yield
     finally:
@@ -75,8 +85,19 @@ def seconds(action: Action) -> float:
     return time.perf_counter() - started
 
 
-def measured(shape: str, rounds: int, scratch: Path) -> list[dict[str, Any]]:
-    """A row for each contender."""
+def kernels_of(action: Action, most: int, times: int = 3) -> list[dict[str, Any]]:
+    """The kernels of an action, those that take longest first."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for _ in range(times):
+            action()
+        torch.cuda.synchronize()
+    found = [(event.self_device_time_total / times, event) for event in profile.key_averages()]
+    found = sorted(found, key=lambda pair: pair[0], reverse=True)[:most]
+    return [{"kernel": event.key, "calls": event.count / times, "ms": spent / 1000} for spent, event in found]
+
+
+def measured(shape: str, rounds: int, kernels: int, scratch: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """A row for each contender, and one for each kind of kernel of a step of ours, if they are asked for."""
     sizes, batch, length = SHAPES[shape]
     teacher = steps.teacher_of_shape(scratch / shape, **sizes)
 
@@ -95,7 +116,9 @@ def measured(shape: str, rounds: int, scratch: Path) -> list[dict[str, Any]]:
     )
     contenders["ours, width 1, AdamW"] = ours(adamw)
     counted["ours, width 1, AdamW"] = counted["ours, width 1"]
-    variants: dict[str, Callable[[Run], Action]] = {"asked for": asked_for, "torch's kernels": without_triton}
+    variants: dict[str, Callable[[Run], Action]] = {
+        "asked for": asked_for, "torch's kernels": without_triton, "torch's Muon": without_muon,
+    }  # fmt: skip
     for name, variant in variants.items():
         contenders[f"ours, width 1, {name}"] = variant(run("1.0"))
         counted[f"ours, width 1, {name}"] = counted["ours, width 1"]
@@ -125,23 +148,29 @@ def measured(shape: str, rounds: int, scratch: Path) -> list[dict[str, Any]]:
              "share of products' rate": flops / s / peak if flops else "", "products' TFLOP/s": peak / 1e12,
              "spread": statistics.stdev(spent[name]) / s}
         )  # fmt: skip
-    return rows
+    of_step = [{"shape": shape, **row} for row in kernels_of(contenders["ours, width 1"], kernels)] if kernels else []
+    return rows, of_step
 
 
 def main() -> None:
     """Measure and print."""
     options = parser(__doc__, "gpu", 20)
     options.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES))
+    options.add_argument("--kernels", type=int, default=0, help="kinds of kernels of a step that are told")
     chosen = options.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("This measures a GPU, and there is none.")
-    rows = []
+    rows: list[dict[str, Any]] = []
+    of_step: list[dict[str, Any]] = []
     for shape in chosen.shapes:
         with tempfile.TemporaryDirectory() as scratch:
-            rows += measured(shape, chosen.rounds, Path(scratch))
+            more = measured(shape, chosen.rounds, chosen.kernels, Path(scratch))
+            rows, of_step = rows + more[0], of_step + more[1]
             torch.cuda.empty_cache()
             # what is measured so far is written, in case the next shape finds no memory
-            report("A step on a GPU", rows, chosen.json)
+            report("A step on a GPU", rows, chosen.json, kernels=of_step)
+    if of_step:
+        print_table("Kernels of a step of ours at full width", of_step)
 
 
 if __name__ == "__main__":

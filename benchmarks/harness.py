@@ -109,12 +109,17 @@ def parser(description: str | None, name: str, rounds: int) -> argparse.Argument
     return made
 
 
-def report(title: str, rows: Sequence[Mapping[str, Any]], file: Path, **more: Any) -> None:
-    """Print the rows as a table and write them as JSON, with the machine they were measured on."""
+def print_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """The rows, under the names of the first one's values."""
     table = Table(*rows[0], title=title)
     for row in rows:
         table.add_row(*(said(value) for value in row.values()))
     Console(width=160).print(table)
+
+
+def report(title: str, rows: Sequence[Mapping[str, Any]], file: Path, **more: Any) -> None:
+    """Print the rows as a table and write them as JSON, with the machine they were measured on."""
+    print_table(title, rows)
     file.parent.mkdir(parents=True, exist_ok=True)
     written = {"title": title, "machine": machine(), "threads": torch.get_num_threads(), **more, "rows": list(rows)}
     file.write_text(json.dumps(written, indent=1) + "\n")
