@@ -132,8 +132,12 @@ def image_size(config: Any) -> tuple[int, int, int]:
 
 def longest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """Tokens that both the positions and the tokenizer allow."""
+    known = getattr(model.config, "max_position_embeddings", 512)
+    return int(min(known - unused_positions(model), tokenizer.model_max_length))
+
+
+def unused_positions(model: PreTrainedModel) -> int:
+    """Positions that no token takes: RoBERTa and its kin count from the padding's number."""
     embeddings = getattr(model.base_model, "embeddings", None)
-    # RoBERTa and its kin count positions from the padding's number
     padding = getattr(getattr(embeddings, "position_embeddings", None), "padding_idx", None)
-    unused = 0 if padding is None else padding + 1
-    return int(min(getattr(model.config, "max_position_embeddings", 512) - unused, tokenizer.model_max_length))
+    return 0 if padding is None else int(padding) + 1

@@ -30,7 +30,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from homodistil.axes.layout import Layout
-from homodistil.compress.compensate import read_dim, read_the_target
+from homodistil.compress.compensate import of_distances, read_dim, read_the_target
 
 RIDGE = 1e-3
 """Of the mean second moment, added to each: what never occurred is no reason to divide by zero."""
@@ -110,12 +110,12 @@ class HeadMoments:
     def __init__(self, model: PreTrainedModel, layout: Layout, heads: list[Heads]) -> None:
         self.model, self.heads = model, heads
         self.sizes, self.parent = layout.sizes(model), layout.parent
-        self._of_target = read_the_target(layout, model)
+        self._of_target, self._of_distances = read_the_target(layout, model), of_distances(layout, model)
         self._sums: dict[Part, Sums] = {}
 
     @contextlib.contextmanager
     def listening(self, mask: Tensor, target: Tensor | None = None) -> Iterator[None]:
-        """Observe the forward passes inside the block.
+        """Observe the forward pass inside the block.
 
         Args:
             mask: (batch, sequence), 1 for the tokens that count.
@@ -126,9 +126,10 @@ class HeadMoments:
             # a hook that runs before its layer is given no output
             said = read[0] if made is None else made
             counts = target if target is not None and part.layer in self._of_target else mask
-            # DeBERTa's layers also project distances, which are no tokens
-            if said.shape[:-1] != counts.shape:
+            # DeBERTa's layers also project distances, after the tokens, and those may be as many
+            if said.shape[:-1] != counts.shape or (part.layer in self._of_distances and part in heard):
                 return
+            heard.add(part)
             heads, head_dim = self.sizes[self.parent[axis]], self.sizes[axis]
             said = said.detach().reshape(-1, said.shape[-1])[counts.reshape(-1) > 0]
             said = said.narrow(1, part.number * heads * head_dim, heads * head_dim)
@@ -138,6 +139,7 @@ class HeadMoments:
             old = self._sums.get(part)
             self._sums[part] = Sums(*(a + b for a, b in zip(old, new, strict=True))) if old else new
 
+        heard: set[Part] = set()
         handles: list[RemovableHandle] = []
         for heads in self.heads:
             for part in heads.left if heads.reads else (*heads.left, *heads.right):

@@ -75,7 +75,7 @@ class InputMoments:
 
     @contextlib.contextmanager
     def listening(self, mask: Tensor, target: Tensor | None = None) -> Iterator[None]:
-        """Add up what is read in the forward passes inside the block.
+        """Add up what is read in the forward pass inside the block.
 
         Args:
             mask: (batch, sequence), 1 for the tokens that count. Leave special tokens out as well as padding: some
@@ -86,9 +86,11 @@ class InputMoments:
 
         def observe(name: str, x: Tensor) -> None:
             counts = target if target is not None and name in of_target else mask
-            if name in of_distances and x.shape[:-1] != counts.shape:
-                # embeddings of distances, which are no tokens
-                return
+            if name in by_distance:
+                # after the tokens it reads embeddings of distances, which may be as many
+                if name in heard or x.shape[:-1] != counts.shape:
+                    return
+                heard.add(name)
             # queries, keys and values read one tensor; `seen` holds it, so that its id stays its own
             if id(x) not in seen:
                 rows = x.detach().reshape(-1, x.shape[-1])
@@ -105,11 +107,7 @@ class InputMoments:
             self.counts[name] = count + self.counts.get(name, 0)
 
         of_target = read_the_target(self.layout, self.model)
-        family = self.layout.family
-        distances = (
-            name for row in (family.distances if family else ()) for name in self.layout.matches(row, self.model)
-        )
-        of_distances = {name.rpartition(".")[0] for name in distances}
+        by_distance, heard = of_distances(self.layout, self.model), set[str]()
         handles: list[RemovableHandle] = []
         for name, module in self._readers():
             handles.append(module.register_forward_pre_hook(lambda _, inputs, name=name: observe(name, inputs[0])))
@@ -170,6 +168,12 @@ def read_the_target(layout: Layout, model: PreTrainedModel) -> set[str]:
     decoder = next(iter(layout.matches(family.decoder, model)))
     inside = {f"{decoder}.{name}" for name, _ in model.get_submodule(decoder).named_modules()}
     return inside - {name for row in family.crossing for name in layout.matches(row, model)}
+
+
+def of_distances(layout: Layout, model: PreTrainedModel) -> set[str]:
+    """The modules that read embeddings of distances after the tokens; none of most models."""
+    rows = layout.family.distances if layout.family else ()
+    return {name.rpartition(".")[0] for row in rows for name in layout.matches(row, model)}
 
 
 def read_dim(layout: Layout, name: str) -> Dim:

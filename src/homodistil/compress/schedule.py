@@ -75,9 +75,8 @@ class Schedule:
         for k, (name, after) in enumerate(targets):
             end = round(steps * (k + 1) / len(targets))
             length = end - begin
-            ramp_start = begin + round(ramp[0] * length)
             # a ramp ends at least a step before its stage, so that a student is never saved unsettled
-            ramp_end = max(ramp_start, min(begin + round(ramp[1] * length), end - 1))
+            ramp_start, ramp_end = (max(begin, min(begin + round(share * length), end - 1)) for share in ramp)
             times = {"begin": begin, "ramp_start": ramp_start, "ramp_end": ramp_end, "end": end}
             stages.append(Stage(target=name, number=k + 1, before=before, after=after, **times))
             before, begin = after, end

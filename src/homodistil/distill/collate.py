@@ -55,7 +55,7 @@ class Collator:
         free = batch["ordinary"].flatten() > 0
         # a fixed share of the batch and not a coin a token, so that packed batches all have the same shapes
         share = self.masked if index >= 0 else MEASURED
-        count = max(1, int(share * int(free.sum())))
+        count = min(max(1, int(share * int(free.sum()))), int(free.sum()))
         lot = torch.rand(ids.numel(), generator=generator).masked_fill(~free, -1)
         positions = lot.topk(count).indices.sort().values
         flat = ids.flatten()

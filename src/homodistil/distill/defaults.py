@@ -134,7 +134,7 @@ def schedule_for(recipe: Recipe, planned: list[Planned], whole: dict[str, int], 
         grain=recipe.cutting.grain,
     )
     # of the first ramp, so that targets that follow change nothing of it; the others are as long
-    ramp = next((s.ramp_end - s.begin for s in schedule.stages if s.cuts_units), 0)
+    ramp = next((s.ramp_end - s.ramp_start for s in schedule.stages if s.cuts_units), 0)
     return replace(schedule, every=recipe.cutting.every or max(1, min(CUT_EVERY, ramp // CUTS)))
 
 

@@ -11,6 +11,7 @@ from homodistil.distill.pairs import PairCollator, given, noise_of
 from homodistil.distill.teacher import LANGUAGE_MODELS, Teacher, no_tokenizer
 from homodistil.distill.views import load_views
 from homodistil.errors import UserError
+from homodistil.loading import unused_positions
 from homodistil.recipe import Recipe
 from homodistil.settings import Images, Text
 
@@ -80,7 +81,8 @@ def _of_both_sides(corpus: Corpus, collate: Collate) -> Corpus:
 def _positions(teacher: Teacher) -> int:
     """Tokens that the teacher has positions for."""
     assert teacher.layout.family is not None
-    return getattr(teacher.model.config, "max_position_embeddings", UNLIMITED) - teacher.layout.family.offset
+    unused = max(teacher.layout.family.offset, unused_positions(teacher.model))
+    return int(getattr(teacher.model.config, "max_position_embeddings", UNLIMITED) - unused)
 
 
 def _collator(recipe: Recipe, teacher: Teacher) -> Collate:

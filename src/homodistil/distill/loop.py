@@ -24,7 +24,7 @@ from homodistil.distill.heldout import measure
 from homodistil.distill.learning import calibrate, drawn, learn, rate, read_off, score
 from homodistil.distill.leaving import PROBES, all_but_one, descent
 from homodistil.distill.prepare import Run, prepare
-from homodistil.distill.student import as_saved
+from homodistil.distill.student import rounded
 from homodistil.errors import RunStopped, UserError
 from homodistil.recipe import IN_MEMORY, Recipe
 from homodistil.report.live import Display
@@ -230,7 +230,6 @@ def _heldout(run: Run, *, saved: bool) -> dict[str, float]:
     """The student on held-out data, as it is or with its weights rounded as they will be saved."""
     student = run.state.student
     if saved:
-        # back in its own precision, in which everything beside it computes
-        student = as_saved(student, run.teacher).to(student.dtype)
+        student = rounded(student, run.teacher)
     held = map(run.batch, heldout_draws(run.corpus.heldout, run.recipe.batch))
     return measure(run.runner, student, run.teacher.model, run.objective, held, descent(run), run.precision)

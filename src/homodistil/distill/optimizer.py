@@ -22,6 +22,8 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """a, b, c of Jordan et al.'s iteration: X becomes aX + b(XXᵀ)X + c(XXᵀ)²X."""
 ITERATIONS = 3
 """Theirs are 5; students learn as well from 3 (`docs/log.md`), for three fifths of the products."""
+LEAST = 1e-18
+"""The norm of a block that is evened: a smaller one moves by less."""
 NARROW, BLOCK = 128, 64
 """Rows that are evened together at most: `NARROW` of matrices no wider than that, `BLOCK` of all others. What an
 element costs grows with them, and where a step reads few tokens it would be more than what those cost."""
@@ -66,7 +68,7 @@ class Muon(torch.optim.AdamW):
         """
         learnt = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         norm = nn.utils.get_total_norm(_gradients(learnt))
-        share = (clip / (norm + 1e-6)).clamp(max=1.0)
+        share = (clip / (norm + 1e-6)).clamp(max=1.0) if clip < math.inf else torch.ones_like(norm)
         of_matrices = [(group, alike) for group in self.param_groups if "momentum" in group for alike in _alike(group)]
         by_kernel = [self._kernel(alike) for _, alike in of_matrices]
         # a kernel shortens what it reads
@@ -104,7 +106,7 @@ class Muon(torch.optim.AdamW):
             kernel.move(
                 matrices, gradients, averages, share, size=size, momentum=group["momentum"], keeps=keeps,
                 far=far * math.sqrt(max(size, min(matrices[0].shape))),
-                coefficients=COEFFICIENTS, iterations=ITERATIONS, dtype=self.dtype,
+                coefficients=COEFFICIENTS, iterations=ITERATIONS, least=LEAST, dtype=self.dtype,
             )  # fmt: skip
             return
         # one call for all of them, because an accelerator waits for calls
@@ -167,7 +169,8 @@ def orthogonalised(matrices: Float[Tensor, "count rows columns"]) -> Float[Tenso
     a, b, c = COEFFICIENTS
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
-    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
+    # below it squares are no numbers of float32 any more, and a norm would be zero where its matrix is not
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=LEAST)
     for _ in range(ITERATIONS):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)

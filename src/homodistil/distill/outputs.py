@@ -210,7 +210,8 @@ def _token_labels(run: Runner, model: PreTrainedModel, raw: Any, last: Tensor, b
 def _span(run: Runner, model: PreTrainedModel, raw: Any, last: Tensor, batch: Batch) -> Tensor:
     padding = batch["attention_mask"] == 0
     both = torch.stack((raw.start_logits, raw.end_logits)).float()
-    return both.masked_fill(padding, torch.finfo(torch.float32).min / 4).flatten(0, 1)
+    # finite, also over a small temperature: the difference of two that are not is no number
+    return both.masked_fill(padding, -1e30).flatten(0, 1)
 
 
 _PREDICT: dict[Kind, Callable[[Runner, PreTrainedModel, Any, Tensor, Batch], Tensor]] = {

@@ -155,6 +155,13 @@ def prompts_of(folder: Path) -> tuple[str, ...]:
     return found if any(found) and counts_prompts(folder) else ()
 
 
+def lowers_case(folder: Path) -> bool:
+    """Whether a sentence-transformers folder reads texts in small letters, whatever its tokenizer does."""
+    first = folder / _modules(folder)[0]["path"]
+    # sentence_bert_config.json, or what older versions called it after the model
+    return any(bool(_read(file).get("do_lower_case")) for file in first.glob("sentence_*_config.json"))
+
+
 def counts_prompts(folder: Path) -> bool:
     """Whether the embeddings of a sentence-transformers folder are of a prompt's tokens, too."""
     return bool(_pooling_options(folder).get("include_prompt", True))

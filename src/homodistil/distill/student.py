@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -17,6 +18,20 @@ from homodistil.rundir import RESUME, disk_failure, writing_folder
 def as_saved(student: PreTrainedModel, teacher: Teacher) -> PreTrainedModel:
     """The student in its teacher's precision, or a student of a teacher in bf16 might be the larger file."""
     return student if student.dtype == teacher.dtype else copy.deepcopy(student).to(teacher.dtype)
+
+
+@torch.no_grad()
+def rounded(student: PreTrainedModel, teacher: Teacher) -> PreTrainedModel:
+    """The student with its weights as they will be saved, in its own precision.
+
+    Buffers, such as the frequencies of rotary positions, are not saved: who opens it makes them anew.
+    """
+    if student.dtype == teacher.dtype:
+        return student
+    made = copy.deepcopy(student)
+    for parameter in made.parameters():
+        parameter.copy_(parameter.to(teacher.dtype))
+    return made
 
 
 def save_student(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from tokenizers import normalizers
 from torch import nn
 from transformers import (
     BaseImageProcessor,
@@ -25,7 +26,7 @@ from homodistil.distill.folders import (
     model_class_of,
 )
 from homodistil.distill.outline import outline
-from homodistil.distill.sentence import Pooling, folders_of, pooling_of, prompts_of, tail_of
+from homodistil.distill.sentence import Pooling, folders_of, lowers_case, pooling_of, prompts_of, tail_of
 from homodistil.errors import UserError
 from homodistil.loading import check_vocabulary
 
@@ -107,6 +108,19 @@ class Teacher:
         return self.processor
 
 
+def _lower_case(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let a tokenizer read texts in small letters, before all else that it does to them."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise UserError(
+            f"Cannot let this {type(tokenizer).__name__} read small letters, as its sentence encoder says.",
+            "A tokenizer must be one of the tokenizers library, to which a step can be added.",
+            "Save a tokenizer.json into the model's folder.",
+        )
+    steps = [normalizers.Lowercase(), *([backend.normalizer] if backend.normalizer else ())]
+    backend.normalizer = normalizers.Sequence(steps)
+
+
 def load_teacher(source: str, *, trust_remote_code: bool = False) -> Teacher:
     """Load a teacher from a folder or from the hub, with safetensors only.
 
@@ -126,6 +140,8 @@ def load_teacher(source: str, *, trust_remote_code: bool = False) -> Teacher:
     model = load_model(source, folder, model_class, config)
     if _reads(model_class) == "text":
         processor = load_tokenizer(source, folder, trust_remote_code)
+        if sentence_folder is not None and lowers_case(sentence_folder):
+            _lower_case(processor)
         check_vocabulary(source, processor, config.vocab_size)
     else:
         processor = load_image_processor(source, folder, config, trust_remote_code)

@@ -107,7 +107,7 @@ def _scores(draw: Callable[..., Tensor]) -> None:
 
 def _muon(draw: Callable[..., Tensor]) -> None:
     from homodistil.distill.fused.muon import move
-    from homodistil.distill.optimizer import COEFFICIENTS, ITERATIONS, block_size
+    from homodistil.distill.optimizer import COEFFICIENTS, ITERATIONS, LEAST, block_size
 
     # of blocks of 16, 64 and 128 rows, whichever way they lie, of sizes that are even and odd
     for rows, columns in (
@@ -124,7 +124,7 @@ def _muon(draw: Callable[..., Tensor]) -> None:
         size = block_size(max(rows, columns), min(rows, columns))
         move(
             matrices, gradients, averages, torch.tensor(1.0), size=size, momentum=0.9, keeps=0.99,
-            far=0.1 * math.sqrt(max(size, rows)), coefficients=COEFFICIENTS, iterations=ITERATIONS,
+            far=0.1 * math.sqrt(max(size, rows)), coefficients=COEFFICIENTS, iterations=ITERATIONS, least=LEAST,
             dtype=torch.bfloat16,
         )  # fmt: skip
 

@@ -108,7 +108,7 @@ for rows, columns in ((0, 3), (1, 1), (7, 130), (3000, 20), (600, 3000)):
 MUON = """
 import math
 from homodistil.distill.fused.muon import move
-from homodistil.distill.optimizer import COEFFICIENTS, ITERATIONS, Muon, block_size
+from homodistil.distill.optimizer import COEFFICIENTS, ITERATIONS, LEAST, Muon, block_size
 
 # of one block and of several, whichever way they lie, of even and of odd sizes
 for shape in ((40, 40), (24, 96), (1, 30), (130, 24), (300, 140), (140, 300), (64, 160), (160, 64), (192, 192)):
@@ -131,7 +131,7 @@ for shape in ((40, 40), (24, 96), (1, 30), (130, 24), (300, 140), (140, 300), (6
     move(
         matrices, gradients, averages, torch.tensor(0.5), size=size, momentum=0.9, keeps=1 - 0.03 * 0.1,
         far=0.03 * 0.2 * math.sqrt(max(size, min(shape))), coefficients=COEFFICIENTS, iterations=ITERATIONS,
-        dtype=torch.float32,
+        least=LEAST, dtype=torch.float32,
     )
     right = [p.detach() for p in plain] + [optimizer.state[p]["exp_avg"] for p in plain]
     for ours, theirs in zip(matrices + averages, right, strict=True):

@@ -27,7 +27,7 @@ SMALL, SHARED = 64, 200_000
 # nothing is looked up in sizes: it would be compiled again and again while a student's widths change
 @triton.jit(do_not_specialize=["length", "width", "size", "blocks", "stride", "iterations"])
 def _moved(
-    table, share, length, width, size, blocks, stride, iterations, momentum, keeps, far, A, B, C,
+    table, share, length, width, size, blocks, stride, iterations, momentum, keeps, far, least, A, B, C,
     GRAIN: tl.constexpr, SIZE: tl.constexpr, TILE: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
     WIDE: tl.constexpr,
 ):  # fmt: skip
@@ -61,8 +61,7 @@ def _moved(
         square = tl.dot(x, tl.trans(x), square, input_precision=PRECISION)
     one = tl.where(row[:, None] == row[None, :], 1.0, 0.0)
     total = tl.sum(square * one)
-    # zeros stay zeros, and have no largest scale
-    scale = tl.rsqrt(tl.maximum(total, 1e-37))
+    scale = tl.rsqrt(tl.maximum(total, least * least))
     # one after the other: their product may be too large
     square = square * scale * scale
     through = one
@@ -97,6 +96,7 @@ def move(
     far: float,
     coefficients: tuple[float, float, float],
     iterations: int,
+    least: float,
     dtype: torch.dtype,
 ) -> None:
     """Move matrices of one shape, and their momenta, in place.
@@ -112,6 +112,7 @@ def move(
         far: how far it moves along its direction, whose singular values are near to 1.
         coefficients: a, b, c of the iteration.
         iterations: how many.
+        least: the norm to which a block is divided at least, so that zeros stay zeros.
         dtype: to which directions are rounded before they are multiplied, float32 or bfloat16.
     """
     rows, columns = matrices[0].shape
@@ -122,7 +123,7 @@ def move(
     grain = GRAIN if even else 1
     _moved[(len(matrices) * blocks,)](
         _table(pointers, matrices[0].device), share, *(n // grain for n in (length, width, size)), blocks,
-        columns // grain, iterations, momentum, keeps, far, *coefficients,
+        columns // grain, iterations, momentum, keeps, far, least, *coefficients,
         SIZE=max(16, int(triton.next_power_of_2(size))), TILE=TILE,
         DTYPE=tl.bfloat16 if dtype == torch.bfloat16 else tl.float32,
         # coarser than float32, finer than what is multiplied
