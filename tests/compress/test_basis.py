@@ -125,6 +125,17 @@ def test_padding_is_not_heard() -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+def test_embeddings_of_distances_are_not_heard() -> None:
+    """Also where there are as many of them as tokens, as of one text of twice as many tokens as buckets."""
+    model = tiny("DeBERTa")
+    layout = Layout.of(model)
+    moments = HeadMoments(model, layout, turnable(model, layout))
+    ids, mask = torch.randint(5, 27, (1, 16)), torch.ones(1, 16)
+    with torch.no_grad(), moments.listening(mask):
+        model(input_ids=ids, attention_mask=mask)
+    assert {int(sums.tokens) for sums in moments._sums.values()} == {16}
+
+
 def test_heads_that_were_not_heard_stay_as_they_are() -> None:
     """Without a token there is no basis to choose, and nothing to fail on."""
     model = tiny("BERT")

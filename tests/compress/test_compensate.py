@@ -158,13 +158,19 @@ def test_the_tokens_that_count_are_known_also_where_a_layer_reads_them_as_one_ro
     assert moments.counts[path] == MASK.sum()
 
 
-def test_embeddings_of_distances_are_no_tokens() -> None:
-    """However many there are."""
+@pytest.mark.parametrize("tokens", [(4, 9), (1, 16), (2, 8)])
+def test_embeddings_of_distances_are_no_tokens(tokens: tuple[int, int]) -> None:
+    """However many there are: of one text of sixteen tokens as many as tokens."""
     model = tiny("DeBERTa")
+    ids, mask = torch.randint(5, 27, tokens), torch.ones(tokens, dtype=torch.long)
     moments = InputMoments(model, Layout.of(model))
-    with moments.listening(MASK), torch.no_grad():
-        model(input_ids=IDS, attention_mask=MASK)
-    assert {float(count) for count in moments.counts.values()} == {float(MASK.sum())}
+    for _ in range(2):
+        with moments.listening(mask), torch.no_grad():
+            model(input_ids=ids, attention_mask=mask)
+    assert {float(count) for count in moments.counts.values()} == {2.0 * mask.sum().item()}
+    read = [f"deberta.encoder.layer.0.attention.self.{part}_proj" for part in ("query", "key", "value")]
+    for name in read[:2]:
+        torch.testing.assert_close(moments.sums[name], moments.sums[read[2]])
 
 
 @torch.no_grad()

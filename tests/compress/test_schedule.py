@@ -135,6 +135,14 @@ def test_a_ramp_ends_before_its_stage() -> None:
     assert [schedule.widths(step) for step in (19, 39)] == [HALF, SMALL]
 
 
+@pytest.mark.parametrize("ramp", [(0.95, 1.0), (1.0, 1.0)])
+def test_a_ramp_that_starts_late_ends_before_its_stage_as_well(ramp: tuple[float, float]) -> None:
+    """However few steps there are."""
+    schedule = Schedule.over(BASE, [("half", HALF)], steps=10, ramp=ramp, grain=8)
+    assert schedule.widths(8) == BASE
+    assert schedule.widths(9) == HALF
+
+
 def test_a_step_for_each_target_is_enough() -> None:
     """With as many steps as targets, each step still ends on its target."""
     schedule = Schedule.over(BASE, [("half", HALF), ("small", SMALL)], steps=2, ramp=(0.1, 0.7), grain=8)

@@ -164,6 +164,16 @@ def test_masks_fall_on_ordinary_tokens_and_labels_are_what_was_there(tokenizer: 
     assert not torch.equal(batch["positions"], collate(sequences, 1)["positions"])
 
 
+def test_nothing_but_ordinary_tokens_is_ever_predicted(tokenizer: Any) -> None:
+    """A batch without one predicts nothing, rather than its padding; of a few no more than there are."""
+    unknown = [tokenizer.cls_token_id, *[tokenizer.unk_token_id] * 4, tokenizer.sep_token_id]
+    for index in range(20):
+        batch = Collator(tokenizer, 0.4, 0)([unknown], index)
+        assert not len(batch["positions"])
+        assert not len(batch["labels"])
+        assert Collator(tokenizer, 0.4, 0)([[*unknown, 7]], index)["labels"].tolist() == [7]
+
+
 def test_held_out_batches_have_the_same_masks_whatever_share_is_learnt_from(tokenizer: Any) -> None:
     """A student that learns from more masks is measured by as many as any other."""
     sequences = [[2, *range(5, 25), 3] for _ in range(10)]

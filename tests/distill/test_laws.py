@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -358,6 +359,20 @@ def test_the_prediction_loss_is_scaled_by_the_temperature_squared() -> None:
     p, q = (torch.softmax(z / 3, -1) for z in (teacher, student))
     expected = 9 * (p * (p / q).log()).sum(-1).mean()
     torch.testing.assert_close(losses.prediction(student, teacher, 3.0), expected)
+
+
+@pytest.mark.parametrize("temperature", [0.05, 1.0])
+def test_answers_are_compared_at_any_temperature(temperature: float, ready: Callable[..., Run]) -> None:
+    """Padding, which is no place of an answer, has no share at any of them."""
+    run = ready(BertForQuestionAnswering, losses={"temperature": temperature})
+    batch = _batch(run)
+    assert (batch["attention_mask"] == 0).any()
+    assert _terms(run, batch)["prediction"].item() == 0
+    _cut(run)
+    terms = _terms(run, batch)
+    assert 0 < terms["prediction"].item() < math.inf
+    run.objective.total(terms).backward()  # type: ignore[no-untyped-call]
+    assert all(bool(p.grad.isfinite().all()) for p in run.state.student.parameters() if p.grad is not None)
 
 
 def test_labels_that_do_not_exclude_each_other_are_told_by_sigmoids(

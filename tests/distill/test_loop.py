@@ -25,6 +25,7 @@ from transformers import (
     BertForTokenClassification,
     BertModel,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
 
 import homodistil
@@ -32,6 +33,7 @@ from homodistil.axes.layout import Layout
 from homodistil.compress import importance
 from homodistil.compress.schedule import Schedule, Stage
 from homodistil.distill import arrival, heldout, learning, loop
+from homodistil.distill.data import STREAM_HELDOUT
 from homodistil.distill.defaults import batch_for
 from homodistil.distill.prepare import prepare
 from homodistil.distill.student import save_student
@@ -386,6 +388,35 @@ def test_a_student_lies_in_the_precision_of_its_teacher_and_is_measured_as_it_li
     opened = BertForMaskedLM.from_pretrained(student)
     assert opened.dtype == torch.bfloat16
     assert all(torch.equal(p.float(), measured[n]) for n, p in opened.named_parameters())
+
+
+def test_a_copy_of_a_teacher_in_bf16_is_measured_with_the_positions_that_its_users_get(
+    tokenizer: PreTrainedTokenizerBase, corpus: Path, tmp_path: Path
+) -> None:
+    """Frequencies of rotary positions are not saved, and so never rounded."""
+    tiny("Llama").to(torch.bfloat16).save_pretrained(tmp_path / "teacher")
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    options = QUICK | {"steps": 2, "optim": {"learning_rate": 1e-9}}
+    found = homodistil.distil(tmp_path / "teacher", corpus, "1.0", tmp_path / "run", **options).heldout["1.0"]
+    assert (found["prediction"], found["hidden"], found["agreement"]) == (0, 0, 1)
+
+
+def test_a_late_ramp_is_cut_as_often_as_an_early_one(encoder: Path, corpus: Path, tmp_path: Path) -> None:
+    """What counts is how long it is, not when it ends."""
+    options: dict[str, Any] = {"teacher": str(encoder), "data": str(corpus), "out": str(tmp_path / "run")}
+    cutting = Cutting(ramp_start=0.8, ramp_end=1.0)
+    recipe = Recipe(**options, target=["0.5"], steps=100, text=Text(length=32), cutting=cutting)
+    schedule = prepare(recipe, resume=False, texts=None).schedule
+    assert schedule.every == 1
+
+
+def test_a_stream_with_as_much_text_as_the_run_learns_from_is_enough(masked_lm: Path, tmp_path: Path) -> None:
+    """Nothing is measured on text that the run would not come to."""
+    texts = [f"the {a} {b} sees a {c} near the house" for a in WORDS for b in WORDS for c in WORDS]
+    options = QUICK | {"steps": 4, "batch": 8, "text": {"length": 32, "packing": "texts"}}
+    enough = iter(texts[: STREAM_HELDOUT + 4 * 8])
+    result = homodistil.distil(masked_lm, enough, "0.5", tmp_path / "run", **options)
+    assert result.students["0.5"].exists()
 
 
 @pytest.mark.parametrize(("calibration", "asked"), [(3, 3), (0, 4)])

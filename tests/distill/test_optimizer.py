@@ -77,6 +77,17 @@ def test_no_gradient_moves_nothing(dtype: torch.dtype) -> None:
     assert not evened(half, dtype)[NARROW:].any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gradient_may_be_however_small(dtype: torch.dtype) -> None:
+    """Nothing overflows: down to a norm whose square float32 still holds it is evened, below it moves by less."""
+    matrix, _, _ = _matrix(24, 40, 0.2)
+    as_large = evened(matrix, dtype)
+    assert 0.68 < as_large.square().mean().sqrt() < 1.21
+    torch.testing.assert_close(evened(matrix * 1e-15, dtype), as_large, rtol=0.05, atol=0.1)
+    for scale in (1e-21, 1e-25, 1e-36):
+        assert evened(matrix * scale, dtype).abs().max() <= 1.3 * as_large.abs().max()
+
+
 def test_matrices_are_evened_each_by_itself_however_many_are_taken_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shapes mixed, one larger than what is taken together: as each moves alone."""
 

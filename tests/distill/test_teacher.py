@@ -22,6 +22,8 @@ from transformers import (
     LlamaForCausalLM,
     LlamaForSequenceClassification,
     PreTrainedTokenizerBase,
+    RobertaConfig,
+    RobertaForMaskedLM,
 )
 
 import homodistil
@@ -197,3 +199,18 @@ def test_scores_that_are_divided_otherwise_are_refused(key: str) -> None:
     config = GPT2Config(n_embd=48, n_head=4, n_layer=2, vocab_size=32, **{key: key != "scale_attn_weights"})
     with pytest.raises(UserError, match=key):
         Layout.of(GPT2LMHeadModel(config))
+
+
+def test_texts_have_as_many_positions_as_follow_the_number_of_the_padding(
+    tokenizer: PreTrainedTokenizerBase, corpus: Path, tmp_path: Path
+) -> None:
+    """Of RoBERTa and its kin, whatever that number is: no text is longer than the model can read."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 24, "num_attention_heads": 2, "intermediate_size": 32, "num_hidden_layers": 1}
+    config = RobertaConfig(vocab_size=32, max_position_embeddings=40, pad_token_id=6, **sizes)
+    RobertaForMaskedLM(config).save_pretrained(tmp_path / "teacher")
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    options: dict[str, Any] = {"steps": 2, "batch": 4, "precision": "fp32", "text": {"length": 33}}
+    homodistil.distil(tmp_path / "teacher", corpus, "0.5", tmp_path / "fits", **options)
+    with pytest.raises(UserError, match="33"):
+        homodistil.distil(tmp_path / "teacher", corpus, "0.5", tmp_path / "not", **options | {"text": {"length": 34}})

@@ -112,11 +112,12 @@ from homodistil.distill.optimizer import COEFFICIENTS, ITERATIONS, LEAST, Muon, 
 
 # of one block and of several, whichever way they lie, of even and of odd sizes
 for shape in ((40, 40), (24, 96), (1, 30), (130, 24), (300, 140), (140, 300), (64, 160), (160, 64), (192, 192)):
-    matrices, gradients, averages = ([torch.randn(shape, generator=draw) for _ in range(3)] for _ in range(3))
-    # one that rests, and one that is hardly pulled
+    matrices, gradients, averages = ([torch.randn(shape, generator=draw) for _ in range(4)] for _ in range(3))
+    # one that rests, and two that are hardly pulled
     for tensors in (gradients, averages):
         tensors[1].zero_()
         tensors[2].mul_(1e-9)
+        tensors[3].mul_(1e-25)
     plain = [torch.nn.Parameter(m.clone()) for m in matrices]
     options = {"lr": 0.03, "weight_decay": 0.1, "momentum": 0.9, "scale": 0.2}
     optimizer = Muon([{"params": plain, **options}], dtype=torch.float32)
