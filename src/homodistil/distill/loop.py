@@ -179,7 +179,7 @@ def _train(run: Run, display: Display, stop: list[int]) -> None:
             display.say(f"{stage.target}: saved to {run.dir.student(stage.target)}")
         due = time.monotonic() - saved_at >= 60 * recipe.checkpoint_minutes
         if processes.main and step < schedule.steps and (due or stopping or torn):
-            checkpoint.save(run.dir.checkpoints, state, recipe.digest(), run.corpus.identity)
+            checkpoint.save(run.dir.checkpoints, state, recipe.digest(), run.corpus.identity, run.weights)
             saved_at = time.monotonic()
         if torn:
             processes.wait()

@@ -38,7 +38,7 @@ from homodistil.distill.objective import Objective
 from homodistil.distill.outputs import Runner
 from homodistil.distill.processes import Processes
 from homodistil.distill.recorder import Recorder
-from homodistil.distill.start import first_state, first_student, round_products
+from homodistil.distill.start import first_state, first_student, round_products, weights_of
 from homodistil.distill.teacher import INPUTS, LANGUAGE_MODELS, Teacher, load_teacher
 from homodistil.distill.trim import Texts, trim, trim_to
 from homodistil.recipe import Recipe
@@ -59,6 +59,7 @@ class Run:
         layers: how many hidden states it starts with, the first embeddings aside: one a layer, and of encoder-decoders
             the target's embeddings.
         planned: the targets, widest first.
+        weights: what tells the models that it began with from others.
         corpus: what is learnt from, and what is held out.
         schedule: the widths over the steps.
         runner: forward passes.
@@ -78,6 +79,7 @@ class Run:
     start: dict[str, int]
     layers: int
     planned: list[Planned]
+    weights: str
     corpus: Corpus
     schedule: Schedule
     runner: Runner
@@ -150,6 +152,8 @@ def _prepared(recipe: Recipe, resume: bool, texts: Iterable[str] | None, process
     if processes.main and vocabulary is not None:
         write_text(run_dir.vocabulary, vocabulary.as_json())
 
+    # as they were loaded: what follows moves the teacher to its device, and rounds it
+    weights = weights_of(teacher, origin)
     if processes.device.type == "cpu":
         _keep_freed_memory()
     teacher.model.to(processes.device)
@@ -159,7 +163,7 @@ def _prepared(recipe: Recipe, resume: bool, texts: Iterable[str] | None, process
     state = first_state(recipe, teacher, origin, torch.bfloat16 if bf16 else torch.float32)
     if bf16:
         round_products(teacher.model)
-    checkpoint.restore(run_dir.checkpoints, state, recipe.digest(), corpus.identity)
+    checkpoint.restore(run_dir.checkpoints, state, recipe.digest(), corpus.identity, weights)
     if bf16:
         for model in (teacher.model, state.student):
             quicken(model)
@@ -174,6 +178,7 @@ def _prepared(recipe: Recipe, resume: bool, texts: Iterable[str] | None, process
         start=whole,
         layers=origin.states,
         planned=planned,
+        weights=weights,
         corpus=corpus,
         schedule=schedule,
         runner=Runner(

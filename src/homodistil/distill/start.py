@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -80,6 +82,25 @@ def _read_alike(student: Teacher, teacher: Teacher) -> bool:
     if student.reads == teacher.reads == "text":
         return bool(student.tokenizer.get_vocab() == teacher.tokenizer.get_vocab())
     return student.layout.fixed == teacher.layout.fixed
+
+
+def weights_of(teacher: Teacher, origin: Teacher) -> str:
+    """What tells other weights of the teacher, or of the student that a run starts from, apart: a digest of all.
+
+    Args:
+        teacher: as it was loaded, on the CPU.
+        origin: the student, or the teacher itself.
+    """
+    models = [teacher.model, *([] if teacher.tail is None else [teacher.tail])]
+    models += [] if origin is teacher else [origin.model]
+    with ThreadPoolExecutor() as pool:
+        sums = list(pool.map(_digest, [tensor for model in models for tensor in model.state_dict().values()]))
+    return hashlib.sha256("".join(sums).encode()).hexdigest()[:16]
+
+
+def _digest(tensor: Tensor) -> str:
+    flat = tensor.detach().contiguous().flatten()
+    return hashlib.sha256(flat.view(torch.uint8).numpy().data).hexdigest()
 
 
 def first_state(recipe: Recipe, teacher: Teacher, origin: Teacher, dtype: torch.dtype) -> State:
