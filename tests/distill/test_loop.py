@@ -285,6 +285,18 @@ def test_a_finished_run_keeps_no_checkpoint(masked_lm: Path, corpus: Path, tmp_p
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+def test_a_finished_run_without_one_of_its_students_is_refused(masked_lm: Path, corpus: Path, tmp_path: Path) -> None:
+    """Nothing is trained anew and nothing changes; with the folder back in its place the run is returned."""
+    result = homodistil.distil(masked_lm, corpus, ["0.75", "0.5"], tmp_path / "run", **QUICK)
+    result.students["0.75"].rename(tmp_path / "away")
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    with pytest.raises(UserError, match=r"it is finished(?s:.*)students/0\.75\.(?s:.*)Put the folder back"):
+        homodistil.resume(tmp_path / "run")
+    assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
+    (tmp_path / "away").rename(result.students["0.75"])
+    assert homodistil.resume(tmp_path / "run") == result
+
+
 def test_accumulated_batches_make_the_step_of_one_large_batch(encoder: Path, corpus: Path, tmp_path: Path) -> None:
     """Without a similarity loss, which compares within a batch, two halves learn what the whole learns."""
     options = QUICK | {"text": {"length": 16, "packing": "blocks"}, "losses": {"prediction": 0}, "steps": 6,
