@@ -61,6 +61,14 @@ def first_student(recipe: Recipe, teacher: Teacher, vocabulary: Vocabulary | Non
             "Layers of an encoder-decoder are compared one by one.",
             "Give a student with the teacher's layers, or leave --student out.",
         )
+    family = student.layout.family
+    assert family is not None
+    if losses.attention and not family.attention_loss:
+        raise UserError(
+            f"Cannot compare the attention of {recipe.student}, a {family.name} model, with that of its teacher.",
+            "Queries and keys are compared where every token attends to every other.",
+            "Switch the loss off with --losses.attention 0, or give a student of the teacher's family.",
+        )
     heads = [m.model.config.num_attention_heads for m in (teacher, student)]
     if losses.attention and heads[0] != heads[1]:
         raise UserError(
