@@ -42,3 +42,28 @@ def test_a_classifier_of_another_family_learns_by_what_can_be_compared(
         options["losses"] = {"attention": 0}
     made = homodistil.distil(classifier, corpus, "0.5", tmp_path / "run", **options).students["0.5"]
     assert AutoModelForSequenceClassification.from_pretrained(made).config.hidden_size == 24
+
+
+@pytest.mark.parametrize(
+    ("names", "fits"),
+    [(("bad", "good"), True), (("BAD", "Good"), True), (("LABEL_0", "LABEL_1"), True), (("good", "bad"), False)],
+)
+def test_a_student_calls_its_labels_as_its_teacher_does(
+    names: tuple[str, ...], fits: bool, save_teacher: Callable[..., Path], corpus: Path, tmp_path: Path
+) -> None:
+    """It learns the teacher's by their places; labels without names may be any."""
+    teacher, student = (
+        save_teacher(
+            BertForSequenceClassification,
+            id2label=dict(enumerate(own)),
+            label2id={name: k for k, name in enumerate(own)},
+        )
+        for own in (("bad", "good"), names)
+    )
+    options: dict[str, Any] = {**QUICK, "student": str(student)}
+    if fits:
+        assert homodistil.distil(teacher, corpus, "0.5", tmp_path / "run", **options).students["0.5"].exists()
+        return
+    with pytest.raises(UserError, match="its label 0 is good, its teacher's bad"):
+        homodistil.distil(teacher, corpus, "0.5", tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
