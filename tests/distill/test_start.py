@@ -7,7 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoModelForSequenceClassification, BertForSequenceClassification, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    PreTrainedTokenizerBase,
+)
 
 import homodistil
 from homodistil.errors import UserError
@@ -65,5 +70,21 @@ def test_a_student_calls_its_labels_as_its_teacher_does(
         assert homodistil.distil(teacher, corpus, "0.5", tmp_path / "run", **options).students["0.5"].exists()
         return
     with pytest.raises(UserError, match="its label 0 is good, its teacher's bad"):
+        homodistil.distil(teacher, corpus, "0.5", tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("length", [36, 40])
+def test_texts_are_no_longer_than_the_student_has_positions_for(
+    length: int, save_teacher: Callable[..., Path], corpus: Path, tmp_path: Path
+) -> None:
+    """As they are no longer than its teacher has; a batch is not padded beyond them either."""
+    student = save_teacher(BertForMaskedLM, max_position_embeddings=36)
+    options: dict[str, Any] = {**QUICK, "student": str(student), "text": {"length": length}}
+    teacher = save_teacher(BertForMaskedLM)
+    if length == 36:
+        assert homodistil.distil(teacher, corpus, "0.5", tmp_path / "run", **options).students["0.5"].exists()
+        return
+    with pytest.raises(UserError, match=r"student has positions for 36(?s:.*)--text\.length 36"):
         homodistil.distil(teacher, corpus, "0.5", tmp_path / "run", **options)
     assert not (tmp_path / "run").exists()

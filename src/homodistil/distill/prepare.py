@@ -142,7 +142,7 @@ def _prepared(recipe: Recipe, resume: bool, texts: Iterable[str] | None, process
     whole = origin.layout.shape(origin.model)
     planned = plan(origin.layout, whole, recipe.target)
     refuse_growth(planned)
-    corpus, collate = read(recipe, teacher, texts)
+    corpus, collate = read(recipe, teacher, origin, texts)
     steps = steps_for(recipe, corpus, planned)
     each = steps / len(planned)
     recipe = replace(recipe, cutting=cutting_for(recipe, teacher, each), optim=optim_for(recipe, teacher, corpus, each))
