@@ -206,6 +206,13 @@ def test_options_that_cannot_be_used_are_refused(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_inside_its_data_is_refused(masked_lm: Path, corpus: Path, tmp_path: Path) -> None:
+    """Its own files would be read as data when it is resumed."""
+    (tmp_path / "corpus.txt").write_bytes(corpus.read_bytes())
+    _refused(tmp_path / "runs" / "half", "inside the folder", teacher=masked_lm, data=tmp_path, target="0.5")
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_run_that_breaks_before_its_first_checkpoint_promises_none(
     masked_lm: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

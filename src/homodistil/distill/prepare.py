@@ -115,6 +115,7 @@ def _prepared(recipe: Recipe, resume: bool, texts: Iterable[str] | None, process
     new = processes.main and not resume
     if new:
         run_dir.refuse_taken()
+        run_dir.refuse_inside(recipe.data)
     recipe = replace(recipe, accumulate=accumulate_for(recipe, processes.count))
     if recipe.family is not None:
         register(read_family(recipe.family))
