@@ -206,6 +206,24 @@ def test_options_that_cannot_be_used_are_refused(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_inside_its_data_is_refused(masked_lm: Path, corpus: Path, tmp_path: Path) -> None:
+    """Its own files would be read as data when it is resumed."""
+    (tmp_path / "corpus.txt").write_bytes(corpus.read_bytes())
+    _refused(tmp_path / "runs" / "half", "inside the folder", teacher=masked_lm, data=tmp_path, target="0.5")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_that_breaks_before_its_first_checkpoint_promises_none(
+    masked_lm: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is nothing to go on from."""
+    real = losses.hidden
+    monkeypatch.setattr(losses, "hidden", lambda *given, **options: real(*given, **options) * torch.nan)
+    said = _refused(tmp_path / "run", "became nan", teacher=masked_lm, data=corpus, target="0.5")
+    assert "there is no checkpoint before it" in said
+    assert "is whole" not in said
+
+
 @pytest.mark.parametrize("model_class", [BertModel, BertForSequenceClassification])
 def test_a_run_whose_losses_all_weigh_nothing_is_refused(
     model_class: Any, save_teacher: Callable[..., Path], corpus: Path, tmp_path: Path
@@ -263,6 +281,7 @@ def test_a_loss_that_is_no_number_stops_before_it_does_harm(
     often = {"checkpoint_minutes": 0, "evaluations": 0, "cutting": {"calibration": 0, "ramp_end": 0.4}}
     said = _refused(tmp_path / "run", "step 3", teacher=masked_lm, data=corpus, target="0.5", **often)
     assert "hidden loss became nan" in said
+    assert "the last checkpoint in" in said
     assert (tmp_path / "run" / "checkpoints" / "step-00000002" / "manifest.json").exists()
     monkeypatch.setattr(losses, "hidden", real)
     assert homodistil.resume(tmp_path / "run").students["0.5"].exists()

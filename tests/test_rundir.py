@@ -1,4 +1,4 @@
-"""What is said of a save that fails."""
+"""Where a run may lie, and what is said of a save that fails."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from homodistil.rundir import disk_failure
+from homodistil.errors import UserError
+from homodistil.rundir import RunDir, disk_failure
 
 
 @pytest.mark.parametrize("kind", [OSError, SafetensorError])
@@ -24,3 +25,19 @@ def test_a_full_disk_is_told_from_a_place_that_cannot_be_written_to(number: int,
     assert ("written to" in said.rule, "writable" in said.remedy) == (not full, not full)
     assert "--resume" in said.remedy
     assert disk_failure(Path("x"), error, "or wait").remedy.endswith(", or wait.")
+
+
+def test_a_run_does_not_lie_in_the_folder_that_it_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However both are written; beside it, or beside a file, it may."""
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    (texts / "a.txt").write_text("a cat")
+    (tmp_path / "link").symlink_to(texts)
+    monkeypatch.chdir(texts)
+    for data in (str(texts), ".", "..", str(tmp_path / "link")):
+        with pytest.raises(UserError, match="inside the folder of the data"):
+            RunDir(Path("runs/half")).refuse_inside(data)
+    RunDir(Path("../runs")).refuse_inside(str(texts))
+    RunDir(tmp_path / "texts of mine").refuse_inside(str(texts))
+    for data in (str(texts / "a.txt"), "someone/dataset", "x" * 300):
+        RunDir(Path("runs/half")).refuse_inside(data)

@@ -38,8 +38,8 @@ class Recipe:
         out: the run's folder.
         target: keep ratio (0.5), parameter budget (17.3M), either of them with a depth (17.3M,layers=6), shape
             (hidden=240,heads=12,ffn=960) or preset (homobert-small); give it several times to reach several in one run.
-        student: where the student starts, if not as a copy of the teacher: a model of the same family and vocabulary,
-            no larger. Targets are then shares of its widths.
+        student: where the student starts, if not as a copy of the teacher: a model of the same vocabulary, a language
+            model of the same family as well, no larger. Targets are then shares of its widths.
         trim_vocab: drop the tokens that the data never uses, of the teacher as well; budgets count what is left.
         tokens: how long to train, in tokens, such as 2M; an image has as many as patches and class tokens.
         steps: how long to train, in optimizer steps; wins over tokens.

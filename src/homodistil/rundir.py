@@ -9,7 +9,9 @@ import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
-from os.path import exists  # of what cannot be looked at, Path.exists raises what the user would get to see
+
+# of what cannot be looked at, Path.exists and Path.is_dir raise what the user would get to see
+from os.path import exists, expanduser, isdir
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +81,19 @@ class RunDir:
                 f"Cannot start a run in {self.path}: something else is there.",
                 "The run's folder must be new or empty, so that nothing is overwritten.",
                 "Give --out a new name.",
+            )
+
+    def refuse_inside(self, data: str) -> None:
+        """Check that the run would not lie in the folder that it reads.
+
+        Raises:
+            UserError: it would, and could not be resumed, because what it writes would be read as data.
+        """
+        if isdir(expanduser(data)) and self.path.resolve().is_relative_to(Path(expanduser(data)).resolve()):
+            raise UserError(
+                f"Cannot start a run in {self.path}: that is inside the folder of the data, {data}.",
+                "All files of that folder are read as data, and a run's own must not be among them.",
+                "Give --out a place outside of it, or --data a folder or a file that holds the data alone.",
             )
 
     def create(self, recipe_yaml: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,8 +69,8 @@ def test_what_is_saved_comes_back_to_the_bit(fresh: Callable[[], Run], tmp_path:
     _advance(run, {"hidden": 40, "heads": 3, "head_dim": 10, "ffn": 80, "layers": 3})
     _advance(run, {"hidden": 32, "heads": 2, "head_dim": 9, "ffn": 72, "layers": 2})
     assert run.state.origin["layers"].tolist() == [2, 3]
-    checkpoint.save(tmp_path, run.state, "digest", "data")
-    checkpoint.restore(tmp_path, again.state, "digest", "data")
+    checkpoint.save(tmp_path, run.state, "digest", "data", "weights")
+    checkpoint.restore(tmp_path, again.state, "digest", "data", "weights")
     _same(run.state, again.state)
     for either in (run, again):
         _advance(either, {"hidden": 24, "heads": 2, "head_dim": 8, "ffn": 64, "layers": 1})
@@ -81,7 +82,7 @@ def test_only_the_two_newest_are_kept(fresh: Callable[[], Run], tmp_path: Path) 
     run = fresh()
     for step in (1, 2, 30, 100):
         run.state.step = step
-        checkpoint.save(tmp_path, run.state, "digest", "data")
+        checkpoint.save(tmp_path, run.state, "digest", "data", "weights")
     assert sorted(p.name for p in tmp_path.glob("step-*")) == ["step-00000030", "step-00000100"]
 
 
@@ -93,7 +94,7 @@ def test_a_torn_checkpoint_is_recognised_and_the_one_before_is_used(
     run = fresh()
     for step in (1, 2):
         run.state.step = step
-        checkpoint.save(tmp_path, run.state, "digest", "data")
+        checkpoint.save(tmp_path, run.state, "digest", "data", "weights")
 
     def tear(folder: Path) -> None:
         file = folder / ("manifest.json" if "manifest" in damage else "optimizer.safetensors")
@@ -107,25 +108,37 @@ def test_a_torn_checkpoint_is_recognised_and_the_one_before_is_used(
 
     tear(tmp_path / "step-00000002")
     again = fresh()
-    checkpoint.restore(tmp_path, again.state, "digest", "data")
+    checkpoint.restore(tmp_path, again.state, "digest", "data", "weights")
     assert again.state.step == 1
     tear(tmp_path / "step-00000001")
     with pytest.raises(UserError, match="none of its 2 checkpoints is whole"):
-        checkpoint.restore(tmp_path, fresh().state, "digest", "data")
+        checkpoint.restore(tmp_path, fresh().state, "digest", "data", "weights")
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(fresh: Callable[[], Run], tmp_path: Path) -> None:
     """A run whose recipe.yaml was changed would end as neither recipe's."""
-    checkpoint.save(tmp_path, fresh().state, "one", "data")
+    checkpoint.save(tmp_path, fresh().state, "one", "data", "weights")
     with pytest.raises(UserError, match="another recipe"):
-        checkpoint.restore(tmp_path, fresh().state, "other", "data")
+        checkpoint.restore(tmp_path, fresh().state, "other", "data", "weights")
 
 
 def test_a_checkpoint_of_other_data_is_refused(fresh: Callable[[], Run], tmp_path: Path) -> None:
     """Its order and its length would be others, and the run's last step might be behind it already."""
-    checkpoint.save(tmp_path, fresh().state, "digest", "one")
+    checkpoint.save(tmp_path, fresh().state, "digest", "one", "weights")
     with pytest.raises(UserError, match="the data has changed"):
-        checkpoint.restore(tmp_path, fresh().state, "digest", "other")
+        checkpoint.restore(tmp_path, fresh().state, "digest", "other", "weights")
+
+
+def test_a_checkpoint_of_other_models_is_refused(fresh: Callable[[], Run], tmp_path: Path) -> None:
+    """One that says nothing of their weights is taken at its word."""
+    checkpoint.save(tmp_path, fresh().state, "digest", "data", "one")
+    with pytest.raises(UserError, match="the weights of the teacher, or of --student, have changed"):
+        checkpoint.restore(tmp_path, fresh().state, "digest", "data", "other")
+    manifest = tmp_path / "step-00000000" / "manifest.json"
+    said = json.loads(manifest.read_text())
+    del said["weights"]
+    manifest.write_text(json.dumps(said))
+    checkpoint.restore(tmp_path, fresh().state, "digest", "data", "other")
 
 
 def test_a_full_disk_leaves_the_checkpoint_before_whole(
@@ -134,7 +147,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_whole(
     """The disk fills in the middle of a save: a message, no half folder, and the old state can be resumed."""
     run = fresh()
     run.state.step = 1
-    checkpoint.save(tmp_path, run.state, "digest", "data")
+    checkpoint.save(tmp_path, run.state, "digest", "data", "weights")
 
     def full(tensors: dict[str, torch.Tensor], path: Path) -> None:
         if path.name.startswith("optimizer"):
@@ -144,8 +157,8 @@ def test_a_full_disk_leaves_the_checkpoint_before_whole(
     monkeypatch.setattr(checkpoint, "save_file", full)
     run.state.step = 2
     with pytest.raises(UserError, match=r"(?s)No space left.*still whole.*--resume"):
-        checkpoint.save(tmp_path, run.state, "digest", "data")
+        checkpoint.save(tmp_path, run.state, "digest", "data", "weights")
     assert [p.name for p in tmp_path.iterdir() if not p.name.startswith("run")] == ["step-00000001"]
     again = fresh()
-    checkpoint.restore(tmp_path, again.state, "digest", "data")
+    checkpoint.restore(tmp_path, again.state, "digest", "data", "weights")
     assert again.state.step == 1

@@ -224,6 +224,28 @@ def test_a_run_does_not_go_on_with_other_data(
     assert homodistil.resume(tmp_path / "run").students["0.5"].exists()
 
 
+@pytest.mark.parametrize(("changed", "trimmed"), [("teacher", False), ("teacher", True), ("student", False)])
+def test_a_run_does_not_go_on_with_other_weights(
+    changed: str, trimmed: bool, save_teacher: Callable[..., Path], corpus: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Of the same shape under the same path; with those that it was started with it does."""
+    models = {name: save_teacher(BertForMaskedLM) for name in ("teacher", "student")}
+    options = {**QUICK, "trim_vocab": trimmed, "precision": "bf16", "student": str(models["student"])}
+    _stopped_at(8, monkeypatch)
+    with pytest.raises(RunStopped):
+        homodistil.distil(models["teacher"], corpus, "0.5", tmp_path / "run", **options)
+    monkeypatch.undo()
+    file = models[changed] / "model.safetensors"
+    whole = load_file(file)
+    name = "bert.encoder.layer.1.output.dense.bias"
+    save_file(whole | {name: whole[name] + 1e-3}, file, metadata={"format": "pt"})
+    with pytest.raises(UserError, match="the weights of the teacher, or of --student, have changed"):
+        homodistil.resume(tmp_path / "run")
+    save_file(whole, file, metadata={"format": "pt"})
+    assert homodistil.resume(tmp_path / "run").students["0.5"].exists()
+
+
 def test_a_run_without_a_checkpoint_is_trimmed_to_the_text_that_is_there(
     masked_lm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -263,6 +285,18 @@ def test_a_finished_run_keeps_no_checkpoint(masked_lm: Path, corpus: Path, tmp_p
     (tmp_path / "run" / "checkpoints" / "step-00000008").mkdir(parents=True)
     homodistil.resume(tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_finished_run_without_one_of_its_students_is_refused(masked_lm: Path, corpus: Path, tmp_path: Path) -> None:
+    """Nothing is trained anew and nothing changes; with the folder back in its place the run is returned."""
+    result = homodistil.distil(masked_lm, corpus, ["0.75", "0.5"], tmp_path / "run", **QUICK)
+    result.students["0.75"].rename(tmp_path / "away")
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    with pytest.raises(UserError, match=r"it is finished(?s:.*)students/0\.75\.(?s:.*)Put the folder back"):
+        homodistil.resume(tmp_path / "run")
+    assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
+    (tmp_path / "away").rename(result.students["0.75"])
+    assert homodistil.resume(tmp_path / "run") == result
 
 
 def test_accumulated_batches_make_the_step_of_one_large_batch(encoder: Path, corpus: Path, tmp_path: Path) -> None:

@@ -28,6 +28,16 @@ def test_a_card_says_what_the_student_began_as() -> None:
     assert "began as the student `some/student`" in said
 
 
+def test_a_width_that_only_one_of_both_has_stands_alone() -> None:
+    """A student that was given may be of another family."""
+    recipe = Recipe(teacher="some/teacher", data="corpus.txt", target=["0.5"], out="run", steps=3, student="other")
+    teacher, made = (FIGURES | {"shape": {"hidden": 24} | own} for own in ({"head_dim": 6}, {"kv_heads": 2}))
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in card(recipe, teacher, made, []).splitlines()]
+    assert [row for row in rows if row and row[0] in ("hidden", "head_dim", "kv_heads")] == [
+        ["hidden", "24", "24"], ["head_dim", "6", ""], ["kv_heads", "", "2"],
+    ]  # fmt: skip
+
+
 def test_the_command_of_a_card_can_be_pasted() -> None:
     """Paths with blanks are quoted, and what a run cannot be repeated without is named."""
     options: dict[str, Any] = {"teacher": "some/teacher", "target": ["0.5"], "steps": 3, "trim_vocab": True}

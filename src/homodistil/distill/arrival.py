@@ -10,6 +10,7 @@ from pathlib import Path
 from homodistil.axes.stack import LAYERS
 from homodistil.distill.prepare import Run
 from homodistil.distill.student import save_student
+from homodistil.errors import UserError
 from homodistil.recipe import Recipe
 from homodistil.report.card import card
 from homodistil.rundir import RunDir, write_text
@@ -52,6 +53,25 @@ def save_target(run: Run, target: str) -> None:
 def _named_at_start(axis: str, layers: Sequence[int]) -> str:
     kind, _, layer = axis.partition(".")
     return f"{kind}.{layers[int(layer)]}" if layer else axis
+
+
+def refuse_missing(run_dir: RunDir, recipe: Recipe) -> None:
+    """Refuse to go on with a finished run without all of its students: without checkpoints it would start anew.
+
+    Raises:
+        UserError: the run has reached all targets, and a student is not where it was saved.
+    """
+    reached = {r["target"] for r in run_dir.read_metrics() if "target" in r}
+    # the folder of checkpoints goes when all is done; a run that was killed before has it, if nothing in it
+    if run_dir.checkpoints.exists() or not reached.issuperset(target.strip() for target in recipe.target):
+        return
+    missing = [str(run_dir.student(t)) for t in recipe.target if not (run_dir.student(t) / "config.json").exists()]
+    if missing:
+        raise UserError(
+            f"Cannot resume {run_dir.path}: it is finished, and there is no student in {' or '.join(missing)}.",
+            "A finished run must have the students of all of its targets; there is nothing left to make one from.",
+            "Put the folder back, or start a new run with another --out.",
+        )
 
 
 def result_of(run_dir: RunDir, recipe: Recipe) -> Result:

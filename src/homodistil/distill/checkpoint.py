@@ -100,7 +100,7 @@ def every_unit(layout: Layout, sizes: Mapping[str, int]) -> dict[str, Tensor]:
     }
 
 
-def save(folder: Path, state: State, digest: str, data: str) -> None:
+def save(folder: Path, state: State, digest: str, data: str, weights: str) -> None:
     """Save the state as the newest checkpoint in `folder`, and drop all but the one before.
 
     Args:
@@ -108,6 +108,7 @@ def save(folder: Path, state: State, digest: str, data: str) -> None:
         state: of the run.
         digest: of its recipe.
         data: the identity of what it learns from.
+        weights: that of the models that it began with.
 
     Raises:
         UserError: the disk is full or gone; earlier checkpoints are untouched.
@@ -127,18 +128,19 @@ def save(folder: Path, state: State, digest: str, data: str) -> None:
                 "batches": state.batches,
             }
             files = {f.name: _identity(f) for f in sorted(path.iterdir())}
-            (path / MANIFEST).write_text(json.dumps({"digest": digest, "data": data, **counters, "files": files}))
+            belongs = {"digest": digest, "data": data, "weights": weights}
+            (path / MANIFEST).write_text(json.dumps({**belongs, **counters, "files": files}))
     except (OSError, SafetensorError) as error:
         raise disk_failure(target, error) from error
     for old in sorted(folder.glob("step-*"))[:-2]:
         shutil.rmtree(old)
 
 
-def restore(folder: Path, state: State, digest: str, data: str) -> None:
+def restore(folder: Path, state: State, digest: str, data: str, weights: str) -> None:
     """Bring a fresh state, as at the start of the run, to the newest whole checkpoint; to none if there is none.
 
     Raises:
-        UserError: the checkpoints belong to another recipe or to other data, or none of them is whole.
+        UserError: the checkpoints belong to another recipe, other models or other data, or none of them is whole.
     """
     found = sorted(folder.glob("step-*"), reverse=True)
     whole = ((path, m) for path in found if (m := _manifest(path)) is not None)
@@ -156,6 +158,13 @@ def restore(folder: Path, state: State, digest: str, data: str) -> None:
             f"Cannot resume from {path}: it belongs to another recipe.",
             "A run goes on with the recipe that it was started with, or its result would be of neither.",
             "Undo the change in recipe.yaml, or start a new run with another --out.",
+        )
+    # older manifests do not name them
+    if manifest.get("weights", weights) != weights:
+        raise UserError(
+            f"Cannot resume from {path}: the weights of the teacher, or of --student, have changed since it was saved.",
+            "A run goes on with the models that it was started with: what it has learnt is compared with them.",
+            "Put the weights back as they were, or start a new run with another --out.",
         )
     if manifest["data"] != data:
         raise UserError(

@@ -17,10 +17,11 @@ from homodistil.rundir import FULL, RunDir, disk_failure
 def refuse_nonfinite(terms: dict[str, float], step: int, run_dir: RunDir) -> None:
     """Raise UserError if a loss is no finite number."""
     if wrong := [name for name, value in terms.items() if not math.isfinite(value)]:
+        saved = any(run_dir.checkpoints.glob("step-*"))
+        left = f"the last checkpoint in {run_dir.checkpoints} is whole" if saved else "there is no checkpoint before it"
         raise UserError(
             f"The {' and the '.join(wrong)} loss became {terms[wrong[0]]} at step {step}.",
-            "Losses must stay finite; the run has stopped, nothing of this step is saved, and the last checkpoint in "
-            f"{run_dir.checkpoints} is whole.",
+            f"Losses must stay finite; the run has stopped, nothing of this step is saved, and {left}.",
             "Start a new run with a lower --optim.learning_rate, or with --precision fp32.",
         )
 

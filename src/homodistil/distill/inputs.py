@@ -16,18 +16,21 @@ from homodistil.recipe import Recipe
 from homodistil.settings import Images, Text
 
 
-def read(recipe: Recipe, teacher: Teacher, texts: Iterable[str] | None) -> tuple[Corpus, Collate]:
+def read(recipe: Recipe, teacher: Teacher, origin: Teacher, texts: Iterable[str] | None) -> tuple[Corpus, Collate]:
     """Open and read the data of a recipe.
 
     Args:
         recipe: says what and how.
         teacher: reads it.
+        origin: the student, or the teacher itself: reads it too.
         texts: the data itself, where it is no file.
 
     Raises:
         UserError: the data cannot be found, read or used with this teacher.
     """
-    return (_text if teacher.reads == "text" else _images)(recipe, teacher, texts)
+    if teacher.reads == "text":
+        return _text(recipe, teacher, min(teacher, origin, key=_positions), texts)
+    return _images(recipe, teacher, texts)
 
 
 def packs(recipe: Recipe, teacher: Teacher) -> bool:
@@ -36,13 +39,13 @@ def packs(recipe: Recipe, teacher: Teacher) -> bool:
     return recipe.text.target is None and (packing == "blocks" or (packing == "auto" and wanted))
 
 
-def _text(recipe: Recipe, teacher: Teacher, texts: Iterable[str] | None) -> tuple[Corpus, Collate]:
-    """Tokenised text, and what makes batches of it."""
-    longest = _positions(teacher)
+def _text(recipe: Recipe, teacher: Teacher, shorter: Teacher, texts: Iterable[str] | None) -> tuple[Corpus, Collate]:
+    """Tokenised text, and what makes batches of it, no longer than the model with fewer positions reads."""
+    longest = _positions(shorter)
     if recipe.text.length > longest:
         raise UserError(
             f"Cannot make sequences of {recipe.text.length} tokens.",
-            f"The teacher has positions for {longest}.",
+            f"The {'teacher' if shorter is teacher else 'student'} has positions for {longest}.",
             f"Use --text.length {longest} or less.",
         )
     target = recipe.text.target
@@ -67,7 +70,7 @@ def _text(recipe: Recipe, teacher: Teacher, texts: Iterable[str] | None) -> tupl
         batch=recipe.batch,
         seed=recipe.seed,
     )
-    collate = _collator(recipe, teacher)
+    collate = _collator(recipe, teacher, longest)
     return (corpus if teacher.kind != "seq2seq-lm" else _of_both_sides(corpus, collate)), collate
 
 
@@ -79,17 +82,17 @@ def _of_both_sides(corpus: Corpus, collate: Collate) -> Corpus:
 
 
 def _positions(teacher: Teacher) -> int:
-    """Tokens that the teacher has positions for."""
+    """Tokens that a model has positions for."""
     assert teacher.layout.family is not None
     unused = max(teacher.layout.family.offset, unused_positions(teacher.model))
     return int(getattr(teacher.model.config, "max_position_embeddings", UNLIMITED) - unused)
 
 
-def _collator(recipe: Recipe, teacher: Teacher) -> Collate:
+def _collator(recipe: Recipe, teacher: Teacher, longest: int) -> Collate:
     """What makes batches of tokens."""
     if teacher.kind != "seq2seq-lm":
         masked, causal = recipe.losses.masked if teacher.kind == "masked-lm" else 0.0, teacher.kind == "causal-lm"
-        return Collator(teacher.tokenizer, masked, recipe.seed, causal=causal, longest=_positions(teacher))
+        return Collator(teacher.tokenizer, masked, recipe.seed, causal=causal, longest=longest)
     said = (teacher.model.config, getattr(teacher.model, "generation_config", None))
     start = next((i for c in said if (i := getattr(c, "decoder_start_token_id", None)) is not None), None)
     if start is None:
@@ -99,7 +102,7 @@ def _collator(recipe: Recipe, teacher: Teacher) -> Collate:
             "Add it to config.json; for T5 it is that of the padding, 0.",
         )
     divide = noise_of(teacher.tokenizer) if recipe.text.target is None else given
-    return PairCollator(teacher.tokenizer, divide, start, recipe.seed, _positions(teacher))
+    return PairCollator(teacher.tokenizer, divide, start, recipe.seed, longest)
 
 
 def _images(recipe: Recipe, teacher: Teacher, texts: Iterable[str] | None) -> tuple[Corpus, Collate]:

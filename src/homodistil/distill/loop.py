@@ -16,7 +16,7 @@ from homodistil.compress.compensate import FADING
 from homodistil.compress.shrink import select
 from homodistil.compress.targets import CLOSE
 from homodistil.distill import checkpoint
-from homodistil.distill.arrival import Result, result_of, save_target
+from homodistil.distill.arrival import Result, refuse_missing, result_of, save_target
 from homodistil.distill.collate import Draw, draws, heldout_draws
 from homodistil.distill.defaults import BATCH
 from homodistil.distill.ending import full_disk_explained, stop_requested
@@ -55,6 +55,8 @@ def distil(
         # a kill may have left them after the last student
         shutil.rmtree(run_dir.checkpoints, ignore_errors=True)
         return result_of(run_dir, recipe)
+    if resume:
+        refuse_missing(run_dir, recipe)
     if recipe.data == IN_MEMORY and texts is None:
         raise UserError(
             f"Cannot read the data of {run_dir.path}: they were texts in memory, which no run keeps.",
@@ -179,7 +181,7 @@ def _train(run: Run, display: Display, stop: list[int]) -> None:
             display.say(f"{stage.target}: saved to {run.dir.student(stage.target)}")
         due = time.monotonic() - saved_at >= 60 * recipe.checkpoint_minutes
         if processes.main and step < schedule.steps and (due or stopping or torn):
-            checkpoint.save(run.dir.checkpoints, state, recipe.digest(), run.corpus.identity)
+            checkpoint.save(run.dir.checkpoints, state, recipe.digest(), run.corpus.identity, run.weights)
             saved_at = time.monotonic()
         if torn:
             processes.wait()

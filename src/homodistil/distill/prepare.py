@@ -38,7 +38,7 @@ from homodistil.distill.objective import Objective
 from homodistil.distill.outputs import Runner
 from homodistil.distill.processes import Processes
 from homodistil.distill.recorder import Recorder
-from homodistil.distill.start import first_state, first_student, round_products
+from homodistil.distill.start import first_state, first_student, round_products, weights_of
 from homodistil.distill.teacher import INPUTS, LANGUAGE_MODELS, Teacher, load_teacher
 from homodistil.distill.trim import Texts, trim, trim_to
 from homodistil.recipe import Recipe
@@ -59,6 +59,7 @@ class Run:
         layers: how many hidden states it starts with, the first embeddings aside: one a layer, and of encoder-decoders
             the target's embeddings.
         planned: the targets, widest first.
+        weights: what tells the models that it began with from others.
         corpus: what is learnt from, and what is held out.
         schedule: the widths over the steps.
         runner: forward passes.
@@ -78,6 +79,7 @@ class Run:
     start: dict[str, int]
     layers: int
     planned: list[Planned]
+    weights: str
     corpus: Corpus
     schedule: Schedule
     runner: Runner
@@ -113,6 +115,7 @@ def _prepared(recipe: Recipe, resume: bool, texts: Iterable[str] | None, process
     new = processes.main and not resume
     if new:
         run_dir.refuse_taken()
+        run_dir.refuse_inside(recipe.data)
     recipe = replace(recipe, accumulate=accumulate_for(recipe, processes.count))
     if recipe.family is not None:
         register(read_family(recipe.family))
@@ -140,7 +143,7 @@ def _prepared(recipe: Recipe, resume: bool, texts: Iterable[str] | None, process
     whole = origin.layout.shape(origin.model)
     planned = plan(origin.layout, whole, recipe.target)
     refuse_growth(planned)
-    corpus, collate = read(recipe, teacher, texts)
+    corpus, collate = read(recipe, teacher, origin, texts)
     steps = steps_for(recipe, corpus, planned)
     each = steps / len(planned)
     recipe = replace(recipe, cutting=cutting_for(recipe, teacher, each), optim=optim_for(recipe, teacher, corpus, each))
@@ -150,6 +153,8 @@ def _prepared(recipe: Recipe, resume: bool, texts: Iterable[str] | None, process
     if processes.main and vocabulary is not None:
         write_text(run_dir.vocabulary, vocabulary.as_json())
 
+    # as they were loaded: what follows moves the teacher to its device, and rounds it
+    weights = weights_of(teacher, origin)
     if processes.device.type == "cpu":
         _keep_freed_memory()
     teacher.model.to(processes.device)
@@ -159,7 +164,7 @@ def _prepared(recipe: Recipe, resume: bool, texts: Iterable[str] | None, process
     state = first_state(recipe, teacher, origin, torch.bfloat16 if bf16 else torch.float32)
     if bf16:
         round_products(teacher.model)
-    checkpoint.restore(run_dir.checkpoints, state, recipe.digest(), corpus.identity)
+    checkpoint.restore(run_dir.checkpoints, state, recipe.digest(), corpus.identity, weights)
     if bf16:
         for model in (teacher.model, state.student):
             quicken(model)
@@ -174,6 +179,7 @@ def _prepared(recipe: Recipe, resume: bool, texts: Iterable[str] | None, process
         start=whole,
         layers=origin.states,
         planned=planned,
+        weights=weights,
         corpus=corpus,
         schedule=schedule,
         runner=Runner(

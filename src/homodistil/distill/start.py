@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -14,7 +17,7 @@ from homodistil.compress.vocabulary import Vocabulary
 from homodistil.distill.checkpoint import State, every_unit
 from homodistil.distill.optimizer import Muon, between_widths
 from homodistil.distill.projections import Projections
-from homodistil.distill.teacher import LANGUAGE_MODELS, Teacher, copy_of, load_teacher
+from homodistil.distill.teacher import LABELLED, LANGUAGE_MODELS, Teacher, copy_of, load_teacher
 from homodistil.distill.trim import trim
 from homodistil.errors import UserError
 from homodistil.recipe import Recipe
@@ -45,6 +48,7 @@ def first_student(recipe: Recipe, teacher: Teacher, vocabulary: Vocabulary | Non
             "vocabulary and labels, or its size of images and patches.",
             "Give a student that was made of this teacher, or leave --student out.",
         )
+    _refuse_other_names(recipe.student, student, teacher)
     for name, key in (("layers", "num_hidden_layers"), ("hidden", "hidden_size")):
         most, has = (getattr(m.model.config, key) for m in (teacher, student))
         if has > most:
@@ -58,6 +62,14 @@ def first_student(recipe: Recipe, teacher: Teacher, vocabulary: Vocabulary | Non
             f"Cannot start from the student {recipe.student}: it has other numbers of layers than its teacher.",
             "Layers of an encoder-decoder are compared one by one.",
             "Give a student with the teacher's layers, or leave --student out.",
+        )
+    family = student.layout.family
+    assert family is not None
+    if losses.attention and not family.attention_loss:
+        raise UserError(
+            f"Cannot compare the attention of {recipe.student}, a {family.name} model, with that of its teacher.",
+            "Queries and keys are compared where every token attends to every other.",
+            "Switch the loss off with --losses.attention 0, or give a student of the teacher's family.",
         )
     heads = [m.model.config.num_attention_heads for m in (teacher, student)]
     if losses.attention and heads[0] != heads[1]:
@@ -76,10 +88,55 @@ def _of_one_make(student: Teacher, teacher: Teacher) -> bool:
     return counts[0] == counts[1] and (not speaks or student.layout.family == teacher.layout.family)
 
 
+def _refuse_other_names(source: str, student: Teacher, teacher: Teacher) -> None:
+    """Logits are compared by their places: names in another order would say something else of them in the end.
+
+    Raises:
+        UserError: the names of both models' labels, where both have some, differ.
+    """
+    if teacher.kind not in LABELLED:
+        return
+    mine, theirs = (_names(m.model.config.id2label) for m in (student, teacher))
+    # transformers gives labels without names their numbers
+    if any(name == f"label_{k}" for names in (mine, theirs) for k, name in names.items()):
+        return
+    if differing := [k for k, name in theirs.items() if mine.get(k) != name]:
+        said = [m.model.config.id2label.get(differing[0]) for m in (student, teacher)]
+        raise UserError(
+            f"Cannot start from the student {source}: its label {differing[0]} is {said[0]}, its teacher's {said[1]}.",
+            "Labels of both must have the same names in the same order, by which the student learns them.",
+            "Give a student with the teacher's labels, or correct id2label in the config.json of the one that is "
+            "wrong.",
+        )
+
+
+def _names(labels: Mapping[int, str]) -> dict[int, str]:
+    return {int(number): str(name).casefold() for number, name in labels.items()}
+
+
 def _read_alike(student: Teacher, teacher: Teacher) -> bool:
     if student.reads == teacher.reads == "text":
         return bool(student.tokenizer.get_vocab() == teacher.tokenizer.get_vocab())
     return student.layout.fixed == teacher.layout.fixed
+
+
+def weights_of(teacher: Teacher, origin: Teacher) -> str:
+    """What tells other weights of the teacher, or of the student that a run starts from, apart: a digest of all.
+
+    Args:
+        teacher: as it was loaded, on the CPU.
+        origin: the student, or the teacher itself.
+    """
+    models = [teacher.model, *([] if teacher.tail is None else [teacher.tail])]
+    models += [] if origin is teacher else [origin.model]
+    with ThreadPoolExecutor() as pool:
+        sums = list(pool.map(_digest, [tensor for model in models for tensor in model.state_dict().values()]))
+    return hashlib.sha256("".join(sums).encode()).hexdigest()[:16]
+
+
+def _digest(tensor: Tensor) -> str:
+    flat = tensor.detach().contiguous().flatten()
+    return hashlib.sha256(flat.view(torch.uint8).numpy().data).hexdigest()
 
 
 def first_state(recipe: Recipe, teacher: Teacher, origin: Teacher, dtype: torch.dtype) -> State:

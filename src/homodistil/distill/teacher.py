@@ -36,6 +36,7 @@ similarities count; a label, or many that do not exclude each other, a sequence 
 and end of an answer."""
 
 LANGUAGE_MODELS: tuple[Kind, ...] = ("masked-lm", "causal-lm", "seq2seq-lm")
+LABELLED: tuple[Kind, ...] = ("labels", "multi-label", "token-labels")
 
 Reads = Literal["text", "images"]
 INPUTS: dict[Reads, tuple[str, ...]] = {"text": ("input_ids", "attention_mask"), "images": ("pixel_values",)}

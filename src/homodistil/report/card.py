@@ -52,8 +52,10 @@ def card(
     if name == recipe.teacher:
         head["base_model"] = name
     measured = [r for r in metrics if "heldout" in r]
+    # a student that was given may be of another family, which has other widths
+    widths = dict.fromkeys([*teacher["shape"], *made["shape"]])
     rows = [
-        *((width, *(str(m["shape"][width]) for m in (teacher, made))) for width in teacher["shape"]),
+        *((width, *(str(m["shape"].get(width, "")) for m in (teacher, made))) for width in widths),
         *([("tokens in the vocabulary", *(f"{count:,}" for count in tokens))] if tokens else []),
         ("parameters", *(f"{m['parameters']:,}" for m in (teacher, made))),
         (

@@ -1,0 +1,90 @@
+"""Which models a run may start from, beside its teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    PreTrainedTokenizerBase,
+)
+
+import homodistil
+from homodistil.errors import UserError
+from zoo import VOCAB, tiny
+
+QUICK: dict[str, Any] = {"steps": 4, "batch": 4, "text": {"length": 32}, "precision": "fp32"}
+
+
+@pytest.fixture
+def classifier(save_teacher: Callable[..., Path]) -> Path:
+    """A teacher with two labels, and room for as many tokens as the zoo's models have."""
+    return save_teacher(BertForSequenceClassification, vocab_size=VOCAB, max_position_embeddings=66)
+
+
+def _saved(name: str, folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
+    tiny(name).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("name", ["DistilBERT", "ModernBERT", "DeBERTa", "ALBERT", "EuroBERT"])
+def test_a_classifier_of_another_family_learns_by_what_can_be_compared(
+    name: str, classifier: Path, corpus: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """Where its attention cannot be, that is said before anything is written; else it is trained and saved."""
+    student = _saved(f"{name} sequence", tmp_path / "student", tokenizer)
+    options: dict[str, Any] = {**QUICK, "student": student}
+    if name not in ("DistilBERT", "ALBERT"):
+        with pytest.raises(UserError, match=rf"attention of .*, a {name} model(?s:.*)--losses\.attention 0"):
+            homodistil.distil(classifier, corpus, "0.5", tmp_path / "run", **options)
+        assert not (tmp_path / "run").exists()
+        options["losses"] = {"attention": 0}
+    made = homodistil.distil(classifier, corpus, "0.5", tmp_path / "run", **options).students["0.5"]
+    assert AutoModelForSequenceClassification.from_pretrained(made).config.hidden_size == 24
+
+
+@pytest.mark.parametrize(
+    ("names", "fits"),
+    [(("bad", "good"), True), (("BAD", "Good"), True), (("LABEL_0", "LABEL_1"), True), (("good", "bad"), False)],
+)
+def test_a_student_calls_its_labels_as_its_teacher_does(
+    names: tuple[str, ...], fits: bool, save_teacher: Callable[..., Path], corpus: Path, tmp_path: Path
+) -> None:
+    """It learns the teacher's by their places; labels without names may be any."""
+    teacher, student = (
+        save_teacher(
+            BertForSequenceClassification,
+            id2label=dict(enumerate(own)),
+            label2id={name: k for k, name in enumerate(own)},
+        )
+        for own in (("bad", "good"), names)
+    )
+    options: dict[str, Any] = {**QUICK, "student": str(student)}
+    if fits:
+        assert homodistil.distil(teacher, corpus, "0.5", tmp_path / "run", **options).students["0.5"].exists()
+        return
+    with pytest.raises(UserError, match="its label 0 is good, its teacher's bad"):
+        homodistil.distil(teacher, corpus, "0.5", tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("length", [36, 40])
+def test_texts_are_no_longer_than_the_student_has_positions_for(
+    length: int, save_teacher: Callable[..., Path], corpus: Path, tmp_path: Path
+) -> None:
+    """As they are no longer than its teacher has; a batch is not padded beyond them either."""
+    student = save_teacher(BertForMaskedLM, max_position_embeddings=36)
+    options: dict[str, Any] = {**QUICK, "student": str(student), "text": {"length": length}}
+    teacher = save_teacher(BertForMaskedLM)
+    if length == 36:
+        assert homodistil.distil(teacher, corpus, "0.5", tmp_path / "run", **options).students["0.5"].exists()
+        return
+    with pytest.raises(UserError, match=r"student has positions for 36(?s:.*)--text\.length 36"):
+        homodistil.distil(teacher, corpus, "0.5", tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
