@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+from transformers import BertForSequenceClassification
 
 import homodistil
 from conftest import WORDS
@@ -106,3 +108,38 @@ def test_prompts_are_read_as_utf_8(folder: Path) -> None:
     said = {"prompts": {"query": prompt}, "default_prompt_name": "query"}
     (folder / "config_sentence_transformers.json").write_bytes(json.dumps(said, ensure_ascii=False).encode())
     assert load_teacher(str(folder)).prompts == (prompt,)
+
+
+@pytest.fixture
+def cross_encoder(save_teacher: Callable[..., Path], tmp_path: Path) -> Path:
+    """A head for one number, saved by sentence-transformers, with modules."""
+    plain = save_teacher(BertForSequenceClassification, num_labels=1)
+    CrossEncoder(str(plain)).save_pretrained(str(tmp_path / "cross"))
+    return tmp_path / "cross"
+
+
+def test_a_cross_encoder_is_distilled_as_the_classifier_that_it_is(
+    cross_encoder: Path, corpus: Path, tmp_path: Path
+) -> None:
+    """Its folder has modules, but no embedding; a whole student that has not learnt scores pairs as it does."""
+    (cross_encoder / "modules.json").rename(cross_encoder / "kept.json")
+    plain = homodistil.plan(cross_encoder, "0.5")
+    (cross_encoder / "kept.json").rename(cross_encoder / "modules.json")
+    assert homodistil.plan(cross_encoder, "0.5") == plain
+    teacher = load_teacher(str(cross_encoder))
+    assert (teacher.kind, teacher.sentence_folder) == ("labels", None)
+    options: dict[str, Any] = {"steps": 4, "batch": 4, "text": {"length": 24}, "optim": {"learning_rate": 1e-9}}
+    made = homodistil.distil(cross_encoder, corpus, ["1.0", "0.5"], tmp_path / "run", precision="fp32", **options)
+    pairs = [(TEXTS[0], text) for text in TEXTS]
+    whole, half = (CrossEncoder(str(made.students[target])).predict(pairs) for target in ("1.0", "0.5"))
+    np.testing.assert_allclose(whole, CrossEncoder(str(cross_encoder)).predict(pairs), atol=1e-5)
+    assert half.shape == whole.shape
+
+
+def test_a_cross_encoder_of_more_modules_is_refused(cross_encoder: Path) -> None:
+    """What they make of a pair no table describes."""
+    modules = json.loads((cross_encoder / "modules.json").read_text())
+    pooling = {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}
+    (cross_encoder / "modules.json").write_text(json.dumps([*modules, pooling]))
+    with pytest.raises(UserError, match=r"the cross-encoder .* it has a module Pooling"):
+        load_teacher(str(cross_encoder))
