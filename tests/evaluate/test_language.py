@@ -154,6 +154,44 @@ def test_classifiers_agree_by_what_they_say_of_texts(
     assert "top1" not in many
 
 
+@pytest.mark.parametrize(
+    ("names", "compared"),
+    [
+        (["good", "bad", "so-so"], True),
+        (["Good", "SO-SO", "Bad"], True),
+        (["LABEL_0", "LABEL_1", "LABEL_2"], False),
+        (["good", "bad", "wild"], None),
+        (["bad", "bad", "good"], None),
+    ],
+)
+def test_classes_are_compared_by_their_names(
+    names: list[str], compared: bool | None, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """In whatever order and case; by their numbers where one has no names, and not at all where they differ."""
+    theirs = ["bad", "so-so", "good"]
+    order = [theirs.index(name.casefold()) for name in names] if compared else [2, 0, 1]
+    opened = []
+    for place, named, rows in (("one", names, order), ("two", theirs, [0, 1, 2])):
+        model = tiny("RoBERTa sequence", num_labels=3, id2label=dict(enumerate(named)))
+        head = model.classifier.out_proj
+        with torch.no_grad():
+            for parameter in head.parameters():
+                parameter.copy_(parameter[rows])
+        model.save_pretrained(tmp_path / place)
+        tokenizer.save_pretrained(tmp_path / place)
+        opened.append(open_model(str(tmp_path / place)))
+    student, teacher = opened
+    found = agreement(student, teacher, blocks(student, TEXTS, 16, 2), TEXTS[:9])
+    assert found["hidden_cka"] == pytest.approx(1)
+    assert ("top1" in found) == (compared is not None)
+    if compared:
+        assert found["top1"] == 1
+        assert found["kl"] == pytest.approx(0, abs=1e-6)
+    elif compared is not None:
+        assert found["top1"] < 1
+        assert found["kl"] > 0.01
+
+
 @pytest.mark.parametrize("kind", ["masked_lm", "causal"])
 def test_a_large_vocabulary_changes_how_much_is_predicted_at_once_and_no_number(
     kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
