@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -263,3 +264,19 @@ def test_text_that_a_tokenizer_cannot_read_is_refused(masked_lm: Path, tmp_path:
     (tmp_path / "text.txt").write_text("слово другое третье\n" * 200)
     with pytest.raises(UserError, match="knows no word of it"):
         evaluate(str(masked_lm), text=str(tmp_path / "text.txt"), time=False)
+
+
+def test_a_masked_language_model_without_a_mask_token_is_refused(
+    masked_lm: Path, encoder: Path, tokenizer: PreTrainedTokenizerBase, corpus: Path, tmp_path: Path
+) -> None:
+    """Before anything is measured, where there is text to mask; other models need none."""
+    bare = copy.deepcopy(tokenizer)
+    bare.mask_token = None
+    for source, place in ((masked_lm, "masked"), (encoder, "encoder")):
+        shutil.copytree(source, tmp_path / place)
+        bare.save_pretrained(tmp_path / place)
+        assert open_model(str(tmp_path / place)).tokenizer.mask_token_id is None
+    with pytest.raises(UserError, match="Cannot mask text for"):
+        evaluate(str(tmp_path / "masked"), text=str(corpus), time=False, say=lambda what: pytest.fail(what))
+    assert evaluate(str(tmp_path / "masked"), time=False)
+    assert evaluate(str(tmp_path / "encoder"), against=str(encoder), text=str(corpus), time=False)
