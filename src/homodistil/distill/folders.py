@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
+from safetensors import safe_open
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -18,6 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
+from transformers.utils import cached_file
 
 from homodistil.axes.binding import families_of
 from homodistil.errors import UserError, first_line
@@ -27,6 +31,8 @@ from homodistil.loading import image_size, load_whole, refuse_no_model, why_unop
 _INSTEAD = {"BertForPreTraining": "BertForMaskedLM"}
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 _BEAMS = ("early_stopping", "length_penalty", "num_beam_groups", "diversity_penalty")
+_FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""What safetensors calls them."""
 
 
 def model_class_of(
@@ -94,6 +100,26 @@ def load_model(source: str, folder: str, model_class: type[PreTrainedModel], con
     model = load_whole(source, model_class, folder, config=config, use_safetensors=True)
     _mend_generation(source, model)
     return model
+
+
+def precision_of(folder: str, config: Any) -> torch.dtype:
+    """In which a model's weights lie: as its configuration says, or as the first of them do where it says nothing.
+
+    So does transformers with dtype="auto".
+    """
+    if config.dtype is not None:
+        said: torch.dtype = config.dtype
+        return said
+    # what is not there, or not to be reached, is not what the model was loaded from
+    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    file = cached_file(folder, "model.safetensors", **quiet)
+    if file is None and (index := cached_file(folder, "model.safetensors.index.json", **quiet)) is not None:
+        file = cached_file(folder, next(iter(json.loads(Path(index).read_bytes())["weight_map"].values())), **quiet)
+    if file is None:
+        return torch.float32
+    with safe_open(file, "pt") as held:
+        kinds = [held.get_slice(name).get_dtype() for name in held.keys()]  # noqa: SIM118, it is no mapping
+    return next((_FLOATS[kind] for kind in kinds if kind in _FLOATS), torch.float32)
 
 
 def _mend_generation(source: str, model: PreTrainedModel) -> None:

@@ -24,6 +24,7 @@ from homodistil.distill.folders import (
     load_model,
     load_tokenizer,
     model_class_of,
+    precision_of,
 )
 from homodistil.distill.outline import outline
 from homodistil.distill.sentence import Pooling, folders_of, lowers_case, pooling_of, prompts_of, tail_of
@@ -175,7 +176,7 @@ def load_teacher(source: str, *, trust_remote_code: bool = False) -> Teacher:
     if model._supports_sdpa:
         # other models, which bend scores or add to them, keep the attention that transformers chose for them
         attend(model, IMPLEMENTATION)
-    dtype = config.dtype or torch.float32
+    dtype = precision_of(folder, config)
     return Teacher(source, model, processor, layout, kind, pooling, sentence_folder, prompts, tail, dtype)
 
 
