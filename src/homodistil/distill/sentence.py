@@ -160,8 +160,10 @@ def prompts_of(folder: Path) -> tuple[str, ...]:
     return found if any(found) and counts_prompts(folder) else ()
 
 
-def lowers_case(folder: Path) -> bool:
-    """Whether a sentence-transformers folder reads texts in small letters, whatever its tokenizer does."""
+def lowers_case(folder: Path | None) -> bool:
+    """Whether a sentence-transformers folder, if there is one, reads small letters, whatever its tokenizer does."""
+    if folder is None:
+        return False
     first = folder / _modules(folder)[0]["path"]
     # sentence_bert_config.json, or what older versions called it after the model
     return any(bool(_read(file).get("do_lower_case")) for file in first.glob("sentence_*_config.json"))
