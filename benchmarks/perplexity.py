@@ -46,7 +46,7 @@ def main() -> None:
         else:
             options = {"text": {"length": 128, "heldout": 0.002}, **changes}
             made = homodistil.distil(fetch("smollm2"), learn, "0.75", out, batch=4, evaluations=0, **options)
-        models[name] = str(made.students["0.75"])
+        models[name] = str(made.students["0.75"].absolute())
     rows = []
     for name, model in models.items():
         against = models["teacher"] if name != "teacher" else None

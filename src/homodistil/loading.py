@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import json
 from os.path import exists, expanduser
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,23 @@ def why_unopened(source: str, error: Exception) -> str:
     if exists(expanduser(source)):
         return said
     return f"there is no folder of that name here, and as a name on the hub: {said}"
+
+
+SAYS = "config_sentence_transformers.json"
+"""The file in which sentence-transformers says what it saved."""
+
+
+def is_cross_encoder(said: Path) -> bool:
+    """Whether such a file, if there is one, says that its folder is a classifier's and embeds nothing.
+
+    Cross-encoders are saved with modules, as sentence encoders are.
+    """
+    try:
+        options = json.loads(said.read_bytes())
+    except (OSError, ValueError):
+        # a torn file is refused by who needs the rest of it
+        return False
+    return isinstance(options, dict) and options.get("model_type") == "CrossEncoder"
 
 
 def load_whole(source: str, model_class: Any, folder: str, **options: Any) -> PreTrainedModel:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+from transformers import AutoTokenizer, BertForSequenceClassification, BertTokenizer
 
 import homodistil
 from conftest import WORDS
 from homodistil.distill.teacher import load_teacher
 from homodistil.errors import UserError
 
+CAPITALS = ["the Big RED cat", "ONE dog Sees a tree"]
 TEXTS = ["the cat sees a dog", "a man", "one old house near the big red tree likes the small blue man"]
 
 
@@ -106,3 +109,91 @@ def test_prompts_are_read_as_utf_8(folder: Path) -> None:
     said = {"prompts": {"query": prompt}, "default_prompt_name": "query"}
     (folder / "config_sentence_transformers.json").write_bytes(json.dumps(said, ensure_ascii=False).encode())
     assert load_teacher(str(folder)).prompts == (prompt,)
+
+
+@pytest.fixture
+def cross_encoder(save_teacher: Callable[..., Path], tmp_path: Path) -> Path:
+    """A head for one number, saved by sentence-transformers, with modules."""
+    plain = save_teacher(BertForSequenceClassification, num_labels=1)
+    CrossEncoder(str(plain)).save_pretrained(str(tmp_path / "cross"))
+    return tmp_path / "cross"
+
+
+def test_a_cross_encoder_is_distilled_as_the_classifier_that_it_is(
+    cross_encoder: Path, corpus: Path, tmp_path: Path
+) -> None:
+    """Its folder has modules, but no embedding; a whole student that has not learnt scores pairs as it does."""
+    (cross_encoder / "modules.json").rename(cross_encoder / "kept.json")
+    plain = homodistil.plan(cross_encoder, "0.5")
+    (cross_encoder / "kept.json").rename(cross_encoder / "modules.json")
+    assert homodistil.plan(cross_encoder, "0.5") == plain
+    teacher = load_teacher(str(cross_encoder))
+    assert (teacher.kind, teacher.sentence_folder) == ("labels", None)
+    options: dict[str, Any] = {"steps": 4, "batch": 4, "text": {"length": 24}, "optim": {"learning_rate": 1e-9}}
+    made = homodistil.distil(cross_encoder, corpus, ["1.0", "0.5"], tmp_path / "run", precision="fp32", **options)
+    pairs = [(TEXTS[0], text) for text in TEXTS]
+    whole, half = (CrossEncoder(str(made.students[target])).predict(pairs) for target in ("1.0", "0.5"))
+    np.testing.assert_allclose(whole, CrossEncoder(str(cross_encoder)).predict(pairs), atol=1e-5)
+    assert half.shape == whole.shape
+
+
+def test_a_cross_encoder_of_more_modules_is_refused(cross_encoder: Path) -> None:
+    """What they make of a pair no table describes."""
+    modules = json.loads((cross_encoder / "modules.json").read_text())
+    pooling = {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}
+    (cross_encoder / "modules.json").write_text(json.dumps([*modules, pooling]))
+    with pytest.raises(UserError, match=r"the cross-encoder .* it has a module Pooling"):
+        load_teacher(str(cross_encoder))
+
+
+@pytest.fixture
+def lowering(encoder: Path, folder: Path) -> Path:
+    """One with a tokenizer that tells capitals from small letters, of which the folder says that it must not."""
+    vocab = BertTokenizer.from_pretrained(encoder).get_vocab()
+    BertTokenizer(vocab=vocab, do_lower_case=False, model_max_length=64).save_pretrained(folder)
+    options = folder / "sentence_bert_config.json"
+    options.write_text(json.dumps(json.loads(options.read_text()) | {"do_lower_case": True}))
+    assert AutoTokenizer.from_pretrained(folder)(CAPITALS[0])["input_ids"].count(1) == 2
+    return folder
+
+
+def _ids(folder: Path) -> list[list[int]]:
+    """As the library reads them, which must know each word."""
+    ids = [
+        row.tolist() for text in CAPITALS for row in SentenceTransformer(str(folder)).preprocess([text])["input_ids"]
+    ]
+    assert all(1 not in row for row in ids)
+    return ids
+
+
+def test_capitals_are_read_as_the_library_reads_them(lowering: Path, corpus: Path, tmp_path: Path) -> None:
+    """As small letters, if the folder says so: by the teacher, and by its student in either library."""
+    expected = _ids(lowering)
+    tokenizer = load_teacher(str(lowering)).tokenizer
+    assert [tokenizer(text)["input_ids"] for text in CAPITALS] == expected
+    assert tokenizer("a", "the")["token_type_ids"] == [0, 0, 0, 1, 1]
+    options: dict[str, Any] = {"steps": 2, "batch": 4, "text": {"length": 24}}
+    student = homodistil.distil(lowering, corpus, "0.5", tmp_path / "run", **options).students["0.5"]
+    assert _ids(student) == expected
+    assert AutoTokenizer.from_pretrained(student)(CAPITALS)["input_ids"] == expected
+
+
+def test_a_vocabulary_is_trimmed_to_small_letters_where_they_are_read(lowering: Path, tmp_path: Path) -> None:
+    """What is planned and what is saved keep the words that are read, and no capital makes one unknown."""
+    small = [text.lower() for text in CAPITALS]
+    made = homodistil.trim_vocabulary(lowering, CAPITALS, tmp_path / "trimmed")
+    assert made.tokens == homodistil.trim_vocabulary(lowering, small, tmp_path / "small").tokens
+    assert made.tokens[1] < made.tokens[0]
+    assert homodistil.plan(lowering, "0.5", data=CAPITALS) == homodistil.plan(lowering, "0.5", data=small)
+    assert all(_ids(made.folder))
+    saved, source = SentenceTransformer(str(made.folder)), SentenceTransformer(str(lowering))
+    np.testing.assert_allclose(saved.encode(CAPITALS), source.encode(CAPITALS), atol=1e-6)
+
+
+def test_a_tokenizer_that_reads_small_letters_by_itself_stays_as_it_is(folder: Path) -> None:
+    """Whatever the folder says."""
+    options = folder / "sentence_bert_config.json"
+    options.write_text(json.dumps(json.loads(options.read_text()) | {"do_lower_case": True}))
+    own, made = AutoTokenizer.from_pretrained(folder), load_teacher(str(folder)).tokenizer
+    assert type(made) is type(own)
+    assert made.backend_tokenizer.to_str() == own.backend_tokenizer.to_str()

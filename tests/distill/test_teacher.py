@@ -172,6 +172,24 @@ def test_a_tokenizer_may_be_a_model_of_sentencepiece_alone(tmp_path: Path) -> No
     assert load_teacher(str(tmp_path)).tokenizer(WORDS[1])["input_ids"]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("shards", ["1GB", "20KB"])
+def test_a_precision_that_the_configuration_leaves_out_is_that_of_the_weights(
+    shards: str, dtype: torch.dtype, save_teacher: Callable[..., Path], tmp_path: Path
+) -> None:
+    """In one file or several, as transformers takes it by dtype="auto"; the teacher itself is in float32."""
+    folder = Path(shutil.copytree(save_teacher(BertModel), tmp_path / "model"))
+    model = BertModel.from_pretrained(folder, dtype=dtype)
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size=shards)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "dtype"}))
+    assert (folder / "model.safetensors").exists() == (shards == "1GB")
+    assert BertModel.from_pretrained(folder, dtype="auto").dtype == dtype
+    teacher = load_teacher(str(folder))
+    assert (teacher.dtype, teacher.model.dtype) == (dtype, torch.float32)
+
+
 def test_a_configuration_of_another_code_is_refused_in_words(save_teacher: Callable[..., Path], tmp_path: Path) -> None:
     """Only the tokenizer that comes with a model may be code."""
     folder = shutil.copytree(save_teacher(BertModel), tmp_path / "own")

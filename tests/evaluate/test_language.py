@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -154,6 +155,44 @@ def test_classifiers_agree_by_what_they_say_of_texts(
     assert "top1" not in many
 
 
+@pytest.mark.parametrize(
+    ("names", "compared"),
+    [
+        (["good", "bad", "so-so"], True),
+        (["Good", "SO-SO", "Bad"], True),
+        (["LABEL_0", "LABEL_1", "LABEL_2"], False),
+        (["good", "bad", "wild"], None),
+        (["bad", "bad", "good"], None),
+    ],
+)
+def test_classes_are_compared_by_their_names(
+    names: list[str], compared: bool | None, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """In whatever order and case; by their numbers where one has no names, and not at all where they differ."""
+    theirs = ["bad", "so-so", "good"]
+    order = [theirs.index(name.casefold()) for name in names] if compared else [2, 0, 1]
+    opened = []
+    for place, named, rows in (("one", names, order), ("two", theirs, [0, 1, 2])):
+        model = tiny("RoBERTa sequence", num_labels=3, id2label=dict(enumerate(named)))
+        head = model.classifier.out_proj
+        with torch.no_grad():
+            for parameter in head.parameters():
+                parameter.copy_(parameter[rows])
+        model.save_pretrained(tmp_path / place)
+        tokenizer.save_pretrained(tmp_path / place)
+        opened.append(open_model(str(tmp_path / place)))
+    student, teacher = opened
+    found = agreement(student, teacher, blocks(student, TEXTS, 16, 2), TEXTS[:9])
+    assert found["hidden_cka"] == pytest.approx(1)
+    assert ("top1" in found) == (compared is not None)
+    if compared:
+        assert found["top1"] == 1
+        assert found["kl"] == pytest.approx(0, abs=1e-6)
+    elif compared is not None:
+        assert found["top1"] < 1
+        assert found["kl"] > 0.01
+
+
 @pytest.mark.parametrize("kind", ["masked_lm", "causal"])
 def test_a_large_vocabulary_changes_how_much_is_predicted_at_once_and_no_number(
     kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
@@ -225,3 +264,19 @@ def test_text_that_a_tokenizer_cannot_read_is_refused(masked_lm: Path, tmp_path:
     (tmp_path / "text.txt").write_text("слово другое третье\n" * 200)
     with pytest.raises(UserError, match="knows no word of it"):
         evaluate(str(masked_lm), text=str(tmp_path / "text.txt"), time=False)
+
+
+def test_a_masked_language_model_without_a_mask_token_is_refused(
+    masked_lm: Path, encoder: Path, tokenizer: PreTrainedTokenizerBase, corpus: Path, tmp_path: Path
+) -> None:
+    """Before anything is measured, where there is text to mask; other models need none."""
+    bare = copy.deepcopy(tokenizer)
+    bare.mask_token = None
+    for source, place in ((masked_lm, "masked"), (encoder, "encoder")):
+        shutil.copytree(source, tmp_path / place)
+        bare.save_pretrained(tmp_path / place)
+        assert open_model(str(tmp_path / place)).tokenizer.mask_token_id is None
+    with pytest.raises(UserError, match="Cannot mask text for"):
+        evaluate(str(tmp_path / "masked"), text=str(corpus), time=False, say=lambda what: pytest.fail(what))
+    assert evaluate(str(tmp_path / "masked"), time=False)
+    assert evaluate(str(tmp_path / "encoder"), against=str(encoder), text=str(corpus), time=False)

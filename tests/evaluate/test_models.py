@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import CrossEncoder, SentenceTransformer
 from transformers import (
     AutoTokenizer,
     BertForMaskedLM,
@@ -60,6 +60,34 @@ def test_a_sentence_encoder_is_an_encoder_whatever_head_its_configuration_names(
     """Its users call its embedding."""
     SentenceTransformer(str(encoder)).save_pretrained(str(tmp_path))
     assert open_model(str(_called(tmp_path, "BertForMaskedLM"))).head == "none"
+
+
+@pytest.mark.parametrize("labels", [1, 3])
+def test_a_cross_encoder_is_a_classifier(labels: int, save_teacher: Callable[..., Path], tmp_path: Path) -> None:
+    """It is saved with modules, and measured as the same folder without them."""
+    plain = save_teacher(BertForSequenceClassification, num_labels=labels)
+    CrossEncoder(str(plain)).save_pretrained(str(tmp_path / "cross"))
+    assert open_model(str(tmp_path / "cross")).head == "classes"
+    rows = [{"a": a, "b": b, "label": k / 3} for k, (a, b) in enumerate(itertools.pairwise(WORDS))]
+    task = tmp_path / "own.jsonl"
+    task.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(" ".join(WORDS[k % 9 :]) for k in range(40)))
+    made = [
+        evaluate(
+            str(folder),
+            against=str(plain),
+            text=str(text),
+            tasks=[str(task)],
+            pairs=[str(task)],
+            probes=[str(task)],
+            seeds=1,
+            time=False,
+        )
+        for folder in (plain, tmp_path / "cross")
+    ]
+    own = [[(r["measure"], r["values"]) for r in records if r["measure"] != "size"] for records in made]
+    assert own[0] == own[1]
 
 
 @pytest.mark.parametrize(

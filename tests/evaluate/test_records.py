@@ -10,7 +10,7 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from homodistil.errors import UserError
-from homodistil.evaluate.records import identity
+from homodistil.evaluate.records import Records, identity
 from homodistil.evaluate.similarity import open_encoder
 
 
@@ -75,3 +75,26 @@ def test_torn_modules_are_refused(sentence_encoder: Path, tmp_path: Path) -> Non
         identity(str(torn))
     with pytest.raises(UserError, match="Cannot open the sentence encoder"):
         open_encoder(torn)
+
+
+def test_a_folder_is_kept_under_one_name_wherever_it_is_evaluated_from(
+    encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its absolute path, also where a file of before has another one; a name on the hub stays what it is."""
+    shutil.copytree(encoder, tmp_path / "run" / "student")
+    file, asked = tmp_path / "numbers.json", list[str]()
+
+    def measured(place: Path, name: str) -> str:
+        monkeypatch.chdir(place)
+        records = Records(file, None, asked.append)
+        records.measure(name, "size", {}, lambda: {"parameters": 1.0})
+        return str(records.used[0]["model"])
+
+    absolute = str(tmp_path / "run" / "student")
+    assert measured(tmp_path / "run", "student") == absolute
+    assert measured(tmp_path, "run/../run/student") == absolute
+    file.write_text(file.read_text().replace(absolute, "run/student"))
+    assert measured(tmp_path, absolute) == absolute
+    assert measured(tmp_path, "some/name") == "some/name"
+    assert asked == ["student: size", "name: size"]
+    assert [r["model"] for r in json.loads(file.read_text())["records"]] == [absolute, "some/name"]

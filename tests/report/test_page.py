@@ -184,3 +184,17 @@ def test_a_place_that_cannot_be_written_to_is_refused(run: Path, tmp_path: Path)
     with pytest.raises(UserError, match="give --out another place"):
         report([run], [], tmp_path / "taken")
     assert (tmp_path / "taken").read_text() == "words"
+
+
+def test_relative_paths_of_other_working_folders_are_other_models(run: Path, tmp_path: Path) -> None:
+    """As files of before have them: each is named by its file, but for one model that both were compared with."""
+    for name in ("r1", "r2"):
+        shutil.copytree(run, tmp_path / name)
+        records = [
+            {"model": model, "identity": identity, "role": role, "measure": "size", "values": {"parameters": count}}
+            for model, identity, role, count in (("students/0.5", name, "model", 7), ("org/base", "x", "teacher", 9))
+        ]
+        (tmp_path / name / "evaluation.json").write_text(json.dumps({"records": records}))
+    page = report([tmp_path / "r1", tmp_path / "r2"], [], tmp_path / "report").read_text()
+    shown = re.findall(r"<th[^>]*>([^<]*)</th>", page)
+    assert shown[2:5] == ["r1/evaluation.json/students/0.5", "r2/evaluation.json/students/0.5", "base"]

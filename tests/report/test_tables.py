@@ -109,6 +109,14 @@ def test_models_of_one_name_are_told_apart() -> None:
     assert written(records)[0][2:4] == ["a/students/0.5", "b/students/0.5"]
 
 
+def test_a_name_is_as_short_as_it_can_be_however_deep_its_folder_lies() -> None:
+    """Of absolute paths with many folders in common no more is shown than tells them apart."""
+    deep = "students/deep/down/in/some/folder/0.5"
+    records = [_record(f"/home/me/{run}/{deep}", "size", parameters=1) for run in "ab"]
+    assert written(records)[0][2:4] == [f"a/{deep}", f"b/{deep}"]
+    assert written([_record(f"{root}x", "size", parameters=1) for root in ("/", "")])[0][2:4] == ["/x", "x"]
+
+
 def test_a_narrow_terminal_breaks_words_and_no_number() -> None:
     """Every cell of a model is there whole, also beside a measure with a long name."""
     records = [{**r, "measure": f"a task with quite a long name: {r['measure']}"} for r in RECORDS]

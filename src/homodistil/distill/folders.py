@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
+from safetensors import safe_open
+from tokenizers import Tokenizer, normalizers
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -16,8 +21,10 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
 )
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
+from transformers.utils import cached_file
 
 from homodistil.axes.binding import families_of
 from homodistil.errors import UserError, first_line
@@ -27,6 +34,8 @@ from homodistil.loading import image_size, load_whole, refuse_no_model, why_unop
 _INSTEAD = {"BertForPreTraining": "BertForMaskedLM"}
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 _BEAMS = ("early_stopping", "length_penalty", "num_beam_groups", "diversity_penalty")
+_FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""What safetensors calls them."""
 
 
 def model_class_of(
@@ -96,6 +105,26 @@ def load_model(source: str, folder: str, model_class: type[PreTrainedModel], con
     return model
 
 
+def precision_of(folder: str, config: Any) -> torch.dtype:
+    """In which a model's weights lie: as its configuration says, or as the first of them do where it says nothing.
+
+    So does transformers with dtype="auto".
+    """
+    if config.dtype is not None:
+        said: torch.dtype = config.dtype
+        return said
+    # what is not there, or not to be reached, is not what the model was loaded from
+    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    file = cached_file(folder, "model.safetensors", **quiet)
+    if file is None and (index := cached_file(folder, "model.safetensors.index.json", **quiet)) is not None:
+        file = cached_file(folder, next(iter(json.loads(Path(index).read_bytes())["weight_map"].values())), **quiet)
+    if file is None:
+        return torch.float32
+    with safe_open(file, "pt") as held:
+        kinds = [held.get_slice(name).get_dtype() for name in held.keys()]  # noqa: SIM118, it is no mapping
+    return next((_FLOATS[kind] for kind in kinds if kind in _FLOATS), torch.float32)
+
+
 def _mend_generation(source: str, model: PreTrainedModel) -> None:
     """Leave out of a generation_config.json what says nothing and transformers, which has read it, would not write.
 
@@ -122,11 +151,19 @@ def _mend_generation(source: str, model: PreTrainedModel) -> None:
             ) from error
 
 
-def load_tokenizer(source: str, folder: Path | str, trust: bool) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    source: str, folder: Path | str, trust: bool, *, lower_case: bool = False
+) -> PreTrainedTokenizerBase:
     """The tokenizer; one without padding pads with what ends a text.
 
+    Args:
+        source: what the user calls the model.
+        folder: where it lies, or its name on the hub.
+        trust: run code that comes with it.
+        lower_case: let it read small letters, whatever it does by itself.
+
     Raises:
-        UserError: it cannot be loaded.
+        UserError: it cannot be loaded, or not be made to read small letters.
     """
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
@@ -138,7 +175,29 @@ def load_tokenizer(source: str, folder: Path | str, trust: bool) -> PreTrainedTo
         ) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+    return _lowering(tokenizer) if lower_case else tokenizer
+
+
+def _lowering(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """A tokenizer that reads texts in small letters, before all else that it does to them; also once it is saved."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if not isinstance(backend, Tokenizer):
+        raise UserError(
+            f"Cannot let this {type(tokenizer).__name__} read small letters, as its sentence encoder says.",
+            "A tokenizer must be one of the tokenizers library, to which a step can be added.",
+            "Save a tokenizer.json into the model's folder.",
+        )
+    if backend.normalizer is not None and "A" not in backend.normalizer.normalize_str("A"):
+        return tokenizer
+    steps = [normalizers.Lowercase(), *([backend.normalizer] if backend.normalizer else ())]
+    backend.normalizer = normalizers.Sequence(steps)
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        # a class such as BERT's makes its own steps whatever its file says; this one reads them
+        made: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(
+            folder, model_input_names=tokenizer.model_input_names
+        )
+    return made
 
 
 def load_image_processor(source: str, folder: str, config: Any, trust: bool) -> BaseImageProcessor:

@@ -20,7 +20,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidat
 from torch import Tensor, nn
 
 from homodistil.errors import UserError, first_line
-from homodistil.loading import why_unopened
+from homodistil.loading import SAYS, is_cross_encoder, why_unopened
 
 Pooling = Literal["mean", "cls", "max", "lasttoken"]
 """How token states become an embedding."""
@@ -39,7 +39,9 @@ _WITHOUT_WEIGHTS = ["*.json", "*.txt", "*.model", "*.jinja", "*.py"]
 
 
 def folders_of(source: str, *, weights: bool = True) -> tuple[Path | None, str]:
-    """The sentence-transformers folder, if it is one, and where the transformer itself is.
+    """The sentence-transformers folder, if it is a sentence encoder's, and where the transformer itself is.
+
+    A cross-encoder is a classifier, in a folder with the same files.
 
     Args:
         source: a folder, or a name on the hub, from which a sentence encoder is fetched.
@@ -64,15 +66,18 @@ def folders_of(source: str, *, weights: bool = True) -> tuple[Path | None, str]:
     if not (path / "modules.json").exists():
         return None, str(path)
     names = {str(m.get("type")).rpartition(".")[2]: m.get("path", "") for m in _modules(path)}
-    strange = ", ".join(sorted(set(names) - _MODULES))
+    cross = is_cross_encoder(path / SAYS)
+    known = {"Transformer"} if cross else _MODULES
+    strange = ", ".join(sorted(set(names) - known))
     if strange or "Transformer" not in names:
         raise UserError(
-            f"Cannot distil the sentence encoder {source}: it has {f'a module {strange}' if strange else 'no model'}.",
-            f"Its modules must be {', '.join(sorted(_MODULES))}, a Transformer among them; others have weights that "
-            "no table describes.",
-            "Use a sentence encoder with these alone, or give the folder of its transformer alone.",
+            f"Cannot distil the {'cross-encoder' if cross else 'sentence encoder'} {source}: it has "
+            f"{f'a module {strange}' if strange else 'no model'}.",
+            f"It must have a Transformer, and no modules but {', '.join(sorted(known))}; others have weights that no "
+            "table describes.",
+            "Use one with these alone, or give the folder of its transformer alone.",
         )
-    return path, str(path / names["Transformer"])
+    return None if cross else path, str(path / names["Transformer"])
 
 
 def _modules(folder: Path) -> list[dict[str, Any]]:
@@ -147,7 +152,7 @@ def prompts_of(folder: Path) -> tuple[str, ...]:
     Without a prompt by default there are texts that nothing is put before, and "" is one of them. Prompts that the
     embedding leaves out again (see `counts_prompts`) are none.
     """
-    file = folder / "config_sentence_transformers.json"
+    file = folder / SAYS
     said = _read(file) if file.exists() else {}
     named: dict[str, str | None] = said.get("prompts") or {}
     usual = named.get(said.get("default_prompt_name") or "")
@@ -155,8 +160,10 @@ def prompts_of(folder: Path) -> tuple[str, ...]:
     return found if any(found) and counts_prompts(folder) else ()
 
 
-def lowers_case(folder: Path) -> bool:
-    """Whether a sentence-transformers folder reads texts in small letters, whatever its tokenizer does."""
+def lowers_case(folder: Path | None) -> bool:
+    """Whether a sentence-transformers folder, if there is one, reads small letters, whatever its tokenizer does."""
+    if folder is None:
+        return False
     first = folder / _modules(folder)[0]["path"]
     # sentence_bert_config.json, or what older versions called it after the model
     return any(bool(_read(file).get("do_lower_case")) for file in first.glob("sentence_*_config.json"))
@@ -252,5 +259,5 @@ def write_modules(folder: Path, source: Path, width: int, tail: nn.Sequential | 
             options |= {key: width for key in ("word_embedding_dimension", "embedding_dimension") if key in options}
             (folder / module["path"] / file.name).write_text(json.dumps(options, indent=2))
     (folder / "modules.json").write_text(json.dumps(modules, indent=2))
-    if (source / "config_sentence_transformers.json").exists():
-        shutil.copy(source / "config_sentence_transformers.json", folder)
+    if (source / SAYS).exists():
+        shutil.copy(source / SAYS, folder)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from tokenizers import normalizers
 from torch import nn
 from transformers import (
     BaseImageProcessor,
@@ -24,6 +23,7 @@ from homodistil.distill.folders import (
     load_model,
     load_tokenizer,
     model_class_of,
+    precision_of,
 )
 from homodistil.distill.outline import outline
 from homodistil.distill.sentence import Pooling, folders_of, lowers_case, pooling_of, prompts_of, tail_of
@@ -109,19 +109,6 @@ class Teacher:
         return self.processor
 
 
-def _lower_case(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Let a tokenizer read texts in small letters, before all else that it does to them."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise UserError(
-            f"Cannot let this {type(tokenizer).__name__} read small letters, as its sentence encoder says.",
-            "A tokenizer must be one of the tokenizers library, to which a step can be added.",
-            "Save a tokenizer.json into the model's folder.",
-        )
-    steps = [normalizers.Lowercase(), *([backend.normalizer] if backend.normalizer else ())]
-    backend.normalizer = normalizers.Sequence(steps)
-
-
 def load_teacher(source: str, *, trust_remote_code: bool = False) -> Teacher:
     """Load a teacher from a folder or from the hub, with safetensors only.
 
@@ -140,9 +127,7 @@ def load_teacher(source: str, *, trust_remote_code: bool = False) -> Teacher:
         tail = tail_of(sentence_folder, pooling, trust_remote_code=trust_remote_code)
     model = load_model(source, folder, model_class, config)
     if _reads(model_class) == "text":
-        processor = load_tokenizer(source, folder, trust_remote_code)
-        if sentence_folder is not None and lowers_case(sentence_folder):
-            _lower_case(processor)
+        processor = load_tokenizer(source, folder, trust_remote_code, lower_case=lowers_case(sentence_folder))
         check_vocabulary(source, processor, config.vocab_size)
     else:
         processor = load_image_processor(source, folder, config, trust_remote_code)
@@ -176,7 +161,7 @@ def load_teacher(source: str, *, trust_remote_code: bool = False) -> Teacher:
     if model._supports_sdpa:
         # other models, which bend scores or add to them, keep the attention that transformers chose for them
         attend(model, IMPLEMENTATION)
-    dtype = config.dtype or torch.float32
+    dtype = precision_of(folder, config)
     return Teacher(source, model, processor, layout, kind, pooling, sentence_folder, prompts, tail, dtype)
 
 
@@ -205,7 +190,7 @@ def unloaded(
     model_class, config = model_class_of(source, folder, trust_remote_code, headless=sentence_folder is not None)
     if _reads(model_class) == "images":
         raise no_tokenizer(source)
-    tokenizer = load_tokenizer(source, folder, trust_remote_code)
+    tokenizer = load_tokenizer(source, folder, trust_remote_code, lower_case=lowers_case(sentence_folder))
     return outline(model_class, config, folder), tokenizer, prompts_of(sentence_folder) if sentence_folder else ()
 
 

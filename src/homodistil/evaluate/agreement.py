@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -14,6 +15,9 @@ from homodistil.evaluate.language import LOGITS, predictions
 from homodistil.evaluate.metrics import METRICS
 from homodistil.evaluate.models import Opened
 from homodistil.evaluate.similarity import embed, has_towers
+
+_UNNAMED = re.compile(r"label_\d+")
+"""What transformers calls a class that nobody has named, in small letters."""
 
 
 def agreement(student: Opened, teacher: Opened, ids: Tensor, texts: Sequence[str]) -> dict[str, float]:
@@ -44,8 +48,9 @@ def agreement(student: Opened, teacher: Opened, ids: Tensor, texts: Sequence[str
     result: dict[str, float] = {}
     if student.head == teacher.head in ("masked", "causal"):
         result = _predictions(student, teacher, both, (mine, theirs))
-    elif _tell_the_same(student, teacher):
-        result = _of_classes(*(_classes(m, texts) for m in (student, teacher)))
+    elif (columns := _columns(student, teacher)) is not None:
+        said, right = (_classes(m, texts) for m in (student, teacher))
+        result = _of_classes(said, right[:, columns])
     states = [_last_hidden(m, own) for m, own in zip((student, teacher), both, strict=True)]
     # texts of like length together, for less padding; pairs of texts know no order
     embeddings = [_embeddings(m, sorted(texts, key=len)) for m in (student, teacher)]
@@ -84,8 +89,10 @@ def image_agreement(student: Opened, teacher: Opened, images: Sequence[Image.Ima
             "Agreement is measured patch by patch, so both must have one size of images and patches.",
             "Leave --against out, or name the teacher that the model was made of.",
         )
-    told = _tell_the_same(student, teacher)
-    result = _of_classes(*(torch.cat(side) for side in zip(*logits, strict=True))) if told else {}
+    result: dict[str, float] = {}
+    if (columns := _columns(student, teacher)) is not None:
+        said, right = (torch.cat(side) for side in zip(*logits, strict=True))
+        result = _of_classes(said, right[:, columns])
     result["hidden_cka"] = linear_cka(mine.flatten(0, 1), theirs.flatten(0, 1))
     result["similarity"] = pairs_correlation(mine[:, 0], theirs[:, 0])
     return result
@@ -99,13 +106,23 @@ def _see(opened: Opened, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor 
     return last.float().cpu(), None if logits is None else logits.float().cpu()
 
 
-def _tell_the_same(student: Opened, teacher: Opened) -> bool:
-    """Whether both have a head for classes that exclude each other, and for as many."""
+def _columns(student: Opened, teacher: Opened) -> list[int] | None:
+    """For each class of the student's the teacher's; None if they do not tell the same, of classes that exclude others.
+
+    A class is known by its name, in whatever case. Where either has no names but LABEL_0 and on, it is by its number.
+    """
     if not student.head == teacher.head == "classes":
-        return False
-    counts = {one.model.config.num_labels for one in (student, teacher)}
-    multiple = any(one.model.config.problem_type == "multi_label_classification" for one in (student, teacher))
-    return len(counts) == 1 and counts != {1} and not multiple
+        return None
+    configs = [one.model.config for one in (student, teacher)]
+    mine, theirs = ([str(name).casefold() for _, name in sorted(config.id2label.items())] for config in configs)
+    multiple = any(config.problem_type == "multi_label_classification" for config in configs)
+    if len(mine) != len(theirs) or len(mine) == 1 or multiple:
+        return None
+    if mine == theirs or any(_UNNAMED.fullmatch(name) for name in (*mine, *theirs)):
+        return list(range(len(mine)))
+    if len(set(mine)) < len(mine) or set(mine) != set(theirs):
+        return None
+    return [theirs.index(name) for name in mine]
 
 
 def _of_classes(mine: Tensor, theirs: Tensor) -> dict[str, float]:

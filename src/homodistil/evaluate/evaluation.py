@@ -15,6 +15,7 @@ from homodistil.evaluate.agreement import agreement, image_agreement
 from homodistil.evaluate.inputs import (
     read_pictures,
     read_texts,
+    refuse_no_mask,
     refuse_other_data,
     refuse_too_long,
     refuse_unpaired,
@@ -105,6 +106,8 @@ def evaluate(
         refuse_spans(splits.task)
     for name, splits in paired.items():
         refuse_unpaired(name, splits)
+    if text:
+        refuse_no_mask(opened)
     texts = read_texts(text, text_column, 20 * BLOCKS) if text else []
     pictures = read_pictures(images, image_column, opened) if images else []
     if time:

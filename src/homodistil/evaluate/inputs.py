@@ -77,6 +77,21 @@ def read_pictures(data: str, column: str, opened: Sequence[Opened]) -> list[Imag
     return pictures
 
 
+def refuse_no_mask(opened: Sequence[Opened]) -> None:
+    """Refuse text for masked language models that cannot be asked for a token.
+
+    Raises:
+        UserError: the tokenizer of one has no mask token.
+    """
+    for one in opened:
+        if one.head == "masked" and one.tokenizer.mask_token_id is None:
+            raise UserError(
+                f"Cannot mask text for {one.source}.",
+                "A masked language model needs a tokenizer with a mask token, and this one has none.",
+                "Use the tokenizer that the model was trained with, or leave --text out.",
+            )
+
+
 def read_texts(data: str, column: str, most: int) -> list[str]:
     """The first texts that are not empty."""
     rows = open_text(data, column, stream=True, option="--text-column")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -19,8 +20,8 @@ from homodistil.evaluate.models import local, transformer_folder, weight_files
 from homodistil.rundir import disk_failure, write_text
 
 Record = dict[str, Any]
-"""`model`, `identity`, `role` (model or teacher), `measure`, `seed` (None where nothing is drawn), `settings`, `values`
-and `seconds`."""
+"""`model` (a folder's absolute path, or a hub name), `identity`, `role` (model or teacher), `measure`, `seed` (None
+where nothing is drawn), `settings`, `values` and `seconds`."""
 
 
 class Records:
@@ -50,12 +51,12 @@ class Records:
         seed: int | None = None,
     ) -> dict[str, float]:
         """Measure once: take the values from the file if the same model was measured with the same settings."""
-        key = {"model": model, "identity": identity(model), "measure": measure, "seed": seed}
+        key = {"model": _named(model), "identity": identity(model), "measure": measure, "seed": seed}
         key["settings"] = json.loads(json.dumps(settings))
         role = "teacher" if model == self.teacher else "model"
         found = next((r for r in self.known if all(r.get(k) == v for k, v in key.items())), None)
         if found is None:
-            self.say(f"{Path(model).name}: {measure}" + ("" if seed is None else f", seed {seed}"))
+            self.say(f"{Path(_named(model)).name}: {measure}" + ("" if seed is None else f", seed {seed}"))
             started = time.perf_counter()
             values = {k: float(v) for k, v in compute().items()}
             found = {**key, "values": values, "seconds": round(time.perf_counter() - started, 2), "role": role}
@@ -141,6 +142,23 @@ def identity(model: str) -> str:
     return digest.hexdigest()[:16]
 
 
+def _named(model: str) -> str:
+    """What a model is called in records: a folder alike from whichever folder it is evaluated."""
+    path = local(model)
+    return os.path.abspath(path) if Path(path).exists() else model
+
+
+def _renamed(records: Iterable[Record]) -> list[Record]:
+    """Records as they are named now: a relative path of before becomes that of the folder, if it lies there still."""
+    known = functools.cache(identity)
+    return [
+        {**r, "model": _named(r["model"])}
+        if Path(r["model"]).exists() and not Path(r["model"]).is_absolute() and r.get("identity") == known(r["model"])
+        else r
+        for r in records
+    ]
+
+
 def _read(file: Path) -> list[Record]:
     if not file.exists():
         above = next(place for place in file.absolute().parents if place.exists())
@@ -153,7 +171,7 @@ def _read(file: Path) -> list[Record]:
         return []
     try:
         records: list[Record] = json.loads(file.read_text())["records"]
-        if not all(isinstance(record, dict) for record in records):
+        if not all(isinstance(record["model"], str) for record in records):
             raise ValueError("its records are none")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
@@ -161,4 +179,4 @@ def _read(file: Path) -> list[Record]:
             "A file given with --json is new, or was written by `homodistil evaluate`, whose numbers are kept.",
             "Give it another name.",
         ) from error
-    return records
+    return _renamed(records)

@@ -10,17 +10,20 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.util import is_sentence_transformer_model
+from sentence_transformers.util import is_sentence_transformer_model, load_file_path
 
 from homodistil.errors import UserError, first_line
 from homodistil.evaluate.metrics import METRICS
 from homodistil.evaluate.tasks import Task
-from homodistil.loading import longest
+from homodistil.loading import SAYS, is_cross_encoder, longest
 
 
 def has_towers(model: Path | str) -> bool:
-    """Whether a model is a sentence encoder: a sentence-transformers folder, or the name of one."""
-    return bool(is_sentence_transformer_model(str(model)))
+    """Whether a model is a sentence encoder: a sentence-transformers folder, or the name of one; no cross-encoder's."""
+    if not is_sentence_transformer_model(str(model)):
+        return False
+    said = load_file_path(str(model), SAYS)
+    return said is None or not is_cross_encoder(Path(said))
 
 
 def open_encoder(model: Path | str, trust_remote_code: bool = False) -> SentenceTransformer:

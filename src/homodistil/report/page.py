@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from homodistil.errors import UserError
 from homodistil.report import curves
-from homodistil.report.tables import written
+from homodistil.report.tables import Record, written
 from homodistil.rundir import RunDir, disk_failure
 
 _FIELDS = {"model": str, "role": str, "measure": str, "values": dict}
@@ -53,7 +53,7 @@ def report(runs: Sequence[Path], evaluations: Sequence[Path], out: Path) -> Path
     names = _names(runs)
     sections = [_section(run, names[run], out) for run in runs]
     files = [*evaluations, *(f for run in runs if (f := run / "evaluation.json").exists())]
-    records = [record for file in files for record in _records(file)]
+    records = _told_apart({file: _records(file) for file in files})
     figure = curves.quality(records) if records else None
     quality = _saved(figure, out / "quality.png") if figure else None
     pages = jinja2.Environment(
@@ -101,9 +101,9 @@ def _section(run: Path, name: str, out: Path) -> _Section:
     return section
 
 
-def _records(file: Path) -> list[dict[str, Any]]:
+def _records(file: Path) -> list[Record]:
     try:
-        records: list[dict[str, Any]] = json.loads(file.read_text())["records"]
+        records: list[Record] = json.loads(file.read_text())["records"]
         if not all(isinstance(record[name], kind) for record in records for name, kind in _FIELDS.items()):
             raise ValueError("its records are none")
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -113,6 +113,23 @@ def _records(file: Path) -> list[dict[str, Any]]:
             "Check the path.",
         ) from error
     return records
+
+
+def _told_apart(files: Mapping[Path, Sequence[Record]]) -> list[Record]:
+    """The records of all files; a relative path that names another model in each of several is called by its file too.
+
+    Paths were kept as they were typed before, and say nothing of the folder that they were typed in.
+    """
+    last = {(r["model"], file): r.get("identity") for file, records in files.items() for r in records}
+    meant: dict[str, set[object]] = {}
+    for (model, _), identity in last.items():
+        meant.setdefault(model, set()).add(identity)
+    several = {model for model, known in meant.items() if len(known) > 1 and not Path(model).is_absolute()}
+    return [
+        {**r, "model": str(file.absolute() / r["model"])} if r["model"] in several else r
+        for file, records in files.items()
+        for r in records
+    ]
 
 
 def _saved(figure: Figure, file: Path) -> str:

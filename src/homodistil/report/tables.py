@@ -174,8 +174,11 @@ def _beside(cells: Sequence[Cell | None], form: str, beside: str) -> str:
 
 def _short(models: Sequence[str]) -> dict[str, str]:
     """A model's last name, with as much before it as tells it apart from the others."""
-    for parts in range(1, 5):
-        names = {m: "/".join(Path(m).parts[-parts:]) for m in models}
-        if len(set(names.values())) == len(models):
-            return names
-    return {m: m for m in models}
+    parts = {m: Path(m).parts for m in models}
+    names = {}
+    for model, own in parts.items():
+        others = [other for m, other in parts.items() if m != model]
+        told = (own[-k:] for k in range(1, len(own) + 1) if all(other[-k:] != own[-k:] for other in others))
+        # the first part of an absolute path is its slash
+        names[model] = "/".join(next(told, (model,))).replace("//", "/")
+    return names
