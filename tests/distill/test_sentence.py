@@ -237,7 +237,7 @@ def test_a_hub_that_is_busy_does_not_make_a_sentence_encoder_a_plain_one(monkeyp
     def busy(*_: Any) -> None:
         raise HfHubHTTPError("429: too many requests", response=MagicMock())
 
-    monkeypatch.setattr("homodistil.distill.sentence.hf_hub_download", busy)
+    monkeypatch.setattr("homodistil.distill.sentence_folders.hf_hub_download", busy)
     with pytest.raises(UserError, match=r"Cannot load the teacher somebody/encoder: .*no folder .* hub: 429"):
         load_teacher("somebody/encoder")
 

@@ -1,4 +1,4 @@
-"""Sentence encoders as sentence-transformers keeps them: found, on the hub too, and written again around a student.
+"""Sentence encoders as sentence-transformers keeps them: what they ask for, and written again around a student.
 
 Some have layers after the pooling, their **tail**, which reads the teacher's hidden width. It is kept as it is: a
 student's pooled states go through the projection W of its last hidden states first, which is folded into the tail's
@@ -11,16 +11,14 @@ import copy
 import json
 import shutil
 from collections.abc import Iterable
-from os.path import expanduser
 from pathlib import Path
 from typing import Any, Literal
 
-from huggingface_hub import hf_hub_download, snapshot_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 from torch import Tensor, nn
 
+from homodistil.distill.sentence_folders import modules_of, read_json
 from homodistil.errors import UserError, first_line
-from homodistil.loading import SAYS, is_cross_encoder, why_unopened
+from homodistil.loading import SAYS
 
 Pooling = Literal["mean", "cls", "max", "lasttoken"]
 """How token states become an embedding."""
@@ -28,102 +26,12 @@ Pooling = Literal["mean", "cls", "max", "lasttoken"]
 EMBEDDING = "sentence_embedding"
 """Under which name the modules of sentence-transformers hand on what they make of a text."""
 
-_MODULES = {"Transformer", "Pooling", "Dense", "Normalize"}
 _POOLINGS: dict[str, Pooling] = {
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
     "pooling_mode_lasttoken": "lasttoken",
 }
-_WITHOUT_WEIGHTS = ["*.json", "*.txt", "*.model", "*.jinja", "*.py"]
-
-
-def folders_of(source: str, *, weights: bool = True) -> tuple[Path | None, str]:
-    """The sentence-transformers folder, if it is a sentence encoder's, and where the transformer itself is.
-
-    A cross-encoder is a classifier, in a folder with the same files.
-
-    Args:
-        source: a folder, or a name on the hub, from which a sentence encoder is fetched.
-        weights: whether its weights are fetched too.
-
-    Raises:
-        UserError: there is nothing at the path, it cannot be fetched whole, or the folder has modules that would have
-            to be cut, or its modules cannot be read.
-    """
-    path = Path(expanduser(source))
-    if not path.exists():
-        if source.startswith((".", "/", "~")) or source.count("/") > 1 or path.suffix in (".bin", ".safetensors"):
-            raise UserError(
-                f"Cannot find the teacher {source}.",
-                "A teacher is a folder that `save_pretrained` wrote, or the name of a model on the hub.",
-                "Check the path.",
-            )
-        fetched = _from_hub(source, weights)
-        if fetched is None:
-            return None, source
-        path = fetched
-    if not (path / "modules.json").exists():
-        return None, str(path)
-    names = {str(m.get("type")).rpartition(".")[2]: m.get("path", "") for m in _modules(path)}
-    cross = is_cross_encoder(path / SAYS)
-    known = {"Transformer"} if cross else _MODULES
-    strange = ", ".join(sorted(set(names) - known))
-    if strange or "Transformer" not in names:
-        raise UserError(
-            f"Cannot distil the {'cross-encoder' if cross else 'sentence encoder'} {source}: it has "
-            f"{f'a module {strange}' if strange else 'no model'}.",
-            f"It must have a Transformer, and no modules but {', '.join(sorted(known))}; others have weights that no "
-            "table describes.",
-            "Use one with these alone, or give the folder of its transformer alone.",
-        )
-    return None if cross else path, str(path / names["Transformer"])
-
-
-def _modules(folder: Path) -> list[dict[str, Any]]:
-    """The modules of a sentence-transformers folder, in the order in which a text passes them."""
-    modules: list[dict[str, Any]] = _read(folder / "modules.json", list)
-    return modules
-
-
-def _read(file: Path, kind: type = dict) -> Any:
-    """What a JSON file of a sentence-transformers folder says, which must be of the kind."""
-    try:
-        said = json.loads(file.read_bytes())
-        if not isinstance(said, kind):
-            raise ValueError(f"it holds a {type(said).__name__}, not a {kind.__name__}.")
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"Cannot read {file} of the sentence encoder: {first_line(error)}",
-            "The files that name its modules and their options must be whole, as sentence-transformers writes them.",
-            "Download it or save it again, or give the folder of its transformer alone.",
-        ) from error
-    return said
-
-
-def _from_hub(name: str, weights: bool) -> Path | None:
-    """The folder of a sentence encoder, fetched once; None if the hub has no modules of that name, or is not there."""
-    try:
-        hf_hub_download(name, "modules.json")
-    except (EntryNotFoundError, RepositoryNotFoundError, HFValidationError):
-        # a plain transformer, or nothing; transformers will say what
-        return None
-    except (OSError, HfHubHTTPError) as error:
-        # a hub that is busy has not said that there are no modules
-        raise _unfetched(name, error) from error
-    wanted = [*_WITHOUT_WEIGHTS, *(["*.safetensors"] if weights else [])]
-    try:
-        return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=["onnx/*", "openvino/*"]))
-    except (OSError, HfHubHTTPError) as error:
-        raise _unfetched(name, error) from error
-
-
-def _unfetched(name: str, error: Exception) -> UserError:
-    return UserError(
-        f"Cannot load the teacher {name}: {why_unopened(name, error)}",
-        "A sentence encoder is fetched whole, with its modules and its tokenizer.",
-        "Check the connection and the room on the disk, or download it first and give its folder.",
-    )
 
 
 def pooling_of(folder: Path) -> Pooling:
@@ -153,7 +61,7 @@ def prompts_of(folder: Path) -> tuple[str, ...]:
     embedding leaves out again (see `counts_prompts`) are none.
     """
     file = folder / SAYS
-    said = _read(file) if file.exists() else {}
+    said = read_json(file) if file.exists() else {}
     named: dict[str, str | None] = said.get("prompts") or {}
     usual = named.get(said.get("default_prompt_name") or "")
     found = tuple(dict.fromkeys(prompt or "" for prompt in (usual, *named.values())))
@@ -164,9 +72,9 @@ def lowers_case(folder: Path | None) -> bool:
     """Whether a sentence-transformers folder, if there is one, reads small letters, whatever its tokenizer does."""
     if folder is None:
         return False
-    first = folder / _modules(folder)[0]["path"]
+    first = folder / modules_of(folder)[0]["path"]
     # sentence_bert_config.json, or what older versions called it after the model
-    return any(bool(_read(file).get("do_lower_case")) for file in first.glob("sentence_*_config.json"))
+    return any(bool(read_json(file).get("do_lower_case")) for file in first.glob("sentence_*_config.json"))
 
 
 def counts_prompts(folder: Path) -> bool:
@@ -176,8 +84,8 @@ def counts_prompts(folder: Path) -> bool:
 
 def _pooling_options(folder: Path) -> dict[str, Any]:
     """What is written about its pooling; nothing if it has none."""
-    entry = next((m for m in _modules(folder) if m["type"].endswith("Pooling")), None)
-    options: dict[str, Any] = _read(folder / entry["path"] / "config.json") if entry else {}
+    entry = next((m for m in modules_of(folder) if m["type"].endswith("Pooling")), None)
+    options: dict[str, Any] = read_json(folder / entry["path"] / "config.json") if entry else {}
     return options
 
 
@@ -189,7 +97,7 @@ def tail_of(folder: Path, pooling: Pooling, *, trust_remote_code: bool = False) 
     Raises:
         UserError: they cannot be opened, or read something else than the pooled states.
     """
-    names = [m["type"].rpartition(".")[2] for m in _modules(folder)]
+    names = [m["type"].rpartition(".")[2] for m in modules_of(folder)]
     if "Dense" not in names:
         return None
 
@@ -240,7 +148,7 @@ def write_modules(folder: Path, source: Path, width: int, tail: nn.Sequential | 
         width: of the transformer's states.
         tail: the layers after the pooling, if there are any.
     """
-    modules = _modules(source)
+    modules = modules_of(source)
     layers: Any = iter(tail or ())
     for module in modules:
         place = source / module["path"]
@@ -255,7 +163,7 @@ def write_modules(folder: Path, source: Path, width: int, tail: nn.Sequential | 
             next(layers).save(str(folder / module["path"]))
             continue
         for file in place.glob("*.json"):
-            options = _read(file)
+            options = read_json(file)
             options |= {key: width for key in ("word_embedding_dimension", "embedding_dimension") if key in options}
             (folder / module["path"] / file.name).write_text(json.dumps(options, indent=2))
     (folder / "modules.json").write_text(json.dumps(modules, indent=2))

@@ -26,7 +26,8 @@ from homodistil.distill.folders import (
     precision_of,
 )
 from homodistil.distill.outline import outline
-from homodistil.distill.sentence import Pooling, folders_of, lowers_case, pooling_of, prompts_of, tail_of
+from homodistil.distill.sentence import Pooling, lowers_case, pooling_of, prompts_of, tail_of
+from homodistil.distill.sentence_folders import folders_of
 from homodistil.errors import UserError
 from homodistil.loading import check_vocabulary
 
