@@ -37,11 +37,13 @@ class Corpus:
         train: the sequences to learn from.
         heldout: those that are never learnt from, tokens by their length.
         mean_tokens: tokens in a sequence, on average.
+        once: whether what is learnt from ends, and cannot be read again.
     """
 
     train: Source
     heldout: Sequence[Any]
     mean_tokens: float
+    once: bool = False
 
     @property
     def identity(self) -> str:
@@ -155,7 +157,7 @@ def _streamed(
         source = Stream(lambda: next(passes, iter(())), cropper)
     else:
         source = Stream(lambda: itertools.islice(cutter.stream(texts), len(held), None), cropper)
-    return Corpus(source, sorted(held, key=len), mean)
+    return Corpus(source, sorted(held, key=len), mean, once)
 
 
 def tokenise(opened: Dataset, cutter: Cutter, workers: int) -> Dataset:

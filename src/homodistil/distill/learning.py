@@ -51,8 +51,9 @@ def calibrate(run: Run, feed: Iterator[Draw]) -> Iterator[Draw]:
     if run.schedule.cuts_units() and run.schedule.widths(0) != run.start:
         # what is cut before the first step must have been measured
         count = max(1, count)
-    # no more than is learnt from on the way to the first target: a stream may end with it
-    count = min(count, run.schedule.stages[0].end * run.recipe.accumulate)
+    if run.corpus.once:
+        # no more than is learnt from on the way to the first target: it may end with that
+        count = min(count, run.schedule.stages[0].end * run.recipe.accumulate)
     measured = list(itertools.islice(feed, count))
     if run.recipe.cutting.basis == "principal":
         # before anything is measured of the dimensions that are turned
