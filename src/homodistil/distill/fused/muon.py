@@ -24,6 +24,15 @@ SMALL, SHARED = 64, 200_000
 """Blocks of more rows than that need so many bytes of shared memory, for two squares of float32 beside each other."""
 
 
+@triton.jit
+def _read(gradient, average, shortened, start, stride, unit, counts, width, WIDE: tl.constexpr):
+    """Where a tile lies and what of it there is, its shortened gradients and its momenta."""
+    inside = counts & (unit < width)[None, :]
+    place = start + unit.to(tl.int64)[None, :] * stride if WIDE else start + unit[None, :]
+    g = tl.load(gradient + place, mask=inside, other=0) * shortened
+    return place, inside, g, tl.load(average + place, mask=inside, other=0)
+
+
 # nothing is looked up in sizes: it would be compiled again and again while a student's widths change
 @triton.jit(do_not_specialize=["length", "width", "size", "blocks", "stride", "iterations"])
 def _moved(
@@ -50,11 +59,7 @@ def _moved(
         start *= stride
     square = tl.zeros((SIZE, SIZE), tl.float32)
     for at in range(0, width, TILE):
-        unit = at + column
-        inside = counts & (unit < width)[None, :]
-        place = start + unit.to(tl.int64)[None, :] * stride if WIDE else start + unit[None, :]
-        g = tl.load(gradient + place, mask=inside, other=0) * shortened
-        m = tl.load(average + place, mask=inside, other=0)
+        place, inside, g, m = _read(gradient, average, shortened, start, stride, at + column, counts, width, WIDE)
         m += (g - m) * (1 - momentum)
         tl.store(average + place, m, mask=inside)
         x = (g + (m - g) * momentum).to(DTYPE)
@@ -73,11 +78,7 @@ def _moved(
     # what other threads of this program have stored is read
     tl.debug_barrier()
     for at in range(0, width, TILE):
-        unit = at + column
-        inside = counts & (unit < width)[None, :]
-        place = start + unit.to(tl.int64)[None, :] * stride if WIDE else start + unit[None, :]
-        g = tl.load(gradient + place, mask=inside, other=0) * shortened
-        m = tl.load(average + place, mask=inside, other=0)
+        place, inside, g, m = _read(gradient, average, shortened, start, stride, at + column, counts, width, WIDE)
         w = tl.load(weight + place, mask=inside, other=0)
         x = (g + (m - g) * momentum).to(DTYPE).to(tl.float32)
         made = tl.dot(through, x, input_precision=PRECISION)
