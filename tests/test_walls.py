@@ -20,7 +20,7 @@ FLOORS = [
     {"errors"},
     {"settings", "kinds"},
     {"recipe", "rundir", "text"},
-    {"reading", "images", "loading"},
+    {"reading", "images", "tokenizer", "loading"},
     {"report"},
     {"axes"},
     {"compress"},

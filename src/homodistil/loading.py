@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import itertools
 import json
 from os.path import exists, expanduser
 from pathlib import Path
@@ -99,47 +98,6 @@ def refuse_no_model(source: str, folder: str) -> None:
             "A model is a folder that `save_pretrained` wrote, or the name of one on the hub.",
             f"It is a run's folder: use {' or '.join(students)}." if students else "Check the path.",
         )
-
-
-def check_vocabulary(source: str, tokenizer: PreTrainedTokenizerBase, size: int) -> None:
-    """Refuse a tokenizer that is not the model's own, of which the embeddings would have no row for some token.
-
-    Raises:
-        UserError: it knows more tokens than the embeddings' `size`, or none but special ones.
-    """
-    # a folder without tokenizer files loads as a tokenizer that knows its special tokens and nothing else
-    if not len(tokenizer.all_special_ids) < len(tokenizer) <= size:
-        raise UserError(
-            f"Cannot use {source}: its tokenizer has {len(tokenizer)} tokens, its embeddings {size}.",
-            "The tokenizer must be the model's own, with a vocabulary that its embeddings hold.",
-            "Save the tokenizer that the model was trained with into its folder.",
-        )
-
-
-def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int], list[int]]:
-    """What a tokenizer puts before and after a text, found by letting it do so, and what stands between two texts.
-
-    Between two texts of a block stands what ends a text, and the end-of-text token where that is nothing.
-
-    Raises:
-        UserError: it makes nothing of any of its own tokens.
-    """
-    special = set(tokenizer.all_special_ids)
-    own = (tokenizer.decode([token]) for token in range(len(tokenizer)) if token not in special)
-    # an alphabet of its own, as of proteins, may have no "a"
-    for text in itertools.chain(["a"], own):
-        plain: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-        wrapped: list[int] = tokenizer(text)["input_ids"]
-        at = next((i for i in range(len(wrapped)) if wrapped[i : i + len(plain)] == plain), None)
-        if plain and at is not None:
-            after = wrapped[at + len(plain) :]
-            eos = tokenizer.eos_token_id
-            return wrapped[:at], after, after or ([eos] if eos is not None else [])
-    raise UserError(
-        f"Cannot read text with this {type(tokenizer).__name__}: it makes no token of any text.",
-        "A tokenizer must make the same tokens of a text with special tokens around it as without.",
-        "Save the tokenizer that the model was trained with into the model's folder.",
-    )
 
 
 def image_size(config: Any) -> tuple[int, int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 from transformers import AutoTokenizer, BertForSequenceClassification, BertTokenizer
@@ -135,6 +137,26 @@ def test_a_cross_encoder_is_distilled_as_the_classifier_that_it_is(
     whole, half = (CrossEncoder(str(made.students[target])).predict(pairs) for target in ("1.0", "0.5"))
     np.testing.assert_allclose(whole, CrossEncoder(str(cross_encoder)).predict(pairs), atol=1e-5)
     assert half.shape == whole.shape
+
+
+@pytest.mark.parametrize("activation", [torch.nn.Identity, torch.nn.Tanh])
+def test_a_student_of_a_cross_encoder_scores_by_the_function_and_in_the_letters_of_its_teacher(
+    activation: type[torch.nn.Module], cross_encoder: Path, corpus: Path, tmp_path: Path
+) -> None:
+    """What the library puts after the head, and before the tokenizer, is told by files of its own."""
+    vocab = AutoTokenizer.from_pretrained(cross_encoder).get_vocab()
+    BertTokenizer(vocab=vocab, do_lower_case=False, model_max_length=64).save_pretrained(cross_encoder)
+    CrossEncoder(str(cross_encoder), activation_fn=activation()).save_pretrained(str(cross_encoder))
+    options = cross_encoder / "sentence_bert_config.json"
+    options.write_text(json.dumps(json.loads(options.read_text()) | {"do_lower_case": True}))
+    settings: dict[str, Any] = {"steps": 2, "batch": 4, "text": {"length": 24}, "optim": {"learning_rate": 1e-9}}
+    made = homodistil.distil(cross_encoder, corpus, "1.0", tmp_path / "run", precision="fp32", **settings)
+    teacher, student = CrossEncoder(str(cross_encoder)), CrossEncoder(str(made.students["1.0"]))
+    assert type(student.activation_fn) is activation
+    pairs = list(itertools.product(CAPITALS, CAPITALS))
+    np.testing.assert_allclose(student.predict(pairs), teacher.predict(pairs), atol=1e-5)
+    small = [(a.lower(), b.lower()) for a, b in pairs]
+    np.testing.assert_allclose(student.predict(pairs), student.predict(small), atol=1e-6)
 
 
 def test_a_cross_encoder_of_more_modules_is_refused(cross_encoder: Path) -> None:

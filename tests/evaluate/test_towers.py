@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ import pytest
 import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
-from transformers import BertModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, BertModel, BertTokenizer, PreTrainedTokenizerBase
 
 from conftest import WORDS, tiny_config
 from homodistil.errors import UserError
 from homodistil.evaluate.evaluation import evaluate
 from homodistil.evaluate.finetune import finetune
+from homodistil.evaluate.models import open_model
 from homodistil.evaluate.probe import probe
 from homodistil.evaluate.similarity import has_towers
 from homodistil.evaluate.tasks import Splits, Task
@@ -84,6 +86,25 @@ def test_numbers_start_where_the_probe_ends_wherever_they_lie(
     splits = _splits(lambda a, b: offset + scale * _shared(a, b), "one", "other", labels="number", metrics=("r2",))
     tuned, probed = finetune(sentence_encoder, splits, STILL, seed=0), probe(sentence_encoder, splits)
     assert tuned["r2"] == pytest.approx(probed["r2"], abs=0.02)
+
+
+def test_capitals_are_fine_tuned_and_compared_as_the_library_reads_them(sentence_encoder: Path, tmp_path: Path) -> None:
+    """As small letters where the folder says so, by a tokenizer that tells them apart."""
+    shutil.copytree(sentence_encoder, folder := tmp_path / "lowering")
+    vocab = AutoTokenizer.from_pretrained(folder).get_vocab()
+    BertTokenizer(vocab=vocab, do_lower_case=False, model_max_length=64).save_pretrained(folder)
+    options = folder / "sentence_bert_config.json"
+    options.write_text(json.dumps(json.loads(options.read_text()) | {"do_lower_case": True}))
+    splits = _splits(_shared, "one", "other", labels="number", metrics=("r2",))
+    loud = replace(splits, train=_loud(splits.train), evaluated={"validation": _loud(splits.evaluated["validation"])})
+    assert finetune(folder, loud, STILL, seed=0) == finetune(folder, splits, STILL, seed=0)
+    opened = open_model(str(folder)).tokenizer
+    assert opened("The CAT", "A Dog")["input_ids"] == opened("the cat", "a dog")["input_ids"]
+    assert opened.unk_token_id not in opened("The CAT")["input_ids"]
+
+
+def _loud(rows: Dataset) -> Dataset:
+    return rows.map(lambda row: {"one": row["one"].upper(), "other": row["other"].title()})
 
 
 @pytest.mark.parametrize("counts", [True, False], ids=["in the mean", "left out of the mean"])

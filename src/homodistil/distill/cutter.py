@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from homodistil.distill.pairs import PAIR
 from homodistil.distill.sources import Tokens
 from homodistil.errors import UserError
-from homodistil.loading import special_tokens
+from homodistil.tokenizer import special_tokens
 
 
 class Cutter:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +11,13 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from safetensors import safe_open
-from tokenizers import Tokenizer, normalizers
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
-    AutoTokenizer,
     BaseImageProcessor,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
 )
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 from transformers.utils import cached_file
@@ -29,6 +25,7 @@ from transformers.utils import cached_file
 from homodistil.axes.binding import families_of
 from homodistil.errors import UserError, first_line
 from homodistil.loading import image_size, load_whole, refuse_no_model, why_unopened
+from homodistil.tokenizer import tokenizer_of
 
 # a next-sentence head learns nothing from plain text; such checkpoints hold a masked language model as well
 _INSTEAD = {"BertForPreTraining": "BertForMaskedLM"}
@@ -151,53 +148,25 @@ def _mend_generation(source: str, model: PreTrainedModel) -> None:
             ) from error
 
 
-def load_tokenizer(
-    source: str, folder: Path | str, trust: bool, *, lower_case: bool = False
-) -> PreTrainedTokenizerBase:
-    """The tokenizer; one without padding pads with what ends a text.
+def load_tokenizer(source: str, folder: Path | str, trust: bool) -> PreTrainedTokenizerBase:
+    """The tokenizer, as in `tokenizer_of`.
 
     Args:
         source: what the user calls the model.
         folder: where it lies, or its name on the hub.
         trust: run code that comes with it.
-        lower_case: let it read small letters, whatever it does by itself.
 
     Raises:
         UserError: it cannot be loaded, or not be made to read small letters.
     """
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
+        return tokenizer_of(folder, trust)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"Cannot load the tokenizer of {source}: {first_line(error)}",
             "A teacher comes with its tokenizer, which reads the text for both models.",
             "Save the tokenizer into the teacher's folder with `tokenizer.save_pretrained`.",
         ) from error
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return _lowering(tokenizer) if lower_case else tokenizer
-
-
-def _lowering(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """A tokenizer that reads texts in small letters, before all else that it does to them; also once it is saved."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if not isinstance(backend, Tokenizer):
-        raise UserError(
-            f"Cannot let this {type(tokenizer).__name__} read small letters, as its sentence encoder says.",
-            "A tokenizer must be one of the tokenizers library, to which a step can be added.",
-            "Save a tokenizer.json into the model's folder.",
-        )
-    if backend.normalizer is not None and "A" not in backend.normalizer.normalize_str("A"):
-        return tokenizer
-    steps = [normalizers.Lowercase(), *([backend.normalizer] if backend.normalizer else ())]
-    backend.normalizer = normalizers.Sequence(steps)
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
-        # a class such as BERT's makes its own steps whatever its file says; this one reads them
-        made: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(
-            folder, model_input_names=tokenizer.model_input_names
-        )
-    return made
 
 
 def load_image_processor(source: str, folder: str, config: Any, trust: bool) -> BaseImageProcessor:

@@ -16,9 +16,10 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from homodistil.distill.sentence_folders import modules_of, read_json
+from homodistil.distill.sentence_folders import modules_of
 from homodistil.errors import UserError, first_line
 from homodistil.loading import SAYS
+from homodistil.tokenizer import read_json
 
 Pooling = Literal["mean", "cls", "max", "lasttoken"]
 """How token states become an embedding."""
@@ -66,15 +67,6 @@ def prompts_of(folder: Path) -> tuple[str, ...]:
     usual = named.get(said.get("default_prompt_name") or "")
     found = tuple(dict.fromkeys(prompt or "" for prompt in (usual, *named.values())))
     return found if any(found) and counts_prompts(folder) else ()
-
-
-def lowers_case(folder: Path | None) -> bool:
-    """Whether a sentence-transformers folder, if there is one, reads small letters, whatever its tokenizer does."""
-    if folder is None:
-        return False
-    first = folder / modules_of(folder)[0]["path"]
-    # sentence_bert_config.json, or what older versions called it after the model
-    return any(bool(read_json(file).get("do_lower_case")) for file in first.glob("sentence_*_config.json"))
 
 
 def counts_prompts(folder: Path) -> bool:
@@ -140,7 +132,7 @@ def folded(tail: nn.Sequential, projection: Tensor) -> nn.Sequential:
 
 
 def write_modules(folder: Path, source: Path, width: int, tail: nn.Sequential | None) -> None:
-    """Make a model's folder a sentence encoder's, so that both libraries open it.
+    """Make a model's folder a sentence encoder's or a cross-encoder's, so that both libraries open it.
 
     Args:
         folder: holds the transformer, which stays in the folder itself.

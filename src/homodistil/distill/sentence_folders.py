@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
-import json
 from os.path import expanduser
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
-from homodistil.errors import UserError, first_line
+from homodistil.errors import UserError
 from homodistil.loading import SAYS, is_cross_encoder, why_unopened
+from homodistil.tokenizer import read_json
 
 _MODULES = {"Transformer", "Pooling", "Dense", "Normalize"}
 _WITHOUT_WEIGHTS = ["*.json", "*.txt", "*.model", "*.jinja", "*.py"]
 
 
-def folders_of(source: str, *, weights: bool = True) -> tuple[Path | None, str]:
-    """The sentence-transformers folder, if it is a sentence encoder's, and where the transformer itself is.
+class Folders(NamedTuple):
+    """Where a teacher lies.
 
-    A cross-encoder is a classifier, in a folder with the same files.
+    Attributes:
+        transformer: the folder of its transformer, or its name on the hub.
+        modules: the folder in which sentence-transformers saved it, if that is what did.
+        embeds: whether that is a sentence encoder; a cross-encoder is a classifier, in a folder with the same files.
+    """
+
+    transformer: str
+    modules: Path | None = None
+    embeds: bool = False
+
+
+def folders_of(source: str, *, weights: bool = True) -> Folders:
+    """Where a teacher's parts lie, fetched from the hub if sentence-transformers saved it.
 
     Args:
         source: a folder, or a name on the hub, from which a sentence encoder is fetched.
@@ -40,10 +52,10 @@ def folders_of(source: str, *, weights: bool = True) -> tuple[Path | None, str]:
             )
         fetched = _from_hub(source, weights)
         if fetched is None:
-            return None, source
+            return Folders(source)
         path = fetched
     if not (path / "modules.json").exists():
-        return None, str(path)
+        return Folders(str(path))
     names = {str(m.get("type")).rpartition(".")[2]: m.get("path", "") for m in modules_of(path)}
     cross = is_cross_encoder(path / SAYS)
     known = {"Transformer"} if cross else _MODULES
@@ -56,28 +68,13 @@ def folders_of(source: str, *, weights: bool = True) -> tuple[Path | None, str]:
             "table describes.",
             "Use one with these alone, or give the folder of its transformer alone.",
         )
-    return None if cross else path, str(path / names["Transformer"])
+    return Folders(str(path / names["Transformer"]), path, not cross)
 
 
 def modules_of(folder: Path) -> list[dict[str, Any]]:
     """The modules of a sentence-transformers folder, in the order in which a text passes them."""
     modules: list[dict[str, Any]] = read_json(folder / "modules.json", list)
     return modules
-
-
-def read_json(file: Path, kind: type = dict) -> Any:
-    """What a JSON file of a sentence-transformers folder says, which must be of the kind."""
-    try:
-        said = json.loads(file.read_bytes())
-        if not isinstance(said, kind):
-            raise ValueError(f"it holds a {type(said).__name__}, not a {kind.__name__}.")
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"Cannot read {file} of the sentence encoder: {first_line(error)}",
-            "The files that name its modules and their options must be whole, as sentence-transformers writes them.",
-            "Download it or save it again, or give the folder of its transformer alone.",
-        ) from error
-    return said
 
 
 def _from_hub(name: str, weights: bool) -> Path | None:

@@ -1,4 +1,4 @@
-"""Saving a student as what its users open: a model folder, or a sentence-transformers folder if the teacher was one."""
+"""Saving a student as what its users open: a model's folder, or one of sentence-transformers if the teacher's was."""
 
 from __future__ import annotations
 
@@ -62,11 +62,11 @@ def save_student(
         with writing_folder(path) as folder:
             student.save_pretrained(folder)
             teacher.processor.save_pretrained(folder)
-            if teacher.sentence_folder is not None:
+            if teacher.modules is not None:
                 tail = teacher.tail
                 if tail is not None and projection is not None:
                     tail = folded(tail, projection)
-                write_modules(folder, teacher.sentence_folder, student.config.hidden_size, tail)
+                write_modules(folder, teacher.modules, student.config.hidden_size, tail)
             (folder / "README.md").write_text(card)
     except (OSError, SafetensorError) as error:
         raise disk_failure(path, error, then) from error

@@ -26,10 +26,10 @@ from homodistil.distill.folders import (
     precision_of,
 )
 from homodistil.distill.outline import outline
-from homodistil.distill.sentence import Pooling, lowers_case, pooling_of, prompts_of, tail_of
+from homodistil.distill.sentence import Pooling, pooling_of, prompts_of, tail_of
 from homodistil.distill.sentence_folders import folders_of
 from homodistil.errors import UserError
-from homodistil.loading import check_vocabulary
+from homodistil.tokenizer import check_vocabulary
 
 Kind = Literal["masked-lm", "causal-lm", "seq2seq-lm", "similarity", "labels", "multi-label", "token-labels", "span"]
 """What a model predicts: masked tokens; the next token; the next token of what it says to a text; an embedding whose
@@ -69,7 +69,7 @@ class Teacher:
         layout: its axes.
         kind: what it predicts.
         pooling: how token states become an embedding, for the kind `similarity`.
-        sentence_folder: the sentence-transformers folder it came in, or None.
+        modules: the folder in which sentence-transformers saved it, a sentence encoder or a cross-encoder, or None.
         prompts: what its users put before texts; empty if nothing is.
         tail: the layers after the pooling, or None.
         dtype: of its weights where it lies, in which its students are saved too.
@@ -81,7 +81,7 @@ class Teacher:
     layout: Layout
     kind: Kind
     pooling: Pooling
-    sentence_folder: Path | None
+    modules: Path | None
     prompts: tuple[str, ...]
     tail: nn.Sequential | None
     dtype: torch.dtype
@@ -90,6 +90,11 @@ class Teacher:
     def reads(self) -> Reads:
         """What the model reads."""
         return _reads(type(self.model))
+
+    @property
+    def sentence_folder(self) -> Path | None:
+        """The sentence-transformers folder of a sentence encoder, or None."""
+        return self.modules if self.kind == "similarity" else None
 
     @property
     def states(self) -> int:
@@ -117,18 +122,18 @@ def load_teacher(source: str, *, trust_remote_code: bool = False) -> Teacher:
         UserError: there is nothing, or nothing that we can cut or distil: no known family, pickled or missing
             weights, a head without a loss of ours, a sentence encoder with modules that would have to be cut.
     """
-    sentence_folder, folder = folders_of(source)
-    model_class, config = model_class_of(source, folder, trust_remote_code, headless=sentence_folder is not None)
+    folder, modules, embeds = folders_of(source)
+    model_class, config = model_class_of(source, folder, trust_remote_code, headless=embeds)
     kind = _kind(model_class, config)
     pooling: Pooling = "mean" if _reads(model_class) == "text" else "cls"
     prompts: tuple[str, ...] = ()
     tail = None
-    if sentence_folder is not None:
-        pooling, prompts = pooling_of(sentence_folder), prompts_of(sentence_folder)
-        tail = tail_of(sentence_folder, pooling, trust_remote_code=trust_remote_code)
+    if modules is not None and embeds:
+        pooling, prompts = pooling_of(modules), prompts_of(modules)
+        tail = tail_of(modules, pooling, trust_remote_code=trust_remote_code)
     model = load_model(source, folder, model_class, config)
     if _reads(model_class) == "text":
-        processor = load_tokenizer(source, folder, trust_remote_code, lower_case=lowers_case(sentence_folder))
+        processor = load_tokenizer(source, folder, trust_remote_code)
         check_vocabulary(source, processor, config.vocab_size)
     else:
         processor = load_image_processor(source, folder, config, trust_remote_code)
@@ -163,7 +168,7 @@ def load_teacher(source: str, *, trust_remote_code: bool = False) -> Teacher:
         # other models, which bend scores or add to them, keep the attention that transformers chose for them
         attend(model, IMPLEMENTATION)
     dtype = precision_of(folder, config)
-    return Teacher(source, model, processor, layout, kind, pooling, sentence_folder, prompts, tail, dtype)
+    return Teacher(source, model, processor, layout, kind, pooling, modules, prompts, tail, dtype)
 
 
 def architecture(source: str, *, trust_remote_code: bool = False) -> tuple[Layout, dict[str, int]]:
@@ -172,8 +177,8 @@ def architecture(source: str, *, trust_remote_code: bool = False) -> tuple[Layou
     Raises:
         UserError: there is no configuration, or its family is unknown.
     """
-    sentence_folder, folder = folders_of(source, weights=False)
-    model_class, config = model_class_of(source, folder, trust_remote_code, headless=sentence_folder is not None)
+    folder, _, embeds = folders_of(source, weights=False)
+    model_class, config = model_class_of(source, folder, trust_remote_code, headless=embeds)
     model = outline(model_class, config, folder)
     layout = Layout.of(model)
     return layout, layout.shape(model)
@@ -187,12 +192,12 @@ def unloaded(
     Raises:
         UserError: there is no configuration or tokenizer, its family is unknown, or it reads images.
     """
-    sentence_folder, folder = folders_of(source, weights=False)
-    model_class, config = model_class_of(source, folder, trust_remote_code, headless=sentence_folder is not None)
+    folder, modules, embeds = folders_of(source, weights=False)
+    model_class, config = model_class_of(source, folder, trust_remote_code, headless=embeds)
     if _reads(model_class) == "images":
         raise no_tokenizer(source)
-    tokenizer = load_tokenizer(source, folder, trust_remote_code, lower_case=lowers_case(sentence_folder))
-    return outline(model_class, config, folder), tokenizer, prompts_of(sentence_folder) if sentence_folder else ()
+    tokenizer = load_tokenizer(source, folder, trust_remote_code)
+    return outline(model_class, config, folder), tokenizer, prompts_of(modules) if modules and embeds else ()
 
 
 def attend(model: PreTrainedModel, implementation: str) -> None:

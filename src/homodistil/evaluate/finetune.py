@@ -15,7 +15,6 @@ from transformers import (
     AutoConfig,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     DataCollatorWithPadding,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -31,6 +30,7 @@ from homodistil.evaluate.tasks import Splits, Task
 from homodistil.evaluate.towers import Collate, Towers
 from homodistil.evaluate.training import Settings, train_and_predict
 from homodistil.loading import longest
+from homodistil.tokenizer import tokenizer_of
 
 Label = Callable[[Any], float]
 """What the Trainer learns of a label: the number of its class, or its number, in standard deviations from the mean."""
@@ -101,9 +101,7 @@ def finetune(
     """
     task = splits.task
     folder = Path(transformer_folder(str(model)))
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer = tokenizer_of(folder, trust_remote_code)
     torch.manual_seed(seed)
     if task.labels == "span":
         # an answer's tokens are counted from the left

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from homodistil.errors import UserError
 from homodistil.evaluate.models import Opened
-from homodistil.loading import special_tokens
+from homodistil.tokenizer import special_tokens
 
 MASKED = 0.15
 """The share of tokens that is masked (BERT, section 3.1); all by the mask token, which is what is scored here."""

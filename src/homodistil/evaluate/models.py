@@ -21,7 +21,6 @@ from transformers import (
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
-    AutoTokenizer,
     BaseImageProcessor,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -29,7 +28,8 @@ from transformers import (
 
 from homodistil.errors import UserError
 from homodistil.evaluate.similarity import has_towers
-from homodistil.loading import check_vocabulary, image_size, load_whole, longest, refuse_no_model, why_unopened
+from homodistil.loading import image_size, load_whole, longest, refuse_no_model, why_unopened
+from homodistil.tokenizer import check_vocabulary, tokenizer_of
 
 Head = Literal["masked", "causal", "classes", "none"]
 
@@ -142,11 +142,10 @@ def _processor_of(
     try:
         if model.main_input_name == "pixel_values":
             return AutoImageProcessor.from_pretrained(path, backend="pil", trust_remote_code=trust)
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, trust_remote_code=trust)
+        tokenizer = tokenizer_of(path, trust)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise _unopened(source, error) from error
     check_vocabulary(source, tokenizer, model.get_input_embeddings().weight.shape[0])
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     if tokenizer.pad_token is None:
         raise UserError(
             f"Cannot evaluate {source}: its tokenizer knows neither padding nor the end of a text.",
