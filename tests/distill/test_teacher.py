@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from sentence_transformers import SentenceTransformer
 from sentencepiece import SentencePieceTrainer
 from transformers import (
+    AutoModel,
     BertForSequenceClassification,
     BertModel,
     DynamicCache,
@@ -201,6 +203,33 @@ def test_a_configuration_of_another_code_is_refused_in_words(save_teacher: Calla
     assert load_teacher(str(folder)).kind == "similarity"
     with pytest.raises(UserError, match="leave --trust_remote_code out"):
         load_teacher(str(folder), trust_remote_code=True)
+
+
+def test_a_sentence_encoder_of_a_class_of_its_own_is_refused(save_teacher: Callable[..., Path], tmp_path: Path) -> None:
+    """Its users open that class; one of transformers that its weights fit would be another model."""
+    folder = tmp_path / "own"
+    SentenceTransformer(str(save_teacher(BertModel))).save_pretrained(str(folder))
+    config = json.loads((folder / "config.json").read_text())
+    own = {"auto_map": {"AutoModel": "own.OwnModel"}}
+    for change in (own, {"architectures": ["OwnModel"]}, {"architectures": None, **own}):
+        (folder / "config.json").write_text(json.dumps(config | change))
+        for trust in (False, True):
+            with pytest.raises(UserError, match="transformers has no class OwnModel"):
+                load_teacher(str(folder), trust_remote_code=trust)
+
+
+def test_a_student_names_no_code_that_is_not_there(
+    save_teacher: Callable[..., Path], corpus: Path, tmp_path: Path
+) -> None:
+    """Whoever trusts code opens it too, where its teacher's came with code of a class that transformers has by now."""
+    folder = shutil.copytree(save_teacher(BertModel), tmp_path / "both")
+    (folder / "own.py").write_text("from transformers import BertConfig, BertModel\n")
+    config = json.loads((folder / "config.json").read_text())
+    classes = {"AutoConfig": "own.BertConfig", "AutoModel": "own.BertModel"}
+    (folder / "config.json").write_text(json.dumps(config | {"auto_map": classes}))
+    made = homodistil.distil(folder, corpus, "0.5", tmp_path / "run", steps=2, batch=4, text={"length": 24})
+    opened = AutoModel.from_pretrained(made.students["0.5"], trust_remote_code=True)
+    assert type(opened) is BertModel
 
 
 def test_a_head_for_several_numbers_is_refused(save_teacher: Callable[..., Path]) -> None:

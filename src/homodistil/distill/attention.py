@@ -8,6 +8,7 @@ or probabilities one layer at a time.
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -31,16 +32,23 @@ class QueriesKeys(NamedTuple):
     scaling: float
 
 
-_open: list[list[QueriesKeys]] = []
-_unpadded: list[bool] = []
+class _Blocks(threading.local):
+    """The blocks that a thread is in: where each run of several leaves its own."""
+
+    def __init__(self) -> None:
+        self.captured: list[list[QueriesKeys]] = []
+        self.without_padding = 0
+
+
+_blocks = _Blocks()
 
 
 def _attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    if _open:
+    if _blocks.captured:
         scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
-        _open[-1].append(QueriesKeys(query, key, scaling))
+        _blocks.captured[-1].append(QueriesKeys(query, key, scaling))
     # grouped heads are the library's to spread out
     plain = query.device.type == "cpu" and query.shape[2] <= SHORT and query.shape[1] == key.shape[1]
     # without a mask, `is_causal` is all that says that tokens look back only
@@ -77,7 +85,7 @@ def _attend_plainly(
 
 
 def _mask(*, kv_length: int, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
-    if _unpadded and (attention_mask is None or attention_mask.dim() == 2):
+    if _blocks.without_padding and (attention_mask is None or attention_mask.dim() == 2):
         attention_mask = None
         # the library leaves out a mask that masks nothing too, but never while a GPU's work is recorded
         square, local = kwargs.get("q_length") == kv_length, kwargs.get("local_size")
@@ -95,19 +103,19 @@ AttentionMaskInterface.register(IMPLEMENTATION, _mask)
 @contextlib.contextmanager
 def without_padding() -> Iterator[None]:
     """Take every mask of padding inside the block for one that masks nothing: a GPU is waited for to see that."""
-    _unpadded.append(True)
+    _blocks.without_padding += 1
     try:
         yield
     finally:
-        _unpadded.pop()
+        _blocks.without_padding -= 1
 
 
 @contextlib.contextmanager
 def captured() -> Iterator[list[QueriesKeys]]:
     """Collect queries and keys of the forward passes inside the block, first layer first."""
     layers: list[QueriesKeys] = []
-    _open.append(layers)
+    _blocks.captured.append(layers)
     try:
         yield layers
     finally:
-        _open.remove(layers)
+        _blocks.captured.pop()

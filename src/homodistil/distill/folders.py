@@ -67,6 +67,10 @@ def model_class_of(
             "Its configuration must be one that the installed transformers reads.",
             "Correct it, or install the version of transformers that the model was saved with.",
         ) from error
+    _refuse_own_code(source, raw, headless)
+    if own := getattr(config, "auto_map", None):
+        # students have no such files: their tokenizer's code comes with the tokenizer
+        config.auto_map = {auto: name for auto, name in own.items() if not _of_model(auto)}
     # configurations of a class that came with the model have no base class of transformers' own
     base = MODEL_MAPPING[type(config)].__name__ if type(config) in MODEL_MAPPING else ""
     name = base if headless else (raw.get("architectures") or [base])[0]
@@ -81,6 +85,23 @@ def model_class_of(
             "--trust_remote_code out.",
         )
     return model_class, config
+
+
+def _of_model(auto: str) -> bool:
+    return auto == "AutoConfig" or auto.startswith("AutoModel")
+
+
+def _refuse_own_code(source: str, raw: dict[str, Any], headless: bool) -> None:
+    """Refuse a sentence encoder whose users open a class of its own, of which ours would be another model."""
+    named = [*(raw.get("architectures") or []), str((raw.get("auto_map") or {}).get("AutoModel", ""))]
+    strange = [name for name in (n.rpartition(".")[2] for n in named) if name and not hasattr(transformers, name)]
+    if headless and strange:
+        raise UserError(
+            f"Cannot load the teacher {source}: transformers has no class {strange[0]}.",
+            "A teacher must be computed as its users compute it, and of code that comes with a model only its "
+            "tokenizer is run.",
+            "Use a model of a class of the installed transformers.",
+        )
 
 
 def load_model(source: str, folder: str, model_class: type[PreTrainedModel], config: Any) -> PreTrainedModel:

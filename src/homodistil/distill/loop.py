@@ -25,12 +25,14 @@ from homodistil.distill.learning import calibrate, drawn, learn, rate, read_off,
 from homodistil.distill.leaving import PROBES, all_but_one, descent
 from homodistil.distill.prepare import Run, prepare
 from homodistil.distill.student import rounded
+from homodistil.distill.surroundings import undisturbed
 from homodistil.errors import RunStopped, UserError
 from homodistil.recipe import IN_MEMORY, Recipe
 from homodistil.report.live import Display
 from homodistil.rundir import RunDir
 
 
+@undisturbed()
 def distil(
     recipe: Recipe,
     *,

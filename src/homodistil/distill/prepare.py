@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -39,6 +37,7 @@ from homodistil.distill.outputs import Runner
 from homodistil.distill.processes import Processes
 from homodistil.distill.recorder import Recorder
 from homodistil.distill.start import first_state, first_student, round_products, weights_of
+from homodistil.distill.surroundings import keep_freed_memory
 from homodistil.distill.teacher import INPUTS, LANGUAGE_MODELS, Teacher, load_teacher
 from homodistil.distill.trim import Texts, trim, trim_to
 from homodistil.recipe import Recipe
@@ -156,7 +155,7 @@ def _prepared(recipe: Recipe, resume: bool, texts: Iterable[str] | None, process
     # as they were loaded: what follows moves the teacher to its device, and rounds it
     weights = weights_of(teacher, origin)
     if processes.device.type == "cpu":
-        _keep_freed_memory()
+        keep_freed_memory()
     teacher.model.to(processes.device)
     if teacher.tail is not None:
         teacher.tail.to(processes.device)
@@ -197,13 +196,3 @@ def _prepared(recipe: Recipe, resume: bool, texts: Iterable[str] | None, process
         processes=processes,
         recorder=Recorder(processes.device),
     )
-
-
-def _keep_freed_memory() -> None:
-    """Tell glibc to keep what is freed: a step frees and asks for the same sizes, and new pages cost more than sums."""
-    if sys.platform != "linux" or not hasattr(library := ctypes.CDLL(None), "mallopt"):
-        return
-    trim_threshold, top_pad, mmap_max = -1, -2, -4
-    library.mallopt(mmap_max, 0)
-    library.mallopt(trim_threshold, 2**31 - 1)
-    library.mallopt(top_pad, 64 << 20)
