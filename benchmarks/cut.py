@@ -27,9 +27,9 @@ from transformers.models.bert.modeling_bert import BertSelfAttention
 import steps
 from harness import parser, report
 from homodistil.axes.layout import Layout
+from homodistil.compress.cut import cut, select
 from homodistil.compress.importance import magnitude
 from homodistil.compress.plan import plan
-from homodistil.compress.shrink import cut, select
 
 Cut = Callable[[PreTrainedModel], PreTrainedModel]
 

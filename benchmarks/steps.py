@@ -17,9 +17,9 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertFo
 
 from harness import Action
 from homodistil.assets import fetch
+from homodistil.compress.cut import select
 from homodistil.compress.importance import magnitude
 from homodistil.compress.plan import plan
-from homodistil.compress.shrink import select
 from homodistil.distill.collate import MEASURED, draws
 from homodistil.distill.learning import learn, read_off, score
 from homodistil.distill.prepare import Run, prepare

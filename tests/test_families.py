@@ -24,8 +24,9 @@ from homodistil.axes.families import FAMILIES as TABLES
 from homodistil.axes.layout import Layout, on_meta
 from homodistil.axes.shape import describe
 from homodistil.compress.compensate import InputMoments
+from homodistil.compress.cut import Keep, cut
 from homodistil.compress.plan import plan
-from homodistil.compress.shrink import Keep, cut, shrink
+from homodistil.compress.shrink import shrink
 from homodistil.distill.attention import IMPLEMENTATION
 from homodistil.distill.outputs import Runner
 from homodistil.distill.teacher import Kind, attend

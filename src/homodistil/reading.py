@@ -14,7 +14,7 @@ import yaml
 
 from homodistil.errors import UserError, nearest
 from homodistil.kinds import declared, wrong_kind
-from homodistil.recipe import Recipe, as_written, targets_of
+from homodistil.recipe import Recipe, as_written, scalar, targets_of
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -48,7 +48,11 @@ def preset(name: str) -> dict[str, Any]:
 
 
 def over(values: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of a recipe with options over them; of a group only those that are named, as on the command line."""
+    """Values of a recipe with options over them; of a group only those that are named, as on the command line.
+
+    A dataclass names what differs from its defaults.
+    """
+    options = {name: _named(option) if name in _GROUPS else option for name, option in options.items()}
     made = {**values, **options}
     if "tokens" in options and "steps" not in options:
         # steps win over tokens, and an option over both
@@ -57,6 +61,13 @@ def over(values: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any
         if isinstance(values[group], Mapping) and isinstance(options[group], Mapping):
             made[group] = {**values[group], **options[group]}
     return made
+
+
+def _named(group: Any) -> Any:
+    if not is_dataclass(group) or isinstance(group, type):
+        return group
+    usual = asdict(type(group)())
+    return {name: value for name, value in asdict(group).items() if value != usual[name]}
 
 
 def parser(**options: Any) -> ArgumentParser:
@@ -122,13 +133,15 @@ def content_of(path: str | Path, what: str, rule: str) -> dict[str, Any]:
 def plain(values: Mapping[str, Any]) -> dict[str, Any]:
     """Values as from YAML or Python as the parser takes them.
 
-    Groups may be mappings, dataclasses, or empty; targets one or several; targets and tokens texts or numbers.
+    Groups may be mappings, dataclasses, or empty; targets one or several; targets and tokens texts or numbers, which
+    may be numpy's.
 
     Raises:
         UserError: an unknown key, or a group that is none.
     """
     values = {k: str(v) if hasattr(v, "__fspath__") else v for k, v in values.items()}
-    made = {k: asdict(v) if is_dataclass(v) and not isinstance(v, type) else v for k, v in values.items()}
+    made = {k: asdict(v) if is_dataclass(v) and not isinstance(v, type) else scalar(v) for k, v in values.items()}
+    made = {k: {name: scalar(n) for name, n in v.items()} if isinstance(v, Mapping) else v for k, v in made.items()}
     # a group says nothing where all of its lines are comments
     made |= {k: {} for k, v in made.items() if v is None and k in _GROUPS}
     refuse_unknown(made)

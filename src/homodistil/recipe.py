@@ -202,7 +202,8 @@ def targets_of(given: Target | Iterable[Target]) -> list[str]:
     Raises:
         UserError: one of them is neither a text nor a number nor widths by name.
     """
-    several = list(given) if isinstance(given, Iterable) and not isinstance(given, str | Mapping) else [given]
+    given = scalar(given)
+    several = [*map(scalar, given)] if isinstance(given, Iterable) and not isinstance(given, str | Mapping) else [given]
     if strange := [target for target in several if not isinstance(target, str | Real | Mapping)]:
         raise UserError(
             f"Cannot read the target {' '.join(repr(strange[0]).split())[:200]}.",
@@ -213,11 +214,17 @@ def targets_of(given: Target | Iterable[Target]) -> list[str]:
     return [as_written(target) for target in several]
 
 
+def scalar(value: Any) -> Any:
+    """What an array or a tensor without dimensions holds, as of numpy or torch, as Python's own number."""
+    return value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
+
+
 def as_written(value: Any) -> Any:
     """A number, or a shape, as the text that a user would write; a whole one above 1 without a point.
 
     All else stays as it is.
     """
+    value = scalar(value)
     if isinstance(value, Mapping):
         return ",".join(f"{name}={width}" for name, width in value.items())
     if isinstance(value, float) and value > 1 and value.is_integer():

@@ -104,8 +104,9 @@ class RunDir:
         """
         self.refuse_taken()
         try:
-            self.checkpoints.mkdir(parents=True)
+            # first what says that the folder is a run's: a kill may come between the two
             write_text(self.recipe, recipe_yaml)
+            self.checkpoints.mkdir()
         except OSError as error:
             raise UserError(
                 f"Cannot write to {self.path}: {error.strerror}.",
@@ -155,10 +156,13 @@ def writing_folder(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file's content in one step."""
+    r"""Replace a file's content in one step.
+
+    In UTF-8, whatever the machine writes by itself; of names that are no text, what is none stands as `\udce9`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text(text)
+    temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     _sync(temporary)
     temporary.replace(path)
 

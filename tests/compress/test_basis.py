@@ -11,7 +11,7 @@ from torch import Tensor
 
 from homodistil.axes.layout import Layout
 from homodistil.compress.basis import HeadMoments, principal, turn, turnable
-from homodistil.compress.shrink import cut
+from homodistil.compress.cut import cut
 from zoo import EVERY, FAMILIES, inputs, tiny
 
 HEAD_DIM = 12

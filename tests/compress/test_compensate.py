@@ -13,7 +13,7 @@ from transformers import BertForMaskedLM, BertModel
 from conftest import make
 from homodistil.axes.layout import Layout
 from homodistil.compress.compensate import InputMoments, Inputs, compensate
-from homodistil.compress.shrink import Keep, stays
+from homodistil.compress.cut import Keep, stays
 from zoo import tiny
 
 HEAD_DIM, HIDDEN, LAYERS = 12, 48, 2

@@ -15,9 +15,10 @@ from transformers import BertModel
 from conftest import make
 from homodistil.axes.layout import Layout
 from homodistil.compress.compensate import InputMoments
+from homodistil.compress.cut import cut, select
 from homodistil.compress.depth import drop, ends, left_out, moved_up, stay, weigh
 from homodistil.compress.importance import magnitude
-from homodistil.compress.shrink import cut, select, shrink
+from homodistil.compress.shrink import shrink
 from zoo import EVERY, FAMILIES, deep, inputs, loses_layers
 
 IDS = torch.arange(4, 25).reshape(3, 7)

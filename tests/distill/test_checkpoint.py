@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import BertForMaskedLM
 
+from homodistil.compress.cut import select
 from homodistil.compress.importance import magnitude, sensitivity
-from homodistil.compress.shrink import select
 from homodistil.distill import checkpoint
 from homodistil.distill.checkpoint import State
 from homodistil.distill.collate import batches

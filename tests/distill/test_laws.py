@@ -22,8 +22,8 @@ from transformers import (
     masking_utils,
 )
 
+from homodistil.compress.cut import select
 from homodistil.compress.importance import magnitude
-from homodistil.compress.shrink import select
 from homodistil.distill import attention, losses, maps, outputs
 from homodistil.distill.attention import IMPLEMENTATION, QueriesKeys, captured
 from homodistil.distill.collate import batches, draws, heldout_draws

@@ -14,8 +14,8 @@ from transformers import BertForMaskedLM
 
 import zoo
 from homodistil.axes.layout import Layout
+from homodistil.compress.cut import select
 from homodistil.compress.importance import magnitude
-from homodistil.compress.shrink import select
 from homodistil.distill import optimizer as module
 from homodistil.distill.optimizer import BLOCK, NARROW, Muon, between_widths
 from homodistil.distill.prepare import Run, prepare

@@ -20,8 +20,8 @@ from transformers import ViTForImageClassification, ViTImageProcessorPil, ViTMod
 
 import homodistil
 from homodistil.cli import main
+from homodistil.compress.cut import select
 from homodistil.compress.importance import magnitude
-from homodistil.compress.shrink import select
 from homodistil.distill import arrival, learning, loop
 from homodistil.distill.collate import batches
 from homodistil.distill.leaving import descent

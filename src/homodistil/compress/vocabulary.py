@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from homodistil.axes.layout import Layout
-from homodistil.compress.shrink import cut
+from homodistil.compress.cut import cut
 from homodistil.compress.tokens import Spec, always, model_tokens, needed, rewritten
 from homodistil.compress.usage import usage_of
 from homodistil.errors import UserError
@@ -109,7 +109,7 @@ def with_vocabulary(tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary) 
     kept = [strings[row] for row in vocabulary.rows if row in strings]
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
-        Path(folder, "tokenizer.json").write_text(json.dumps(rewritten(spec, kept), ensure_ascii=False))
+        Path(folder, "tokenizer.json").write_text(json.dumps(rewritten(spec, kept)))
         made: PreTrainedTokenizerBase = type(tokenizer).from_pretrained(folder)
     if made.get_vocab() != {token: at for at, token in enumerate(kept)}:
         raise _misread(tokenizer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -56,20 +57,25 @@ def _named_at_start(axis: str, layers: Sequence[int]) -> str:
 
 
 def refuse_missing(run_dir: RunDir, recipe: Recipe) -> None:
-    """Refuse to go on with a finished run without all of its students: without checkpoints it would start anew.
+    """Refuse to go on without a student of a target that the run has passed: nothing would make it anew.
 
     Raises:
-        UserError: the run has reached all targets, and a student is not where it was saved.
+        UserError: a student is not where it was saved, and the run is finished or has a checkpoint of after it.
     """
-    reached = {r["target"] for r in run_dir.read_metrics() if "target" in r}
+    reached = {r["target"]: r["step"] for r in run_dir.read_metrics() if "target" in r}
+    passed = max((int(path.name.rpartition("-")[2]) for path in run_dir.checkpoints.glob("step-*")), default=-1)
     # the folder of checkpoints goes when all is done; a run that was killed before has it, if nothing in it
-    if run_dir.checkpoints.exists() or not reached.issuperset(target.strip() for target in recipe.target):
-        return
-    missing = [str(run_dir.student(t)) for t in recipe.target if not (run_dir.student(t) / "config.json").exists()]
+    if not run_dir.checkpoints.exists() and reached.keys() >= {target.strip() for target in recipe.target}:
+        passed = max(reached.values())
+    missing = [
+        str(run_dir.student(target))
+        for target in recipe.target
+        if reached.get(target.strip(), math.inf) <= passed and not (run_dir.student(target) / "config.json").exists()
+    ]
     if missing:
         raise UserError(
-            f"Cannot resume {run_dir.path}: it is finished, and there is no student in {' or '.join(missing)}.",
-            "A finished run must have the students of all of its targets; there is nothing left to make one from.",
+            f"Cannot resume {run_dir.path}: it has made a student, and there is none in {' or '.join(missing)}.",
+            "The students of all targets that a run has passed must lie where it saved them: it makes none twice.",
             "Put the folder back, or start a new run with another --out.",
         )
 

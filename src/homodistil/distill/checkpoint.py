@@ -23,9 +23,9 @@ from transformers import PreTrainedModel
 from homodistil.axes.layout import Layout
 from homodistil.axes.stack import LAYERS
 from homodistil.compress.compensate import InputMoments
+from homodistil.compress.cut import Keep, cut, narrowed, stays
 from homodistil.compress.depth import moved_up
 from homodistil.compress.importance import Importance
-from homodistil.compress.shrink import Keep, cut, narrowed, stays
 from homodistil.distill.optimizer import Muon
 from homodistil.distill.projections import Projections
 from homodistil.errors import UserError

@@ -7,6 +7,7 @@ import math
 import signal
 import threading
 from collections.abc import Iterator
+from os import PathLike
 from pathlib import Path
 from types import FrameType
 
@@ -53,11 +54,12 @@ def stop_requested(*, insisting: bool = True) -> Iterator[list[int]]:
 
 
 @contextlib.contextmanager
-def full_disk_explained(path: Path) -> Iterator[None]:
-    """Raise UserError in place of the system's error inside the block, if the disk under `path` is full."""
+def disk_explained(path: Path) -> Iterator[None]:
+    """Raise UserError in place of the system's error inside the block, of a full disk or of what is in `path`."""
     try:
         yield
     except OSError as error:
-        if error.errno in FULL:
+        names = [name for name in (error.filename, error.filename2) if isinstance(name, str | PathLike)]
+        if error.errno in FULL or any(Path(name).absolute().is_relative_to(path.absolute()) for name in names):
             raise disk_failure(path, error) from error
         raise

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from homodistil.axes.stack import LAYERS
+from homodistil.compress.cut import Keep
 from homodistil.compress.depth import stay, weigh
-from homodistil.compress.shrink import Keep
 from homodistil.distill import losses
 from homodistil.distill.descent import Descent
 from homodistil.distill.objective import Objective

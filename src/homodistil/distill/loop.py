@@ -13,13 +13,13 @@ from typing import Any
 
 from homodistil.axes.stack import LAYERS
 from homodistil.compress.compensate import FADING
-from homodistil.compress.shrink import select
+from homodistil.compress.cut import select
 from homodistil.compress.targets import CLOSE
 from homodistil.distill import checkpoint
 from homodistil.distill.arrival import Result, refuse_missing, result_of, save_target
 from homodistil.distill.collate import Draw, draws, heldout_draws
 from homodistil.distill.defaults import BATCH
-from homodistil.distill.ending import full_disk_explained, stop_requested
+from homodistil.distill.ending import disk_explained, stop_requested
 from homodistil.distill.heldout import measure
 from homodistil.distill.learning import calibrate, drawn, learn, rate, read_off, score
 from homodistil.distill.leaving import PROBES, all_but_one, descent
@@ -66,7 +66,7 @@ def distil(
             f"Use homodistil.resume({str(run_dir.path)!r}, data=...), or give --data a file or a dataset.",
         )
     display = display or Display.silent()
-    with full_disk_explained(run_dir.path):
+    with disk_explained(run_dir.path):
         run = prepare(recipe, resume=resume, texts=texts)
         alone = run.processes.count == 1
         if not run.processes.main:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from homodistil.axes.layout import Layout
 from homodistil.axes.stack import LAYERS
+from homodistil.compress.cut import Keep, cut
 from homodistil.compress.depth import ends, forget
-from homodistil.compress.shrink import Keep, cut
 
 
 class Projections(nn.Module):

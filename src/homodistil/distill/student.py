@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from homodistil.distill.sentence import folded, write_modules
 from homodistil.distill.teacher import Teacher
-from homodistil.rundir import RESUME, disk_failure, writing_folder
+from homodistil.rundir import RESUME, disk_failure, write_text, writing_folder
 
 
 def as_saved(student: PreTrainedModel, teacher: Teacher) -> PreTrainedModel:
@@ -67,6 +67,6 @@ def save_student(
                 if tail is not None and projection is not None:
                     tail = folded(tail, projection)
                 write_modules(folder, teacher.modules, student.config.hidden_size, tail)
-            (folder / "README.md").write_text(card)
+            write_text(folder / "README.md", card)
     except (OSError, SafetensorError) as error:
         raise disk_failure(path, error, then) from error
