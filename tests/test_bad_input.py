@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -353,7 +354,7 @@ def test_an_argument_of_another_kind_is_refused_in_words(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("target", ["0.5", 0.5, ["0.5"], (0.5,)])
+@pytest.mark.parametrize("target", ["0.5", 0.5, ["0.5"], (0.5,), np.array(0.5), [np.float64(0.5)], torch.tensor(0.5)])
 def test_a_recipe_takes_a_single_target_as_a_list_of_one(target: Any) -> None:
     """As `distil` and YAML do."""
     assert homodistil.Recipe(teacher="t", data="d", out="o", target=target).target == ["0.5"]

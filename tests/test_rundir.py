@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors import SafetensorError
@@ -25,6 +26,24 @@ def test_a_full_disk_is_told_from_a_place_that_cannot_be_written_to(number: int,
     assert ("written to" in said.rule, "writable" in said.remedy) == (not full, not full)
     assert "--resume" in said.remedy
     assert disk_failure(Path("x"), error, "or wait").remedy.endswith(", or wait.")
+
+
+def test_a_run_that_was_killed_while_its_folder_was_made_can_be_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is made first says that the folder is a run's."""
+    made: list[bool] = []
+    make = Path.mkdir
+
+    def seen(path: Path, *rest: Any, **options: Any) -> None:
+        if path.name == "checkpoints":
+            made.append(run.recipe.exists())
+        make(path, *rest, **options)
+
+    run = RunDir(tmp_path / "deep" / "run")
+    monkeypatch.setattr(Path, "mkdir", seen)
+    run.create("teacher: x")
+    assert made == [True]
 
 
 def test_a_run_does_not_lie_in_the_folder_that_it_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

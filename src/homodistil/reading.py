@@ -50,24 +50,23 @@ def preset(name: str) -> dict[str, Any]:
 def over(values: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """Values of a recipe with options over them; of a group only those that are named, as on the command line.
 
-    A dataclass names what differs from its defaults.
+    Raises:
+        UserError: a group is a dataclass, which does not tell what was named, and there are other values of it.
     """
-    options = {name: _named(option) if name in _GROUPS else option for name, option in options.items()}
     made = {**values, **options}
     if "tokens" in options and "steps" not in options:
         # steps win over tokens, and an option over both
         made.pop("steps", None)
     for group in _GROUPS & values.keys() & options.keys():
+        if is_dataclass(options[group]):
+            raise UserError(
+                f"Cannot lay a {type(options[group]).__name__} over the preset, which has values of {group} as well.",
+                "Of a group that a preset has, options must be named one by one, so that the others stay the preset's.",
+                f"Give them as a mapping, for example {group}={{{next(iter(values[group]), 'name')!r}: ...}}.",
+            )
         if isinstance(values[group], Mapping) and isinstance(options[group], Mapping):
             made[group] = {**values[group], **options[group]}
     return made
-
-
-def _named(group: Any) -> Any:
-    if not is_dataclass(group) or isinstance(group, type):
-        return group
-    usual = asdict(type(group)())
-    return {name: value for name, value in asdict(group).items() if value != usual[name]}
 
 
 def parser(**options: Any) -> ArgumentParser:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
@@ -292,11 +293,64 @@ def test_a_finished_run_without_one_of_its_students_is_refused(masked_lm: Path, 
     result = homodistil.distil(masked_lm, corpus, ["0.75", "0.5"], tmp_path / "run", **QUICK)
     result.students["0.75"].rename(tmp_path / "away")
     before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
-    with pytest.raises(UserError, match=r"it is finished(?s:.*)students/0\.75\.(?s:.*)Put the folder back"):
+    with pytest.raises(UserError, match=r"has made a student(?s:.*)students/0\.75\.(?s:.*)Put the folder back"):
         homodistil.resume(tmp_path / "run")
     assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
     (tmp_path / "away").rename(result.students["0.75"])
     assert homodistil.resume(tmp_path / "run") == result
+
+
+def test_a_run_that_has_passed_a_target_needs_its_student_to_go_on(
+    masked_lm: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would not be made again; of a target that is still ahead nothing is asked."""
+    options = QUICK | {"checkpoint_minutes": 0}
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "save_target", _pulled_at("0.5", arrival.save_target))
+        with pytest.raises(RuntimeError, match="pulled"):
+            homodistil.distil(masked_lm, corpus, ["0.75", "0.5"], tmp_path / "run", **options)
+    made = tmp_path / "run" / "students" / "0.75"
+    made.rename(tmp_path / "away")
+    with pytest.raises(UserError, match=r"has made a student, and there is none in \S+/students/0\.75\."):
+        homodistil.resume(tmp_path / "run")
+    (tmp_path / "away").rename(made)
+    assert all((folder / "config.json").exists() for folder in homodistil.resume(tmp_path / "run").students.values())
+
+
+def _pulled_at(target: str, save: Callable[..., None]) -> Callable[..., None]:
+    def saving(run: Any, reached: str) -> None:
+        if reached == target:
+            raise RuntimeError("pulled")
+        save(run, reached)
+
+    return saving
+
+
+@pytest.mark.parametrize("what", ["metrics.jsonl", "units"])
+def test_a_place_in_the_folder_that_cannot_be_written_to_is_named(
+    what: str, masked_lm: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In our words, and the run goes on from there when it can be."""
+    opened, out = Path.open, tmp_path / "run"
+
+    def refused(path: Path, mode: str = "r", *rest: Any, **options: Any) -> Any:
+        if what in path.parts and set(mode) & {"w", "a"}:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return opened(path, mode, *rest, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", refused)
+        with pytest.raises(UserError, match=f"{what}(?s:.*)Make it writable"):
+            homodistil.distil(masked_lm, corpus, "0.5", out, **QUICK)
+    assert (homodistil.resume(out).students["0.5"] / "config.json").exists()
+
+
+def test_a_name_that_is_no_text_costs_no_run(masked_lm: Path, corpus: Path, tmp_path: Path) -> None:
+    """Of a file of another time or system, in the recipe and on the student's card."""
+    data = shutil.copy(corpus, tmp_path / os.fsdecode(b"caf\xe9.txt"))
+    result = homodistil.distil(masked_lm, data, "0.5", tmp_path / "run", **QUICK)
+    assert "\\udce9" in (result.students["0.5"] / "README.md").read_text(encoding="utf-8")
+    assert load(tmp_path / "run" / "recipe.yaml").data == str(data)
 
 
 def test_accumulated_batches_make_the_step_of_one_large_batch(encoder: Path, corpus: Path, tmp_path: Path) -> None:
@@ -623,6 +677,8 @@ def test_options_win_over_a_preset_one_by_one(masked_lm: Path, corpus: Path, tmp
     written = load(tmp_path / "run" / "recipe.yaml")
     assert (written.losses.attention, written.losses.masked) == (0, 0.15)
     assert (written.cutting.grain, written.cutting.importance) == (8, "sensitivity")
+    with pytest.raises(UserError, match="Cannot lay a Cutting over the preset"):
+        homodistil.distil(masked_lm, corpus, "0.5", tmp_path / "other", preset="paper", cutting=Cutting(), **QUICK)
 
 
 def test_the_preset_of_the_paper_runs_and_is_written_down(masked_lm: Path, corpus: Path, tmp_path: Path) -> None:
