@@ -41,6 +41,19 @@ def _equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_run_in_bf16_learns_within_autocast_as_without(
+    enabled: bool, masked_lm: Path, corpus: Path, tmp_path: Path
+) -> None:
+    """No step computes with the weights of the step before it."""
+    options = OPTIONS | {"precision": "bf16"}
+    plain = homodistil.distil(masked_lm, corpus, "0.5", tmp_path / "plain", **options)
+    with torch.autocast("cpu", dtype=torch.float16, enabled=enabled):
+        within = homodistil.distil(masked_lm, corpus, "0.5", tmp_path / "within", **options)
+    ours, theirs = (load_file(r.students["0.5"] / "model.safetensors") for r in (within, plain))
+    assert _equal(ours, theirs)
+
+
 @pytest.mark.parametrize("name", SURROUNDINGS)
 def test_a_run_is_the_same_within_any_block_of_torchs(
     name: str, expected: dict[str, torch.Tensor], masked_lm: Path, corpus: Path, tmp_path: Path

@@ -1,7 +1,8 @@
 """How much each unit matters: one vector an axis, folded from the weights and smoothed over steps.
 
 The importance of a unit is the sum of |θ · g| over all weights that have it in one of their dimensions, tied
-weights once (HomoDistil, section 3: the column L1 norm of the sensitivity). What g is depends on the method:
+weights once, and those that have it in both of their dimensions twice (HomoDistil, section 3: the column L1 norm of the
+sensitivity). What g is depends on the method:
 
     sensitivity   the gradient of the training loss
     platon        the same, times how much it varies (after PLATON, Zhang et al. 2022, on folded scores)

@@ -12,10 +12,16 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from homodistil.distill import losses
+from homodistil.distill.collate import heldout_draws
+from homodistil.distill.defaults import BATCH
 from homodistil.distill.descent import Descent
 from homodistil.distill.objective import Objective
 from homodistil.distill.outputs import Batch, Runner, TokenPredictions
 from homodistil.distill.teacher import LANGUAGE_MODELS, Kind
+
+GROUP = BATCH
+"""Texts whose similarities are compared with each other, in a run's own batches or not."""
 
 
 @torch.no_grad()
@@ -28,11 +34,15 @@ def measure(
     descent: Descent,
     precision: AbstractContextManager[Any],
 ) -> dict[str, float]:
-    """Loss terms, mean over batches, and `agreement` with the teacher (see `agreement`); of language models accuracies.
+    """Loss terms, and `agreement` with the teacher (see `agreement`); of language models accuracies.
 
+    Each term is the mean over what it is a mean of in a batch: what is predicted, texts, tokens, or pairs of them.
+    Similarities are those within `GROUP` texts. So they say the same in batches of any size, but for which tokens are
+    masked, and for the share that a pooler's states have in L_hid.
     `agreement` and the accuracies are left out where no prediction is made.
     """
     sums: dict[str, float] = defaultdict(float)
+    weights: dict[str, float] = defaultdict(float)
     said: list[tuple[Tensor, Tensor]] = []
     labels: list[Tensor] = []
     for batch in batches:
@@ -43,21 +53,39 @@ def measure(
                 said.append((_said(mine.tokens), _said(theirs.tokens)))
                 labels.append(batch["labels"].cpu())
         for name, term in terms.items():
-            sums[name] += term.item()
-        sums["batches"] += 1
+            weight = _weight(name, batch)
+            sums[name] += weight * term.item()
+            weights[name] += weight
         if answers := objective.answers(mine, theirs):
             said.append((_answer(run.kind, answers[0]), _answer(run.kind, answers[1])))
             labels.append(batch["labels"].cpu() if "labels" in batch else torch.empty(0))
-    count = sums.pop("batches")
-    result = {name: total / count for name, total in sums.items()}
+    result = {name: total / weights[name] for name, total in sums.items()}
     if said:
         ours, others = (torch.cat(side) for side in zip(*said, strict=True))
+        if run.kind == "similarity" and "prediction" in result:
+            result["prediction"] = _similarity(ours, others, objective.weights.similarity_temperature)
         result["agreement"] = agreement(run.kind, ours, others)
         if run.kind in LANGUAGE_MODELS:
             right = torch.cat(labels)
             result["accuracy"] = (ours == right).float().mean().item()
             result["teacher_accuracy"] = (others == right).float().mean().item()
     return result
+
+
+def _weight(name: str, batch: Batch) -> int:
+    """How many things a term of a batch is the mean of."""
+    if name == "attention":
+        return int(batch["attention_mask"].sum(-1).square().sum())
+    if name in ("hidden", "embedding"):
+        return int(batch["tokens"])
+    return len(batch["labels"] if "labels" in batch else next(iter(batch.values())))
+
+
+def _similarity(ours: Tensor, others: Tensor, temperature: float) -> float:
+    """L_pred of embeddings, (texts, narrow) and (texts, wide), within groups of texts: mean over texts."""
+    groups = [draw.sequences for draw in heldout_draws(range(len(ours)), GROUP)]
+    terms = (len(g) * losses.similarity(ours[g], others[g], temperature).item() for g in groups)
+    return sum(terms) / len(ours)
 
 
 def agreement(kind: Kind, ours: Tensor, others: Tensor) -> float:

@@ -21,13 +21,20 @@ def undisturbed() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        for device in ("cpu", "cuda"):
-            stack.enter_context(torch.autocast(device, enabled=False))
+        # autocast forgets its copies of weights when its outermost block ends: within another, no step may keep any
+        for device in ("cpu", "cuda") if _within_autocast() else ():
+            stack.enter_context(torch.autocast(device, enabled=False, cache_enabled=False))
         if elsewhere:
             stack.enter_context(torch.device("cpu"))
         stack.callback(torch.set_default_dtype, dtype)
         torch.set_default_dtype(torch.float32)
         yield
+
+
+def _within_autocast() -> bool:
+    depth: int = torch.autocast_increment_nesting()
+    torch.autocast_decrement_nesting()
+    return depth > 1
 
 
 def keep_freed_memory() -> None:

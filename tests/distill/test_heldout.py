@@ -1,0 +1,85 @@
+"""What held-out text says of a student is the same in batches of any size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import BertForMaskedLM, BertForSequenceClassification, BertModel, PreTrainedModel
+
+from homodistil.compress.cut import select
+from homodistil.compress.importance import magnitude
+from homodistil.distill.collate import heldout_draws
+from homodistil.distill.heldout import measure
+from homodistil.distill.leaving import descent
+from homodistil.distill.prepare import Run, prepare
+from homodistil.recipe import Recipe
+from homodistil.settings import Losses, Text
+
+NARROW = {"hidden": 24, "heads": 4, "head_dim": 6, "ffn": 48}
+
+
+@pytest.fixture
+def cut_run(save_teacher: Callable[..., Path], corpus: Path, tmp_path: Path) -> Callable[..., Run]:
+    """A run whose student has lost half of its units, of texts that are not packed."""
+
+    def made(model_class: type[PreTrainedModel], **weights: Any) -> Run:
+        recipe = Recipe(
+            teacher=str(save_teacher(model_class)), data=str(corpus), target=["0.5"], out=str(tmp_path / "run"),
+            steps=4, batch=8, precision="fp32", losses=Losses(**weights), text=Text(length=32, packing="texts"),
+        )  # fmt: skip
+        run = prepare(recipe.resolved(), resume=False, texts=None)
+        layout, student = run.state.layout, run.state.student
+        run.state.shrink(select(layout, layout.sizes(student), magnitude(layout, student), NARROW), compensate=False)
+        return run
+
+    return made
+
+
+def _held(run: Run, batches: Sequence[dict[str, Tensor]]) -> dict[str, float]:
+    return measure(
+        run.runner, run.state.student, run.teacher.model, run.objective, batches, descent(run), run.precision
+    )
+
+
+def _texts(run: Run) -> list[Any]:
+    return [sequence for _, sequence in zip(range(37), run.corpus.train.sequences(0), strict=False)]
+
+
+@pytest.mark.parametrize(
+    ("model_class", "weights"),
+    [(BertForSequenceClassification, {}), (BertModel, {"cosine": 1.0})],
+    ids=["classes", "similarities"],
+)
+def test_each_figure_is_the_same_in_batches_of_any_size(
+    model_class: type[PreTrainedModel], weights: dict[str, float], cut_run: Callable[..., Run]
+) -> None:
+    """Of texts of other lengths, and where the last batches are smaller; similarities are those in groups of texts."""
+    run = cut_run(model_class, **weights)
+    whole, *others = (
+        _held(run, [run.batch(draw) for draw in heldout_draws(_texts(run), size)]) for size in (37, 1, 5, 16)
+    )
+    assert {"prediction", "hidden", "attention", "embedding", "agreement"} | weights.keys() == whole.keys()
+    assert all(value > 0 for value in whole.values())
+    for other in others:
+        # its pooler is once a text in the mean over tokens
+        assert other.pop("hidden") == pytest.approx(whole["hidden"], rel=5e-3)
+        assert other == pytest.approx({name: value for name, value in whole.items() if name != "hidden"}, rel=1e-4)
+
+
+def test_what_is_predicted_counts_alike_wherever_it_stands(cut_run: Callable[..., Run]) -> None:
+    """A batch of few masked tokens weighs as many as it has."""
+    run = cut_run(BertForMaskedLM)
+    few, many = run.collate(_texts(run)[:2], -1), run.collate(_texts(run)[2:32], -2)
+    both = [batch | {"tokens": batch["attention_mask"].sum()} for batch in (few, many)]
+    parts = [_held(run, [batch]) for batch in both]
+    made = _held(run, both)
+    shares = torch.tensor([float(len(batch["labels"])) for batch in both])
+    for name in ("lm", "prediction", "accuracy", "teacher_accuracy", "agreement"):
+        expected = (shares * torch.tensor([part[name] for part in parts])).sum() / shares.sum()
+        assert made[name] == pytest.approx(float(expected), rel=1e-5), name
+    assert made["lm"] != pytest.approx(sum(part["lm"] for part in parts) / 2, rel=1e-3)
