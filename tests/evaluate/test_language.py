@@ -23,7 +23,7 @@ from homodistil.evaluate import agreement as agreement_of
 from homodistil.evaluate import language as language_of
 from homodistil.evaluate.agreement import agreement, linear_cka, pairs_correlation
 from homodistil.evaluate.evaluation import evaluate
-from homodistil.evaluate.language import LOGITS, blocks, language, masked_predictions
+from homodistil.evaluate.language import LOGITS, blocks, language, masked_positions, masked_predictions
 from homodistil.evaluate.models import Opened, open_model
 from zoo import tiny
 
@@ -219,6 +219,20 @@ def test_a_large_vocabulary_changes_how_much_is_predicted_at_once_and_no_number(
     assert most[0] >= 7 > most[1] > most[2] == 1
     assert made == [pytest.approx(made[0], rel=1e-4)] * 3
     assert 0 < made[0]["top1"] < 1
+
+
+def test_both_models_are_asked_for_tokens_that_are_special_to_neither(masked_lm: Path) -> None:
+    """Where their tokenizers do not call the same tokens special, a copy agrees wholly, in either order."""
+    teacher = open_model(str(masked_lm))
+    other = copy.deepcopy(teacher.tokenizer)
+    other.add_special_tokens({"additional_special_tokens": ["cat", "two"]})
+    student = replace(teacher, processor=other)
+    ids = blocks(teacher, TEXTS, 16, 4)
+    for one, two in ((student, teacher), (teacher, student)):
+        assert agreement(one, two, ids, TEXTS[:9])["kl"] == pytest.approx(0, abs=1e-6)
+    both = masked_positions((student, ids), (teacher, ids))
+    assert not set(ids[both].tolist()) & set(other.all_special_ids)
+    assert not torch.equal(both, masked_positions((teacher, ids)))
 
 
 def test_divergence_is_zero_only_for_the_teacher(masked_lm: Path) -> None:

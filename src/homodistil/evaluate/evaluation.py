@@ -20,7 +20,7 @@ from homodistil.evaluate.inputs import (
     refuse_too_long,
     refuse_unpaired,
 )
-from homodistil.evaluate.language import blocks, language, refuse_unknown
+from homodistil.evaluate.language import blocks, language, predicted, refuse_unknown
 from homodistil.evaluate.models import Opened, local, open_model
 from homodistil.evaluate.probe import probe, refuse_spans
 from homodistil.evaluate.records import Record, Records, digest, identity, machine
@@ -203,7 +203,7 @@ def _measure_text(records: Records, opened: Sequence[Opened], texts: list[str]) 
     for one, tokens in zip(opened, ids, strict=True):
         if one.head in ("masked", "causal"):
             # figures of a token say nothing beside those of other tokens, as of a trimmed vocabulary
-            read = {**settings, "tokens": digest(tokens.tolist())}
+            read = {**settings, "tokens": digest(predicted(one, tokens).tolist())}
             records.measure(one.source, "language", read, lambda one=one, t=tokens: language(one, t))  # type: ignore[misc]
     if len(opened) == 2:
         student, teacher = opened
