@@ -8,13 +8,22 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import (
+    AutoTokenizer,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    GPT2LMHeadModel,
+    GPT2Model,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from conftest import WORDS
 from homodistil.distill.cutter import Cutter
@@ -191,6 +200,26 @@ def test_classes_are_compared_by_their_names(
     elif compared is not None:
         assert found["top1"] < 1
         assert found["kl"] > 0.01
+
+
+@pytest.mark.parametrize("model_class", [GPT2ForSequenceClassification, GPT2Model])
+def test_the_side_on_which_a_tokenizer_pads_changes_no_number(
+    model_class: Any, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """A copy of a decoder whose tokenizer pads on the left says of each text of a batch what the original says."""
+    torch.manual_seed(0)
+    model = model_class(GPT2Config(vocab_size=VOCABULARY, n_embd=16, n_layer=1, n_head=2, initializer_range=0.5))
+    opened = []
+    for side in ("left", "right"):
+        model.save_pretrained(tmp_path / side)
+        tokenizer.save_pretrained(tmp_path / side)
+        AutoTokenizer.from_pretrained(tmp_path / side, padding_side=side).save_pretrained(tmp_path / side)
+        opened.append(open_model(str(tmp_path / side)))
+    texts = [" ".join(WORDS[: 3 + 5 * k % 17]) for k in range(12)]
+    copied, original = opened
+    found = agreement(copied, original, blocks(original, TEXTS, 16, 2), texts)
+    assert found["similarity"] == pytest.approx(1)
+    assert found.get("kl", 0) == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["masked_lm", "causal"])

@@ -143,7 +143,7 @@ def _processor_of(
     try:
         if model.main_input_name == "pixel_values":
             return AutoImageProcessor.from_pretrained(path, backend="pil", trust_remote_code=trust)
-        tokenizer = tokenizer_of(path, trust)
+        tokenizer = right_padding_tokenizer(path, trust)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise _unopened(source, error) from error
     check_vocabulary(source, tokenizer, model.get_input_embeddings().weight.shape[0])
@@ -156,6 +156,17 @@ def _processor_of(
     if model.config.pad_token_id is None:
         # decoders with a classifier look for the last token that is no padding
         model.config.pad_token_id = tokenizer.pad_token_id
+    return tokenizer
+
+
+def right_padding_tokenizer(folder: Path | str, trust: bool) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, as `tokenizer_of` makes it, with padding on the right, whatever its own side is.
+
+    Positions are counted from the left, so that what a model says of a text that is padded there hangs on the longest
+    one of its batch; and so are an answer's tokens.
+    """
+    tokenizer = tokenizer_of(folder, trust)
+    tokenizer.padding_side = "right"
     return tokenizer
 
 
