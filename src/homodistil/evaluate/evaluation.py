@@ -221,13 +221,15 @@ def _measure_speed(records: Records, opened: Sequence[Opened], lengths: Sequence
     for length in (0,) if images else lengths:
         beside = [identity(one.source) for one in opened]
         settings = {"length": length, "threads": threads, "beside": beside, "machine": machine()}
+        if (rows := speed.at_once(opened, speed.BATCH, length)) < speed.BATCH:
+            settings["batch"] = rows
 
         @functools.cache
         def timed(length: int) -> dict[str, dict[str, float]]:
             one = speed.forward_seconds(opened, batch=1, length=length, threads=threads)
-            many = speed.forward_seconds(opened, batch=32, length=length, threads=threads)
+            many = speed.forward_seconds(opened, batch=speed.BATCH, length=length, threads=threads)
             return {
-                model.source: {"latency_ms": 1e3 * latency, "sequences_per_second": 32 / batch}
+                model.source: {"latency_ms": 1e3 * latency, "sequences_per_second": speed.BATCH / batch}
                 for model, latency, batch in zip(opened, one, many, strict=True)
             }
 

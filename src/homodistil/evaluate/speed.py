@@ -16,11 +16,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from homodistil.evaluate.models import Opened, module_folders, weight_files
 from homodistil.evaluate.similarity import has_towers, open_encoder
 
+BATCH = 32
+"""Sequences that throughput is measured with."""
 SECONDS = 0.2
 """A measurement repeats a forward pass for about so long, because one alone is too short for the clock's noise."""
 LOGITS = 1 << 29
 """Numbers that a language model says at once while it is timed, 2 GiB: 32 sequences of 128 tokens have as many in a
-vocabulary of 130,000. Of a larger one they are read in several passes, one after the other."""
+vocabulary of 130,000. Of a larger one they are read in several passes, one after the other (see `at_once`)."""
 
 
 def size(opened: Opened, *, length: int = 128) -> dict[str, float]:
@@ -48,6 +50,12 @@ def size(opened: Opened, *, length: int = 128) -> dict[str, float]:
     }
 
 
+def at_once(models: Sequence[Opened], batch: int, length: int) -> int:
+    """Sequences in each pass over a batch: as many as all models can say at once, in equal parts of the batch."""
+    most = min(opened.rows_at_once(LOGITS, length, batch) for opened in models)
+    return next(rows for rows in range(most, 0, -1) if batch % rows == 0)
+
+
 def forward_seconds(
     models: Sequence[Opened], *, batch: int, length: int, rounds: int = 7, threads: int | None = None
 ) -> list[float]:
@@ -55,14 +63,14 @@ def forward_seconds(
 
     Args:
         models: all on one device.
-        batch: sequences.
+        batch: sequences, of which all models read `at_once` in a pass.
         length: tokens in each; images have as many as they have.
         rounds: how often each model is measured; one more comes first and is not counted.
         threads: of torch; as it is by default.
     """
+    rows = at_once(models, batch, length)
 
     def action(opened: Opened) -> Callable[[], None]:
-        rows = opened.rows_at_once(LOGITS, length, batch)
         inputs = {name: torch.split(given, rows) for name, given in opened.random_inputs(batch, length).items()}
         passes = [dict(zip(inputs, parts, strict=True)) for parts in zip(*inputs.values(), strict=True)]
 
