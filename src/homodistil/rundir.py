@@ -30,7 +30,8 @@ class RunDir:
     metrics.jsonl        one record a line, in the order of steps
     checkpoints/         the last two states, to resume from; gone when the run is finished
     students/<target>/   each a plain model folder
-    units/<target>.json  the widths at the start, the teacher's units on each axis, and which of them are left
+    units/<target>.json  the widths at the start, the teacher's units on each axis, which of them are left, and which
+                         axes are nested in others
     vocabulary.json      where the vocabulary is trimmed: how many tokens the teacher has, and which of them are left
     """
 

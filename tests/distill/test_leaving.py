@@ -134,7 +134,8 @@ def test_a_run_reaches_its_depth_and_says_which_layers_stayed(
         assert {int(a.partition(".")[2]) for a in said["kept"] if "." in a} == set(layers)
         assert all(len(said["kept"][f"ffn.{k}"]) == planned[target].shape["ffn"] for k in layers)
     assert _records(tmp_path / "run")[-1]["layers"] == layers
-    drawn = {a.get_title(loc="left").partition(":")[0]: a for a in units(said["kept"], said["teacher"]).axes}
+    figure = units(said["kept"], said["teacher"], said["parent"])
+    drawn = {a.get_title(loc="left").partition(":")[0]: a for a in figure.axes}
     for kind, across in (("layers", 0), ("ffn", 1)):
         picture = drawn[kind].images[0].get_array()
         assert picture is not None

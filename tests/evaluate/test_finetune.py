@@ -97,6 +97,18 @@ def test_questions_are_learnt(side: str, learner: Path, tmp_path: Path) -> None:
     assert made["span_f1"] >= made["exact"]
 
 
+def test_the_side_on_which_a_tokenizer_pads_changes_no_score(learner: Path, tmp_path: Path) -> None:
+    """Of texts of many lengths, numbers are learnt from the same positions."""
+    model = Path(shutil.copytree(learner, tmp_path / "model"))
+    AutoTokenizer.from_pretrained(model, padding_side="left").save_pretrained(model)
+    options: dict[str, Any] = {"labels": "number", "metrics": ("mae",)}
+    splits = _splits(lambda text: float(len(text)), **options)
+    longer = splits.train.map(lambda row, k: {"text": row["text"] + " cat" * (k % 20)}, with_indices=True)
+    splits = Splits(splits.task, longer, {"validation": longer.select(range(64))})
+    made = [finetune(folder, splits, replace(EASY, epochs=1), seed=0) for folder in (learner, model)]
+    assert made[0] == made[1]
+
+
 def test_the_grid_chooses_on_training_rows_alone(encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The best learning rate is found without a look at the rows that are scored."""
     splits = _splits(lambda text: "cat" in text)

@@ -8,13 +8,22 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import (
+    AutoTokenizer,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    GPT2LMHeadModel,
+    GPT2Model,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from conftest import WORDS
 from homodistil.distill.cutter import Cutter
@@ -23,7 +32,7 @@ from homodistil.evaluate import agreement as agreement_of
 from homodistil.evaluate import language as language_of
 from homodistil.evaluate.agreement import agreement, linear_cka, pairs_correlation
 from homodistil.evaluate.evaluation import evaluate
-from homodistil.evaluate.language import LOGITS, blocks, language, masked_predictions
+from homodistil.evaluate.language import LOGITS, blocks, language, masked_positions, masked_predictions
 from homodistil.evaluate.models import Opened, open_model
 from zoo import tiny
 
@@ -193,6 +202,26 @@ def test_classes_are_compared_by_their_names(
         assert found["kl"] > 0.01
 
 
+@pytest.mark.parametrize("model_class", [GPT2ForSequenceClassification, GPT2Model])
+def test_the_side_on_which_a_tokenizer_pads_changes_no_number(
+    model_class: Any, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """A copy of a decoder whose tokenizer pads on the left says of each text of a batch what the original says."""
+    torch.manual_seed(0)
+    model = model_class(GPT2Config(vocab_size=VOCABULARY, n_embd=16, n_layer=1, n_head=2, initializer_range=0.5))
+    opened = []
+    for side in ("left", "right"):
+        model.save_pretrained(tmp_path / side)
+        tokenizer.save_pretrained(tmp_path / side)
+        AutoTokenizer.from_pretrained(tmp_path / side, padding_side=side).save_pretrained(tmp_path / side)
+        opened.append(open_model(str(tmp_path / side)))
+    texts = [" ".join(WORDS[: 3 + 5 * k % 17]) for k in range(12)]
+    copied, original = opened
+    found = agreement(copied, original, blocks(original, TEXTS, 16, 2), texts)
+    assert found["similarity"] == pytest.approx(1)
+    assert found.get("kl", 0) == pytest.approx(0, abs=1e-6)
+
+
 @pytest.mark.parametrize("kind", ["masked_lm", "causal"])
 def test_a_large_vocabulary_changes_how_much_is_predicted_at_once_and_no_number(
     kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
@@ -219,6 +248,20 @@ def test_a_large_vocabulary_changes_how_much_is_predicted_at_once_and_no_number(
     assert most[0] >= 7 > most[1] > most[2] == 1
     assert made == [pytest.approx(made[0], rel=1e-4)] * 3
     assert 0 < made[0]["top1"] < 1
+
+
+def test_both_models_are_asked_for_tokens_that_are_special_to_neither(masked_lm: Path) -> None:
+    """Where their tokenizers do not call the same tokens special, a copy agrees wholly, in either order."""
+    teacher = open_model(str(masked_lm))
+    other = copy.deepcopy(teacher.tokenizer)
+    other.add_special_tokens({"additional_special_tokens": ["cat", "two"]})
+    student = replace(teacher, processor=other)
+    ids = blocks(teacher, TEXTS, 16, 4)
+    for one, two in ((student, teacher), (teacher, student)):
+        assert agreement(one, two, ids, TEXTS[:9])["kl"] == pytest.approx(0, abs=1e-6)
+    both = masked_positions((student, ids), (teacher, ids))
+    assert not set(ids[both].tolist()) & set(other.all_special_ids)
+    assert not torch.equal(both, masked_positions((teacher, ids)))
 
 
 def test_divergence_is_zero_only_for_the_teacher(masked_lm: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 from transformers import (
     AutoTokenizer,
     BertForMaskedLM,
@@ -26,6 +27,7 @@ from conftest import WORDS
 from homodistil.errors import UserError
 from homodistil.evaluate.evaluation import evaluate
 from homodistil.evaluate.models import open_model
+from homodistil.evaluate.records import identity
 from homodistil.evaluate.speed import size
 from zoo import tiny
 
@@ -106,12 +108,43 @@ def test_a_models_parameters_are_those_of_its_file(model_class: Any, save_teache
     assert size(open_model(str(folder)))["parameters"] == model_class.from_pretrained(folder).num_parameters()
 
 
-def test_weights_that_are_not_read_are_not_counted(save_teacher: Callable[..., Path]) -> None:
-    """Pickles beside safetensors, of the model or of anything else, are no part of its size."""
+def test_a_sentence_encoder_is_as_large_as_all_of_its_modules(encoder: Path, tmp_path: Path) -> None:
+    """What stands behind its pooling lies in files, has parameters, and is computed with once a sequence."""
+    layers = (Dense(48, 64), Dense(64, 20, bias=False))
+    modules = [Transformer(str(encoder)), Pooling(48, "mean"), *layers, Normalize()]
+    SentenceTransformer(modules=modules).save(str(tmp_path))
+    made, plain = (size(open_model(str(folder)), length=16) for folder in (tmp_path, encoder))
+    assert made["parameters"] - plain["parameters"] == 48 * 64 + 64 + 64 * 20
+    assert made["file_bytes"] == sum(file.stat().st_size for file in tmp_path.rglob("*.safetensors"))
+    assert made["flops_per_token"] - plain["flops_per_token"] == 2 * (48 * 64 + 64 * 20) / 16
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_weights_that_are_not_read_are_not_counted(parts: int, save_teacher: Callable[..., Path]) -> None:
+    """Pickles beside safetensors, another precision, or parts of another save are no part of what a model is."""
     folder = save_teacher(BertModel)
-    for name in ("pytorch_model.bin", "training_args.bin"):
+    if parts > 1:
+        (folder / "model.safetensors").unlink()
+        BertModel.from_pretrained(save_teacher(BertModel)).save_pretrained(folder, max_shard_size="60KB")
+    read = list(folder.glob("model*.safetensors"))
+    assert len(read) >= parts
+    known = identity(str(folder))
+    for name in (
+        "pytorch_model.bin",
+        "training_args.bin",
+        "model.fp16.safetensors",
+        "model-00001-of-00099.safetensors",
+    ):
         (folder / name).write_bytes(bytes(1000))
-    assert size(open_model(str(folder)))["file_bytes"] == (folder / "model.safetensors").stat().st_size
+    assert size(open_model(str(folder)))["file_bytes"] == sum(file.stat().st_size for file in read)
+    assert identity(str(folder)) == known
+
+
+def test_a_torn_index_of_weights_is_refused(tmp_path: Path) -> None:
+    """A model whose files nobody knows has no identity."""
+    (tmp_path / "model.safetensors.index.json").write_text("[]")
+    with pytest.raises(UserError, match=r"model\.safetensors\.index\.json cannot be read"):
+        identity(str(tmp_path))
 
 
 def test_positions_that_padding_takes_are_not_read(saved: Callable[..., Path]) -> None:

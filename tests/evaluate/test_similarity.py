@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from homodistil.evaluate.similarity import embed, follows
+from zoo import tiny
 
 
 def _embeddings(seed: int, width: int) -> np.ndarray:
@@ -35,3 +37,14 @@ def test_embeddings_are_normalised_and_in_order(encoder: Path) -> None:
     made = embed(encoder, texts)
     np.testing.assert_allclose(np.linalg.norm(made, axis=1), 1, rtol=1e-5)
     np.testing.assert_allclose(embed(encoder, texts[1:2])[0], made[1], atol=1e-5)
+
+
+def test_a_decoder_that_pads_on_the_left_embeds_a_text_as_if_alone(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """It counts positions from the left, which padding there would move."""
+    tiny("GPT-2 encoder").save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(tmp_path, padding_side="left").save_pretrained(tmp_path)
+    texts = ["one dog", "the big red house near the tree"]
+    np.testing.assert_allclose(embed(tmp_path, texts)[0], embed(tmp_path, texts[:1])[0], atol=1e-5)

@@ -8,8 +8,10 @@ import pytest
 
 from conftest import WORDS
 from homodistil.evaluate import speed
+from homodistil.evaluate.evaluation import evaluate
 from homodistil.evaluate.models import open_model
 from homodistil.evaluate.speed import forward_seconds, sentences_per_second
+from homodistil.report.tables import written
 
 
 def test_every_model_gets_a_positive_speed(encoder: Path, masked_lm: Path) -> None:
@@ -19,15 +21,26 @@ def test_every_model_gets_a_positive_speed(encoder: Path, masked_lm: Path) -> No
     assert all(speed > 0 for speed in speeds)
 
 
-def test_a_large_vocabulary_is_timed_in_several_passes_of_the_same_sequences(
+def test_a_large_vocabulary_is_timed_in_equal_passes_of_the_same_sequences(
     masked_lm: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No more predictions stand in memory than are allowed; an encoder has none."""
+    """No more predictions stand in memory than are allowed; an encoder has none, and reads as its partner does."""
     monkeypatch.setattr(speed, "LOGITS", 3 * 8 * (5 + len(WORDS)))
-    for folder, passes in ((masked_lm, [3, 3, 2]), (encoder, [8])):
-        opened, read = open_model(str(folder)), list[int]()
-        opened.model.register_forward_pre_hook(
-            lambda _, args, given, read=read: read.append(len(given["input_ids"])), with_kwargs=True
-        )
-        forward_seconds([opened], batch=8, length=8, rounds=1)
-        assert read == passes * (len(read) // len(passes))
+    for folders, rows in (([masked_lm], 2), ([encoder], 8), ([encoder, masked_lm], 2)):
+        opened, read = [open_model(str(folder)) for folder in folders], list[int]()
+        for one in opened:
+            one.model.register_forward_pre_hook(
+                lambda _, args, given, read=read: read.append(len(given["input_ids"])), with_kwargs=True
+            )
+        forward_seconds(opened, batch=8, length=8, rounds=1)
+        assert set(read) == {rows}
+        assert sum(read) % 8 == 0
+
+
+def test_a_smaller_batch_is_said(masked_lm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the record and in the table, where a vocabulary lets no whole batch be said at once."""
+    for limit, batch in ((speed.LOGITS, 32), (12 * 8 * (5 + len(WORDS)), 8)):
+        monkeypatch.setattr(speed, "LOGITS", limit)
+        record = evaluate(str(masked_lm), lengths=(8,))[-1]
+        assert record["settings"].get("batch", 32) == batch
+        assert f"sequences/s, batch {batch}" in [line[1] for line in written([record])[1]]

@@ -82,10 +82,29 @@ def test_spans_never_end_before_they_start_nor_leave_the_context() -> None:
 def test_answers_are_compared_as_the_official_scripts_do() -> None:
     """Case, punctuation and articles do not count; the nearest right answer does; F1 is over words."""
     assert squad.normalised("The  Old, man!") == "old man"
-    assert squad.scores(["the Cat."], [["a cat", "dog"]]) == {"exact": 1.0, "span_f1": 1.0}
-    assert squad.token_f1("old red cat", "red cat") == pytest.approx(2 * (2 / 3) * 1 / (2 / 3 + 1))
-    assert squad.scores(["", "cat"], [[], []]) == {"exact": 0.5, "span_f1": 0.5}
-    assert all(squad.token_f1(word, word) == 1 for word in WORDS if word not in ("a", "the"))
+    for unanswerable in (False, True):
+        assert squad.scores(["the Cat."], [["a cat", "dog"]], unanswerable) == {"exact": 1.0, "span_f1": 1.0}
+        assert squad.token_f1("old red cat", "red cat", unanswerable) == pytest.approx(2 * (2 / 3) * 1 / (2 / 3 + 1))
+        assert squad.token_f1("", "cat", unanswerable) == squad.token_f1("the", "cat", unanswerable) == 0
+        assert all(squad.token_f1(word, word, unanswerable) == 1 for word in WORDS if word not in ("a", "the"))
+    assert squad.scores(["", "cat"], [[], []], True) == {"exact": 0.5, "span_f1": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("unanswerable", "said", "right", "exact", "f1"),
+    [
+        (True, "", ["the", "cat"], 0, 0),
+        (True, "cat", ["the", "cat"], 1, 1),
+        (True, "", ["the", "!"], 1, 1),
+        (False, "", ["the", "cat"], 1, 0),
+        (False, "a", ["the"], 1, 0),
+    ],
+)
+def test_an_answer_of_articles_alone_is_what_each_official_script_takes_it_for(
+    unanswerable: bool, said: str, right: list[str], exact: float, f1: float
+) -> None:
+    """That of 2.0 leaves it out of the right ones; to that of 1.1 it is one, with no word that could be found."""
+    assert squad.scores([said], [right], unanswerable) == {"exact": exact, "span_f1": f1}
 
 
 def test_a_question_longer_than_a_window_is_cut(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -9,22 +9,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from transformers import AutoTokenizer, BertModel, BertTokenizer, PreTrainedTokenizerBase
 
 from conftest import WORDS, tiny_config
 from homodistil.errors import UserError
 from homodistil.evaluate.evaluation import evaluate
 from homodistil.evaluate.finetune import finetune
-from homodistil.evaluate.models import open_model
+from homodistil.evaluate.models import open_model, right_padding_tokenizer
 from homodistil.evaluate.probe import probe
-from homodistil.evaluate.similarity import has_towers
+from homodistil.evaluate.similarity import embed, has_towers
 from homodistil.evaluate.tasks import Splits, Task
 from homodistil.evaluate.towers import Collate, Towers
 from homodistil.evaluate.training import Settings
+from zoo import tiny
 
 STILL = Settings(learning_rate=0.0, epochs=1, length=32)
 
@@ -101,6 +104,23 @@ def test_capitals_are_fine_tuned_and_compared_as_the_library_reads_them(sentence
     opened = open_model(str(folder)).tokenizer
     assert opened("The CAT", "A Dog")["input_ids"] == opened("the cat", "a dog")["input_ids"]
     assert opened.unk_token_id not in opened("The CAT")["input_ids"]
+
+
+def test_an_encoder_by_its_last_token_is_fine_tuned_by_it(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    """Whichever side its own tokenizer pads, an embedding of a batch is the one that its users have."""
+    tiny("Llama encoder").save_pretrained(tmp_path / "plain")
+    tokenizer.save_pretrained(tmp_path / "plain")
+    reads = {"padding_side": "left", "model_input_names": ["input_ids", "attention_mask"]}
+    AutoTokenizer.from_pretrained(tmp_path / "plain", **reads).save_pretrained(tmp_path / "plain")
+    modules = [Transformer(str(tmp_path / "plain")), Pooling(48, "lasttoken")]
+    SentenceTransformer(modules=modules).save(str(folder := tmp_path / "encoder"))
+    splits = _splits(_shared, "one", "other", rows=40, labels="number", metrics=("r2",))
+    net, reader = Towers(folder, splits, []).eval(), right_padding_tokenizer(folder, False)
+    rows = net.encoded(splits.train, splits.task, reader, 32, float)
+    batch = Collate(reader)([rows[k] for k in range(len(rows))])
+    with torch.no_grad():
+        made = net._embedded(batch["input_ids"][:, 1], batch["attention_mask"][:, 1])
+    np.testing.assert_allclose(made, embed(folder, splits.train["other"]), atol=1e-5)
 
 
 def _loud(rows: Dataset) -> Dataset:

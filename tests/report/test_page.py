@@ -87,7 +87,7 @@ def test_the_path_is_drawn_as_it_was_logged(run: Path) -> None:
 def test_units_are_drawn_where_they_stayed(run: Path) -> None:
     """Of each axis as many cells are dark as units are left, and just those."""
     said = json.loads((run / "units" / "0.5.json").read_text())
-    figure = curves.units(said["kept"], said["teacher"])
+    figure = curves.units(said["kept"], said["teacher"], said["parent"])
     pictures = {axes.get_title(loc="left").partition(":")[0]: axes.images[0].get_array() for axes in figure.axes}
     assert set(pictures) == {"hidden", "heads", "qk", "vo", "ffn"}
     hidden = pictures["hidden"]
@@ -97,6 +97,33 @@ def test_units_are_drawn_where_they_stayed(run: Path) -> None:
     ffn = pictures["ffn"]
     assert ffn is not None
     assert ffn.sum(axis=1).tolist() == [48, 48]
+    for nested in ("qk", "vo"):
+        dims = pictures[nested]
+        assert dims is not None
+        for layer, row in enumerate(dims.reshape(2, 4, 12)):
+            heads = said["kept"][f"heads.{layer}"]
+            assert np.flatnonzero(row.any(axis=1)).tolist() == heads
+            assert [np.flatnonzero(row[h]).tolist() for h in heads] == said["kept"][f"{nested}.{layer}"]
+
+
+def test_units_of_heads_that_are_gone_are_gone() -> None:
+    """Shares are of all that the teacher has, and what is left stands where the teacher had it."""
+    kept: dict[str, list[Any]] = {"heads.0": [1, 3], "qk.0": [[0, 2], [1, 2]], "layers": [0, 2]}
+    kept |= {"heads.2": [0, 3], "qk.2": [[0, 1], [0, 2]]}
+    teacher = {"heads.0": 4, "qk.0": 3, "heads.2": 4, "qk.2": 3, "layers": 3}
+    figure = curves.units(kept, teacher, {"qk.0": "heads.0", "qk.2": "heads.2"})
+    panel = next(axes for axes in figure.axes if axes.get_title(loc="left").startswith("qk"))
+    assert panel.get_title(loc="left") == "qk: 22% left, head after head"
+    picture = panel.images[0].get_array()
+    assert picture is not None
+    assert [row.nonzero()[0].tolist() for row in picture] == [[3, 5, 10, 11], [], [0, 1, 9, 11]]
+
+
+def test_units_whose_place_is_not_told_are_not_drawn() -> None:
+    """Dimensions of heads, where nothing says which heads are theirs."""
+    kept: dict[str, list[Any]] = {"heads.0": [1], "qk.0": [[0, 2]]}
+    figure = curves.units(kept, {"heads.0": 2, "qk.0": 3}, {})
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["heads: 50% left"]
 
 
 def test_quality_is_drawn_over_size_with_the_teacher_as_a_line() -> None:

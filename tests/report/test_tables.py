@@ -50,6 +50,7 @@ def test_what_was_measured_again_counts_once_and_as_it_was_last() -> None:
         ({"data": "x/A/own.jsonl"}, {"data": "x/B/own.jsonl"}, ["own, data A/own.jsonl", "own, data B/own.jsonl"]),
         ({"label": "a", "digest": "1"}, {"label": "b", "digest": "2"}, ["own, label a", "own, label b"]),
         ({"columns": ["a"]}, {"columns": ["a", "b"]}, ["own, columns a", "own, columns a,b"]),
+        ({}, {"batch": 8}, ["own", "own, batch 8"]),
         ({"digest": "1"}, {"digest": "2"}, ["own, digest 1", "own, digest 2"]),
         ({"digest": "1"}, {"digest": "1", "learning_rate": 1}, ["own"]),
     ],

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 Product = tuple[int, tuple[str, ...]]
 """A fixed factor and the widths that it is multiplied with."""
+_OF_SEQUENCES = ("ForSequenceClassification", "ForMultipleChoice")
+"""How classes are called whose head reads a sequence once, where one of the same names reads every token elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,12 @@ def count(layout: Layout, model: PreTrainedModel) -> Counts:
     assert family is not None
     made = Counts()
     has_pooler = family.pooler is not None and any(layout.matches(family.pooler, model))
-    rows = (*family.once, *(family.once_with_pooler if has_pooler else ()))
+    of_sequences = type(model).__name__.endswith(_OF_SEQUENCES)
+    rows = (
+        *family.once,
+        *(family.once_with_pooler if has_pooler else ()),
+        *(family.once_for_sequences if of_sequences else ()),
+    )
     pooled = {n for row in rows for n in layout.matches(row, model)}
     projected = {n for row in family.distances for n in layout.matches(row, model)}
     distances = layout.fixed.get("distance", 0)

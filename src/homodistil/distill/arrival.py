@@ -42,12 +42,14 @@ def save_target(run: Run, target: str) -> None:
     tokens = (run.vocabulary.before, len(run.vocabulary.rows)) if run.vocabulary else None
     metrics, reads = run.dir.read_metrics(), run.teacher.reads
     text = card(run.recipe, asdict(run.figures), asdict(made), metrics, tokens=tokens, reads=reads)
-    origin, widths = run.state.origin, run.state.layout.width_of
+    origin, layout = run.state.origin, run.state.layout
     layers = origin[LAYERS].tolist() if LAYERS in origin else list(range(run.layers))
     # by the numbers that layers had at the start, not by those that they have now
     kept = {_named_at_start(axis, layers): ids.tolist() for axis, ids in origin.items()}
-    whole = {axis: run.start[widths(axis)] for axis in kept}
-    write_text(run.dir.units(target), json.dumps({"start": run.start, "teacher": whole, "kept": kept}))
+    whole = {axis: run.start[layout.width_of(axis)] for axis in kept}
+    parent = {_named_at_start(axis, layers): _named_at_start(outer, layers) for axis, outer in layout.parent.items()}
+    said = {"start": run.start, "teacher": whole, "kept": kept, "parent": parent}
+    write_text(run.dir.units(target), json.dumps(said))
     save_student(run.dir.student(target), run.state.student, run.teacher, text, run.state.projections.last)
 
 

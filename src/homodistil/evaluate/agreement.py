@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import BatchEncoding
 
 from homodistil.errors import UserError
-from homodistil.evaluate.language import LOGITS, predictions
+from homodistil.evaluate.language import LOGITS, masked_positions, predictions
 from homodistil.evaluate.metrics import METRICS
 from homodistil.evaluate.models import Opened
 from homodistil.evaluate.similarity import embed, has_towers
@@ -167,7 +167,9 @@ def _predictions(
     same, divergence, count = 0, 0.0, 0
     # in step, whichever has the larger vocabulary
     batch = min(m.rows_at_once(LOGITS, ids[0].shape[1], 32) for m in (student, teacher))
-    both = (predictions(m, own, batch=batch) for m, own in zip((student, teacher), ids, strict=True))
+    read = list(zip((student, teacher), ids, strict=True))
+    chosen = masked_positions(*read) if student.head == "masked" else None
+    both = (predictions(m, own, chosen, batch=batch) for m, own in read)
     for (mine, _), (theirs, _) in zip(*both, strict=True):
         mine, theirs = (p[:, own.to(p.device)].log_softmax(-1) for p, own in zip((mine, theirs), tokens, strict=True))
         same += int((mine.argmax(-1) == theirs.argmax(-1)).sum())

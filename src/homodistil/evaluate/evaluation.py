@@ -20,7 +20,7 @@ from homodistil.evaluate.inputs import (
     refuse_too_long,
     refuse_unpaired,
 )
-from homodistil.evaluate.language import blocks, language, refuse_unknown
+from homodistil.evaluate.language import blocks, language, predicted, refuse_unknown
 from homodistil.evaluate.models import Opened, local, open_model
 from homodistil.evaluate.probe import probe, refuse_spans
 from homodistil.evaluate.records import Record, Records, digest, identity, machine
@@ -203,7 +203,7 @@ def _measure_text(records: Records, opened: Sequence[Opened], texts: list[str]) 
     for one, tokens in zip(opened, ids, strict=True):
         if one.head in ("masked", "causal"):
             # figures of a token say nothing beside those of other tokens, as of a trimmed vocabulary
-            read = {**settings, "tokens": digest(tokens.tolist())}
+            read = {**settings, "tokens": digest(predicted(one, tokens).tolist())}
             records.measure(one.source, "language", read, lambda one=one, t=tokens: language(one, t))  # type: ignore[misc]
     if len(opened) == 2:
         student, teacher = opened
@@ -221,13 +221,15 @@ def _measure_speed(records: Records, opened: Sequence[Opened], lengths: Sequence
     for length in (0,) if images else lengths:
         beside = [identity(one.source) for one in opened]
         settings = {"length": length, "threads": threads, "beside": beside, "machine": machine()}
+        if (rows := speed.at_once(opened, speed.BATCH, length)) < speed.BATCH:
+            settings["batch"] = rows
 
         @functools.cache
         def timed(length: int) -> dict[str, dict[str, float]]:
             one = speed.forward_seconds(opened, batch=1, length=length, threads=threads)
-            many = speed.forward_seconds(opened, batch=32, length=length, threads=threads)
+            many = speed.forward_seconds(opened, batch=speed.BATCH, length=length, threads=threads)
             return {
-                model.source: {"latency_ms": 1e3 * latency, "sequences_per_second": 32 / batch}
+                model.source: {"latency_ms": 1e3 * latency, "sequences_per_second": speed.BATCH / batch}
                 for model, latency, batch in zip(opened, one, many, strict=True)
             }
 

@@ -24,13 +24,12 @@ from homodistil.errors import UserError
 from homodistil.evaluate import squad
 from homodistil.evaluate.labels import classes
 from homodistil.evaluate.metrics import score, summary
-from homodistil.evaluate.models import transformer_folder
+from homodistil.evaluate.models import right_padding_tokenizer, transformer_folder
 from homodistil.evaluate.similarity import has_towers
 from homodistil.evaluate.tasks import Splits, Task
 from homodistil.evaluate.towers import Collate, Towers
 from homodistil.evaluate.training import Settings, train_and_predict
 from homodistil.loading import longest
-from homodistil.tokenizer import tokenizer_of
 
 Label = Callable[[Any], float]
 """What the Trainer learns of a label: the number of its class, or its number, in standard deviations from the mean."""
@@ -101,11 +100,9 @@ def finetune(
     """
     task = splits.task
     folder = Path(transformer_folder(str(model)))
-    tokenizer = tokenizer_of(folder, trust_remote_code)
+    tokenizer = right_padding_tokenizer(folder, trust_remote_code)
     torch.manual_seed(seed)
     if task.labels == "span":
-        # an answer's tokens are counted from the left
-        tokenizer.padding_side = "right"
         net = _open(AutoModelForQuestionAnswering, folder, {}, trust_remote_code)
         length = min(settings.length, longest(net, tokenizer))
         collator = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=_multiple(length))

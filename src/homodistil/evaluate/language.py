@@ -59,24 +59,39 @@ def _special(opened: Opened, ids: Tensor) -> Tensor:
     return torch.isin(ids, torch.tensor(opened.tokenizer.all_special_ids, device=ids.device))
 
 
+def predicted(opened: Opened, ids: Tensor) -> Tensor:
+    """The tokens of blocks (blocks, length) that a language model may be asked for, and -1 where it is not."""
+    return ids.masked_fill(_special(opened, ids), -1) if opened.head == "masked" else ids
+
+
+def masked_positions(*read: tuple[Opened, Tensor], seed: int = 0) -> Tensor:
+    """Where blocks are masked, (blocks, length): at a fixed share of the tokens that none of the models calls special.
+
+    Args:
+        read: masked language models, each with the same blocks (blocks, length) as it numbers tokens.
+        seed: of the choice.
+    """
+    special = torch.stack([_special(opened, ids).cpu() for opened, ids in read]).any(0)
+    lot = torch.rand(special.shape, generator=torch.Generator().manual_seed(seed)).masked_fill(special, 2.0)
+    return (lot < torch.quantile(lot[~special], MASKED)).to(read[0][1].device)
+
+
 @torch.no_grad()
 def masked_predictions(
-    opened: Opened, ids: Tensor, *, seed: int = 0, batch: int = 32
+    opened: Opened, ids: Tensor, chosen: Tensor | None = None, *, batch: int = 32
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Mask a fixed share of each block and predict it, a batch of blocks at a time.
+    """Mask tokens of blocks and predict them, a batch of blocks at a time.
 
     Args:
         opened: a masked language model.
         ids: blocks (blocks, length).
-        seed: of the choice of positions; two models with one tokenizer are asked for the same.
+        chosen: what is masked, (blocks, length); the model's own `masked_positions` by default.
         batch: blocks in a forward pass at most; fewer of a large vocabulary.
 
     Yields:
         Log-probabilities (masked, vocabulary), and what stood there, (masked,).
     """
-    special = _special(opened, ids).cpu()
-    lot = torch.rand(ids.shape, generator=torch.Generator().manual_seed(seed)).masked_fill(special, 2.0)
-    chosen = (lot < torch.quantile(lot[~special], MASKED)).to(ids.device)
+    chosen = masked_positions((opened, ids)) if chosen is None else chosen
     hidden = ids.masked_fill(chosen, opened.tokenizer.mask_token_id)
     batch = opened.rows_at_once(LOGITS, ids.shape[1], batch)
     for part, where, right in zip(*(torch.split(x, batch) for x in (hidden, chosen, ids)), strict=True):
@@ -109,9 +124,13 @@ def causal_predictions(opened: Opened, ids: Tensor, *, batch: int = 32) -> Itera
         yield logits.flatten(0, 1), part[:, 1:].flatten()
 
 
-def predictions(opened: Opened, ids: Tensor, *, batch: int = 32) -> Iterator[tuple[Tensor, Tensor]]:
+def predictions(
+    opened: Opened, ids: Tensor, chosen: Tensor | None = None, *, batch: int = 32
+) -> Iterator[tuple[Tensor, Tensor]]:
     """What a language model says of a text, as its head allows: see `masked_predictions`, `causal_predictions`."""
-    return (masked_predictions if opened.head == "masked" else causal_predictions)(opened, ids, batch=batch)
+    if opened.head == "masked":
+        return masked_predictions(opened, ids, chosen, batch=batch)
+    return causal_predictions(opened, ids, batch=batch)
 
 
 def language(opened: Opened, ids: Tensor) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from os.path import expanduser
 from pathlib import Path
@@ -26,7 +27,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from homodistil.errors import UserError
+from homodistil.errors import UserError, first_line
 from homodistil.evaluate.similarity import has_towers
 from homodistil.loading import image_size, load_whole, longest, refuse_no_model, why_unopened
 from homodistil.tokenizer import check_vocabulary, tokenizer_of
@@ -142,7 +143,7 @@ def _processor_of(
     try:
         if model.main_input_name == "pixel_values":
             return AutoImageProcessor.from_pretrained(path, backend="pil", trust_remote_code=trust)
-        tokenizer = tokenizer_of(path, trust)
+        tokenizer = right_padding_tokenizer(path, trust)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise _unopened(source, error) from error
     check_vocabulary(source, tokenizer, model.get_input_embeddings().weight.shape[0])
@@ -155,6 +156,17 @@ def _processor_of(
     if model.config.pad_token_id is None:
         # decoders with a classifier look for the last token that is no padding
         model.config.pad_token_id = tokenizer.pad_token_id
+    return tokenizer
+
+
+def right_padding_tokenizer(folder: Path | str, trust: bool) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, as `tokenizer_of` makes it, with padding on the right, whatever its own side is.
+
+    Positions are counted from the left, so that what a model says of a text that is padded there hangs on the longest
+    one of its batch; and so are an answer's tokens.
+    """
+    tokenizer = tokenizer_of(folder, trust)
+    tokenizer.padding_side = "right"
     return tokenizer
 
 
@@ -182,6 +194,40 @@ def transformer_folder(source: str) -> str:
     return local(source)
 
 
+def module_folders(source: str) -> set[Path]:
+    """The folders that a model is read from: its transformer's, and those of all modules of a sentence encoder.
+
+    Raises:
+        UserError: its modules.json is torn.
+    """
+    folder = Path(local(source))
+    try:
+        modules = json.loads(found.read_text()) if (found := folder / "modules.json").exists() else []
+    except ValueError as error:
+        raise UserError(
+            f"Cannot evaluate {source}: its modules.json cannot be read, {first_line(error)}",
+            "A sentence encoder's folder must be whole.",
+            "Save or download the model again.",
+        ) from error
+    return {Path(transformer_folder(source)), *(folder / module["path"] for module in modules)}
+
+
 def weight_files(folder: Path) -> list[Path]:
-    """The files that weights are read from; pickles beside safetensors are not read, nor are other things' pickles."""
-    return sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    """The files that weights are read from, whole or in the parts that an index names; what lies beside is not read.
+
+    Raises:
+        UserError: the index is torn.
+    """
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / name).exists():
+            return [folder / name]
+        if (index := folder / f"{name}.index.json").exists():
+            try:
+                return sorted({folder / part for part in json.loads(index.read_bytes())["weight_map"].values()})
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise UserError(
+                    f"Cannot evaluate {folder}: its {index.name} cannot be read, {first_line(error)}",
+                    "It must name the file that each weight lies in.",
+                    "Save or download the model again.",
+                ) from error
+    return []

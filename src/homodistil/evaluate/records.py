@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from homodistil.errors import UserError, first_line
-from homodistil.evaluate.models import local, transformer_folder, weight_files
+from homodistil.errors import UserError
+from homodistil.evaluate.models import local, module_folders, weight_files
 from homodistil.rundir import disk_failure, write_text
 
 Record = dict[str, Any]
@@ -122,15 +122,7 @@ _READ = (
 def identity(model: str) -> str:
     """What tells two models with one name apart: a digest of all that is read of a folder; the name, from the hub."""
     folder = Path(local(model))
-    try:
-        modules = json.loads(found.read_text()) if (found := folder / "modules.json").exists() else []
-    except ValueError as error:
-        raise UserError(
-            f"Cannot evaluate {model}: its modules.json cannot be read, {first_line(error)}",
-            "A sentence encoder's folder must be whole.",
-            "Save or download the model again.",
-        ) from error
-    places = {Path(transformer_folder(model)), folder, *(folder / module["path"] for module in modules)}
+    places = {folder, *module_folders(model)}
     files = {
         file for place in places for file in (*weight_files(place), *(f for name in _READ for f in place.glob(name)))
     }

@@ -43,6 +43,9 @@ def open_encoder(model: Path | str, trust_remote_code: bool = False) -> Sentence
         ) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if not has_towers(model):
+        # nothing says how its users pad, and on the left a text's positions would hang on its batch
+        tokenizer.padding_side = "right"
     if getattr(getattr(inner, "config", None), "max_position_embeddings", None):
         # not all positions are a token's
         most = longest(inner, tokenizer)

@@ -13,29 +13,47 @@ from sentence_transformers import SentenceTransformer
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from homodistil.evaluate.models import Opened, transformer_folder, weight_files
+from homodistil.evaluate.models import Opened, module_folders, weight_files
+from homodistil.evaluate.similarity import has_towers, open_encoder
 
+BATCH = 32
+"""Sequences that throughput is measured with."""
 SECONDS = 0.2
 """A measurement repeats a forward pass for about so long, because one alone is too short for the clock's noise."""
 LOGITS = 1 << 29
 """Numbers that a language model says at once while it is timed, 2 GiB: 32 sequences of 128 tokens have as many in a
-vocabulary of 130,000. Of a larger one they are read in several passes, one after the other."""
+vocabulary of 130,000. Of a larger one they are read in several passes, one after the other (see `at_once`)."""
 
 
 def size(opened: Opened, *, length: int = 128) -> dict[str, float]:
-    """Parameters, bytes of the weight files (0 for a model from the hub), FLOPs a token of a forward pass."""
-    folder = Path(transformer_folder(opened.source))
+    """Parameters, bytes of the weight files (0 for a model from the hub), FLOPs a token of a forward pass.
+
+    Of a sentence encoder all modules count: what stands behind the pooling is read once a sequence.
+    """
     # the tokens of an image are counted, and not chosen
     length = _tokens(opened) if opened.reads_images else min(length, opened.longest)
+    behind = list(open_encoder(opened.source, opened.trust_remote_code))[1:] if has_towers(opened.source) else []
     counter = FlopCounterMode(display=False)
     # the counter passes over the fused kernel of a CPU, and not over plain products
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-        opened.model(**opened.random_inputs(1, length))
+        inputs = opened.random_inputs(1, length)
+        made = opened.model(**inputs)
+        if behind:
+            whole = torch.ones_like(inputs["input_ids"])
+            features = {**inputs, "attention_mask": whole, "token_embeddings": made.last_hidden_state}
+            for module in behind:
+                features = module.to(opened.model.device)(features)
     return {
-        "parameters": sum(p.numel() for p in opened.model.parameters()),
-        "file_bytes": sum(f.stat().st_size for f in weight_files(folder)),
+        "parameters": sum(p.numel() for module in (opened.model, *behind) for p in module.parameters()),
+        "file_bytes": sum(f.stat().st_size for place in module_folders(opened.source) for f in weight_files(place)),
         "flops_per_token": counter.get_total_flops() / length,
     }
+
+
+def at_once(models: Sequence[Opened], batch: int, length: int) -> int:
+    """Sequences in each pass over a batch: as many as all models can say at once, in equal parts of the batch."""
+    most = min(opened.rows_at_once(LOGITS, length, batch) for opened in models)
+    return next(rows for rows in range(most, 0, -1) if batch % rows == 0)
 
 
 def forward_seconds(
@@ -45,14 +63,14 @@ def forward_seconds(
 
     Args:
         models: all on one device.
-        batch: sequences.
+        batch: sequences, of which all models read `at_once` in a pass.
         length: tokens in each; images have as many as they have.
         rounds: how often each model is measured; one more comes first and is not counted.
         threads: of torch; as it is by default.
     """
+    rows = at_once(models, batch, length)
 
     def action(opened: Opened) -> Callable[[], None]:
-        rows = opened.rows_at_once(LOGITS, length, batch)
         inputs = {name: torch.split(given, rows) for name, given in opened.random_inputs(batch, length).items()}
         passes = [dict(zip(inputs, parts, strict=True)) for parts in zip(*inputs.values(), strict=True)]
 

@@ -53,7 +53,7 @@ def learn_and_answer(
         starts, ends = logits[split]
         said = answers(rows[splits.task.columns[1]], plain[split], starts, ends, splits.task.unanswerable)
         right = [answer["text"] for answer in rows[splits.task.label]]
-        results[split] = scores(said, right)
+        results[split] = scores(said, right, splits.task.unanswerable)
     return results
 
 
@@ -146,12 +146,21 @@ def answers(
     return said
 
 
-def scores(said: Sequence[str], right: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Exact match and token F1, means over questions, 0 to 1; no right answer means that nothing is right."""
-    pairs = list(zip(said, [r or [""] for r in right], strict=True))
+def scores(said: Sequence[str], right: Sequence[Sequence[str]], unanswerable: bool) -> dict[str, float]:
+    """Exact match and token F1, means over questions, 0 to 1.
+
+    Args:
+        said: the answer to each question.
+        right: the right answers to each, of which none means that nothing is right.
+        unanswerable: whether nothing may be said; of right answers those of articles and punctuation alone are none
+            then, as they are to the script of 2.0.
+    """
+    if unanswerable:
+        right = [[r for r in rs if normalised(r)] for rs in right]
+    pairs = list(zip(said, [rs or [""] for rs in right], strict=True))
     return {
         "exact": float(np.mean([max(float(normalised(s) == normalised(r)) for r in rs) for s, rs in pairs])),
-        "span_f1": float(np.mean([max(token_f1(s, r) for r in rs) for s, rs in pairs])),
+        "span_f1": float(np.mean([max(token_f1(s, r, unanswerable) for r in rs) for s, rs in pairs])),
     }
 
 
@@ -161,11 +170,11 @@ def normalised(text: str) -> str:
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
 
 
-def token_f1(said: str, right: str) -> float:
-    """F1 over the words of two answers; 1 if both are empty, 0 if one is."""
+def token_f1(said: str, right: str, unanswerable: bool) -> float:
+    """F1 over the words of two answers; 0 if one has none, and 1 if neither has any and nothing may be said."""
     ours, theirs = normalised(said).split(), normalised(right).split()
-    if not ours or not theirs:
-        return float(ours == theirs)
+    if not ours and not theirs:
+        return float(unanswerable)
     common = sum((collections.Counter(ours) & collections.Counter(theirs)).values())
     if not common:
         return 0.0

@@ -52,23 +52,26 @@ def path(metrics: Metrics, start: Mapping[str, int]) -> Figure:
     return _plain(figure)
 
 
-def units(kept: Mapping[str, Sequence[Any]], teacher: Mapping[str, int]) -> Figure:
+def units(kept: Mapping[str, Sequence[Any]], teacher: Mapping[str, int], parent: Mapping[str, str]) -> Figure:
     """Which of the teacher's units are left: a panel for each kind of axis, a row for each layer.
 
     Args:
         kept: for each axis the teacher's indices, (units,) or (parent units, units); under `layers` which of its
             layers are left, drawn if some left. Axes of layers that left are not named, and their rows are empty.
-        teacher: for each axis how many units the teacher has.
+        teacher: for each axis how many units the teacher has, of a nested one in each parent unit.
+        parent: for each nested axis the one that it is nested in; without it its units have no place, and are not
+            drawn.
     """
     kinds: dict[str, list[str]] = {}
     for axis in kept:
-        if axis != "layers" or len(kept[axis]) < teacher[axis]:
+        placed = axis in parent or np.ndim(kept[axis]) == 1
+        if placed and (axis != "layers" or len(kept[axis]) < teacher[axis]):
             kinds.setdefault(axis.partition(".")[0], []).append(axis)
     heights = [max(1.0, 0.28 * len(axes)) for axes in kinds.values()]
     figure = Figure(figsize=(9, 0.9 * len(kinds) + sum(heights)), layout="constrained")
     panels = figure.subplots(len(kinds), 1, height_ratios=heights, squeeze=False)[:, 0]
     for panel, (kind, axes) in zip(panels, kinds.items(), strict=True):
-        rows = {a.partition(".")[2]: _row(kept[a], teacher[a]) for a in axes}
+        rows = {a.partition(".")[2]: _row(a, kept, teacher, parent) for a in axes}
         if "" not in rows:
             left = [int(layer) for layer in rows]
             empty = np.zeros_like(next(iter(rows.values())))
@@ -76,8 +79,8 @@ def units(kept: Mapping[str, Sequence[Any]], teacher: Mapping[str, int]) -> Figu
         picture = np.array(list(rows.values()))
         panel.imshow(picture, aspect="auto", interpolation="nearest", cmap="Blues", vmin=0, vmax=1)
         stay = picture.mean()
-        nested = np.ndim(kept[axes[0]]) == 2
-        panel.set_title(f"{kind}: {stay:.0%} left" + (", head after head" if nested else ""), fontsize=9, loc="left")
+        nested = ", head after head" if axes[0] in parent else ""
+        panel.set_title(f"{kind}: {stay:.0%} left{nested}", fontsize=9, loc="left")
         panel.set_yticks(range(len(rows)), [layer or "all" for layer in rows], fontsize=7)
         panel.set_ylabel("layer", fontsize=8)
         panel.tick_params(axis="x", labelsize=7)
@@ -129,11 +132,14 @@ def _drawn(measure: str, gathered: Sequence[Any]) -> list[str]:
     return ["score"] if "score" in values else values
 
 
-def _row(kept: Sequence[Any], size: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """1 where a unit is left; nested axes one parent unit after the other."""
-    ids = np.asarray(kept)
-    picture = np.zeros((*ids.shape[:-1], size))
-    np.put_along_axis(picture, ids, 1.0, axis=-1)
+def _row(
+    axis: str, kept: Mapping[str, Sequence[Any]], teacher: Mapping[str, int], parent: Mapping[str, str]
+) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """1 where a unit is left; of a nested axis those in each of the teacher's parent units, one after the other."""
+    outer = parent.get(axis)
+    picture = np.zeros((teacher[outer] if outer else 1, teacher[axis]))
+    for place, ids in zip(kept[outer] if outer else [0], np.atleast_2d(kept[axis]), strict=True):
+        picture[place, ids] = 1.0
     return picture.reshape(-1)
 
 

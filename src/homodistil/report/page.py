@@ -91,7 +91,7 @@ def _section(run: Path, name: str, out: Path) -> _Section:
     section = _Section(name, facts, ["step", "target", "hidden", *measures], lines)
     section.pictures["Losses, discrepancy and widths"] = _saved(curves.path(metrics, start), out / f"{name}-path.png")
     for target, said in units.items():
-        picture = curves.units(said["kept"], said["teacher"])
+        picture = curves.units(said["kept"], said["teacher"], said.get("parent", {}))
         caption = f"Units that are left at {target}"
         layers = said["kept"].get("layers", [])
         if len(layers) < said["teacher"].get("layers", 0):

@@ -19,15 +19,17 @@ _WORDS = {
     "file_bytes": ("MB on disk", "{:,.1f}", "ratio"),
     "flops_per_token": ("MFLOPs a token", "{:,.2f}", "ratio"),
     "latency_ms": ("ms, batch 1", "{:,.2f}", "ratio"),
-    "sequences_per_second": ("sequences/s, batch 32", "{:,.1f}", "ratio"),
+    "sequences_per_second": ("sequences/s, batch {batch}", "{:,.1f}", "ratio"),
     "perplexity": ("perplexity", "{:,.2f}", "ratio"),
     "pseudo_perplexity": ("pseudo-perplexity", "{:,.2f}", "ratio"),
     "learning_rate": ("learning rate", "{:.0e}", "ratio"),
     "score": ("score", "{:.1f}", "difference"),
 }
 """How a value is called and written, and what it is beside the teacher's; others have four digits."""
-_DATA = ("data", "columns", "label", "split", "rows", "digest")
+_DATA = ("data", "columns", "label", "split", "rows", "batch", "digest")
 """Settings that say what was measured on; others, such as a learning rate, say how."""
+_BATCH = 32
+"""Sequences that models are timed with where their records name no batch."""
 _SCALE = {"file_bytes": 1e-6, "flops_per_token": 1e-6}
 
 
@@ -49,12 +51,14 @@ class Row:
         value: such as `accuracy`.
         cells: by model.
         comparable: whether all models read the same tokens, so that what one says of a token stands for another's.
+        batch: sequences in a pass.
     """
 
     measure: str
     value: str
     cells: dict[str, Cell]
     comparable: bool = True
+    batch: int = _BATCH
 
 
 def rows(records: Iterable[Record]) -> list[Row]:
@@ -67,14 +71,17 @@ def rows(records: Iterable[Record]) -> list[Row]:
     names = _names(dict.fromkeys(_measured(r) for r in present))
     gathered: dict[tuple[str, str], dict[str, list[float]]] = {}
     tokens: dict[str, set[object]] = {}
+    batches: dict[str, int] = {}
     for record in present:
         measure = names[_measured(record)]
+        settings = record.get("settings", {})
         # of other measures nothing is known of tokens, nor does it matter
-        tokens.setdefault(measure, set()).update({record.get("settings", {}).get("tokens")} - {None})
+        tokens.setdefault(measure, set()).update({settings.get("tokens")} - {None})
+        batches[measure] = settings.get("batch", _BATCH)
         for value, number in record["values"].items():
             gathered.setdefault((measure, value), {}).setdefault(record["model"], []).append(number)
     return [
-        Row(measure, value, {m: _cell(numbers) for m, numbers in models.items()}, len(tokens[measure]) < 2)
+        Row(measure, value, {m: _cell(n) for m, n in models.items()}, len(tokens[measure]) < 2, batches[measure])
         for (measure, value), models in gathered.items()
     ]
 
@@ -124,7 +131,7 @@ def written(records: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
     for row in rows(records):
         word, form, beside = _WORDS.get(row.value, (row.value.replace("_", " "), "{:.4f}", "difference"))
         scale = _SCALE.get(row.value, 1.0)
-        line = ["" if row.measure == before else row.measure, word]
+        line = ["" if row.measure == before else row.measure, word.replace("{batch}", str(row.batch))]
         line += [_text(row.cells.get(m), form, scale) for m in models]
         if two:
             line.append(_beside([row.cells.get(m) for m in models], form, beside) if row.comparable else "")

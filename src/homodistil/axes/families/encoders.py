@@ -187,7 +187,7 @@ MODERNBERT = Family(
             decoder.weight                                        vocab hidden
             decoder.bias                                          vocab
         """,
-        "sequence or token": _LINEAR_HEAD,
+        "sequence, token, question or choice": _LINEAR_HEAD,
     },
     widths={"hidden": "hidden", "heads": "heads", "ffn": "ffn"},
     counted={"heads": "num_attention_heads"},
@@ -195,6 +195,7 @@ MODERNBERT = Family(
     bound=True,
     queries=("layers.*.attn.Wqkv.weight",),
     attributes={},
+    once_for_sequences=("head.dense.weight", "classifier.weight"),
     lm_head=("head", "decoder"),
     attention_loss=False,
     note="dimensions are rotary, so that whole heads leave; every other layer attends to a window only",

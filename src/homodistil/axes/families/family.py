@@ -34,6 +34,8 @@ class Family:
         pooler: the module that pools a sequence into one vector.
         once: rows whose module runs once a sequence and not once a token.
         once_with_pooler: the same, where there is a pooler.
+        once_for_sequences: the same, in classes that tell sequences apart (`...ForSequenceClassification`) or choose
+            one of several.
         distances: rows that project embeddings of distances, whose axis is called `distance`, once a sequence; every
             token is compared with what they make. Those that are not in `once` project tokens as well.
         lm_head: modules that turn hidden states into logits over the vocabulary, in the order in which they run.
@@ -70,6 +72,7 @@ class Family:
     pooler: str | None = None
     once: tuple[str, ...] = ()
     once_with_pooler: tuple[str, ...] = ()
+    once_for_sequences: tuple[str, ...] = ()
     distances: tuple[str, ...] = ()
     lm_head: tuple[str, ...] = ()
     logit_scale: str = ""

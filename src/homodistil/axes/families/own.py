@@ -104,7 +104,7 @@ def check(family: Family) -> None:
     patterns = {row.pattern for text in (family.rows, *family.heads.values()) for row in parse_table(text)}
     for rule, named in (
         ("queries", family.queries),
-        ("once", (*family.once, *family.once_with_pooler)),
+        ("once", (*family.once, *family.once_with_pooler, *family.once_for_sequences)),
         ("distances", family.distances),
         ("scaled", [row.partition(" + ")[0] for row in family.scaled]),
     ):
