@@ -71,7 +71,7 @@ def test_torn_modules_are_refused(sentence_encoder: Path, tmp_path: Path) -> Non
     """A sentence encoder is not measured as something else."""
     torn = Path(shutil.copytree(sentence_encoder, tmp_path / "torn"))
     (torn / "modules.json").write_text("[{")
-    with pytest.raises(UserError, match=r"its modules\.json cannot be read"):
+    with pytest.raises(UserError, match=r"Cannot read .*modules\.json of the sentence encoder"):
         identity(str(torn))
     with pytest.raises(UserError, match="Cannot open the sentence encoder"):
         open_encoder(torn)

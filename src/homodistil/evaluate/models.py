@@ -30,7 +30,7 @@ from transformers import (
 from homodistil.errors import UserError, first_line
 from homodistil.evaluate.similarity import has_towers
 from homodistil.loading import image_size, load_whole, longest, refuse_no_model, why_unopened
-from homodistil.tokenizer import check_vocabulary, tokenizer_of
+from homodistil.tokenizer import check_vocabulary, read_json, tokenizer_of
 
 Head = Literal["masked", "causal", "classes", "none"]
 
@@ -201,14 +201,7 @@ def module_folders(source: str) -> set[Path]:
         UserError: its modules.json is torn.
     """
     folder = Path(local(source))
-    try:
-        modules = json.loads(found.read_text()) if (found := folder / "modules.json").exists() else []
-    except ValueError as error:
-        raise UserError(
-            f"Cannot evaluate {source}: its modules.json cannot be read, {first_line(error)}",
-            "A sentence encoder's folder must be whole.",
-            "Save or download the model again.",
-        ) from error
+    modules = read_json(found, list) if (found := folder / "modules.json").exists() else []
     return {Path(transformer_folder(source)), *(folder / module["path"] for module in modules)}
 
 
