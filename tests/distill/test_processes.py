@@ -7,12 +7,14 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import BertForMaskedLM
 
 import homodistil
 
@@ -80,6 +82,20 @@ def torn(run, feed):
     return drawn(run, feed)
 if verb == "torn":
     loop.drawn = torn
+said = []
+for changed in ("data", "teacher", "seed") if verb == "different" else ():
+    mine = changed if rank == 1 else ""
+    try:
+        homodistil.distil(
+            Path(teacher).with_name("another") if mine == "teacher" else teacher,
+            Path(corpus).with_name("other.txt") if mine == "data" else corpus,
+            TARGET, out, seed=int(mine == "seed"), **json.loads(options),
+        )
+    except errors.UserError as refused:
+        said.append(str(refused))
+if verb == "different":
+    Path(out).with_suffix(f".{rank}").write_text(str(said))
+    sys.exit()
 try:
     if verb == "resume":
         homodistil.resume(out if rank == 0 else out + "-elsewhere")
@@ -152,12 +168,33 @@ def test_all_stop_where_one_is_asked_to_and_any_number_of_them_goes_on(
     shutil.copytree(out, elsewhere, ignore=lambda *_: {"step-00000007"})
     _drive(tmp_path, masked_lm, corpus, out, "resume", "calibrated")
     for rank in (0, 1):
-        assert "processes found checkpoints of the steps [0, 7]" in out.with_suffix(f".{rank}").read_text()
+        assert (
+            "the step of the newest checkpoint is not the same in all of them (0, 7)"
+            in out.with_suffix(f".{rank}").read_text()
+        )
 
     alone = _alone(masked_lm, corpus, tmp_path / "alone", "calibrated")
     result = homodistil.resume(out)
     for name, tensor in load_file(result.students[TARGET] / "model.safetensors").items():
         torch.testing.assert_close(tensor, alone[name], rtol=1e-4, atol=1e-5)
+
+
+def test_processes_learn_from_the_same_data_and_teacher_by_the_same_recipe(
+    masked_lm: Path, corpus: Path, save_teacher: Callable[..., Path], tmp_path: Path
+) -> None:
+    """What one has otherwise is named to all, and nothing is left of the run; where it lies is no difference."""
+    shutil.copytree(masked_lm, tmp_path / "teacher")
+    shutil.copytree(save_teacher(BertForMaskedLM, initializer_range=0.1), tmp_path / "another")
+    for name, lines in (("corpus", 1), ("other", -1)):
+        (tmp_path / f"{name}.txt").write_text("\n".join(corpus.read_text().splitlines()[::lines]))
+    out = tmp_path / "run"
+    _drive(tmp_path, tmp_path / "teacher", tmp_path / "corpus.txt", out, "different", "calibrated")
+    for rank in (0, 1):
+        said = out.with_suffix(f".{rank}").read_text()
+        for name in ("the data is not", "the teacher, or --student, is not", "the recipe is not"):
+            assert name in said
+        assert said.count("Cannot share a run among 2 processes") == 3
+    assert not out.exists()
 
 
 def test_all_end_where_one_has_nothing_to_learn_from(masked_lm: Path, corpus: Path, tmp_path: Path) -> None:

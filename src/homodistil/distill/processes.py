@@ -129,11 +129,21 @@ class Processes:
         """Go on when all have come here."""
         self.state.wait_for_everyone()
 
-    def refuse_different(self, step: int, folder: object) -> None:
-        """Raise UserError if processes have come to different steps, as where only some see a run's checkpoints."""
-        if len(steps := set(gather_object([step]))) > 1:
-            raise UserError(
-                f"Cannot resume from {folder}: processes found checkpoints of the steps {sorted(steps)}.",
-                "All processes must see the same checkpoints.",
-                "Move the run's folder to a disk that all machines share.",
-            )
+    def refuse_different(self, having: Mapping[str, object]) -> None:
+        """Make sure that all processes have the same of what makes a run.
+
+        Args:
+            having: what this one has, by what it is called; all name the same in the same order.
+
+        Raises:
+            UserError: in all processes, if one has another.
+        """
+        everywhere: list[Mapping[str, object]] = gather_object([dict(having)])
+        for name in having:
+            if len(found := {str(has[name]) for has in everywhere}) > 1:
+                raise UserError(
+                    f"Cannot share a run among {self.count} processes: {name} is not the same in all of them "
+                    f"({', '.join(sorted(found))}).",
+                    "All processes of a run must have the same recipe, teacher and data, and see the same checkpoints.",
+                    "Give them the same files, on a disk that all machines share, and texts in memory in one order.",
+                )
