@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -113,3 +114,14 @@ def test_a_column_is_asked_for_by_the_option_that_there_is(tmp_path: Path) -> No
     for column in ("text", "number"):
         with pytest.raises(UserError, match="with --text-column"):
             open_text(str(tmp_path / "own.csv"), column, option="--text-column")
+
+
+@pytest.mark.parametrize("ending", ["txt", "csv", "jsonl"])
+def test_a_file_is_read_as_it_is_now(ending: str, tmp_path: Path) -> None:
+    """Also where another one of the same size took its place within its time, as a copy that keeps times does."""
+    whole = {"txt": "{}\n", "csv": "text\n{}\n", "jsonl": '{{"text": "{}"}}\n'}[ending]
+    path = tmp_path / f"own.{ending}"
+    for text in ("a cat", "a dog"):
+        path.write_text(whole.format(text))
+        os.utime(path, (1.7e9, 1.7e9))
+        assert [row["text"] for row in open_text(str(path), "text")] == [text]

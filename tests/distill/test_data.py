@@ -218,6 +218,22 @@ def test_texts_that_end_otherwise_are_tokenised_anew(tokenizer: Any, tmp_path: P
     assert ended == [{tokenizer.mask_token_id}, {tokenizer.pad_token_id}]
 
 
+@pytest.mark.parametrize(
+    ("attribute", "values"), [("truncation_side", ("right", "left")), ("split_special_tokens", (False, True))]
+)
+def test_tokenizers_that_read_otherwise_share_no_tokens(
+    attribute: str, values: tuple[object, object], tokenizer: Any, tmp_path: Path
+) -> None:
+    """Two with one vocabulary: what is cut off a long text, and whether it may hold special tokens."""
+    (tmp_path / "long.txt").write_text("one two [MASK] red blue old small big cat dog tree\n" * 40)
+    read = []
+    for value in values:
+        other = copy.deepcopy(tokenizer)
+        setattr(other, attribute, value)
+        read.append(_sequences(load_corpus(str(tmp_path / "long.txt"), other, length=8, packed=False, batch=4), 1))
+    assert read[0] != read[1]
+
+
 def test_special_tokens_are_found_also_of_alphabets_without_an_a(tokenizer: Any) -> None:
     """As of proteins, whose tokenizers make nothing of small letters."""
     backend = Tokenizer(BPE({"[CLS]": 0, "[SEP]": 1, "M": 2, "K": 3}, merges=[]))
