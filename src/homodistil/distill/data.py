@@ -38,20 +38,19 @@ class Corpus:
         heldout: those that are never learnt from, tokens by their length.
         mean_tokens: tokens in a sequence, on average.
         once: whether what is learnt from ends, and cannot be read again.
+        digest: what tells all of it apart; empty of a stream, which is not read whole.
     """
 
     train: Source
     heldout: Sequence[Any]
     mean_tokens: float
     once: bool = False
+    digest: str = ""
 
     @property
     def identity(self) -> str:
-        """What tells other data apart: what is held out, which hangs on how much there is, and the length of the rest.
-
-        A few words changed where nothing is held out go unseen.
-        """
-        return hashlib.sha256(repr((self.mean_tokens, list(self.heldout))).encode()).hexdigest()[:16]
+        """What tells other data apart before anything is learnt: all of it, and of a stream what it begins with."""
+        return hashlib.sha256(repr((self.mean_tokens, list(self.heldout), self.digest)).encode()).hexdigest()[:16]
 
 
 def load_corpus(
@@ -109,12 +108,14 @@ def load_corpus(
     count = heldout_count(heldout, len(order))
     held = sorted((tokenised[i]["input_ids"] for i in sorted(order[:count])), key=len)
     train = np.sort(np.asarray(order[count:]))
+    digest = _digest(tokenised)
     if packed:
-        return Corpus(Shuffled(tokenised.select(train), batch, seed), held, float(length))
+        return Corpus(Shuffled(tokenised.select(train), batch, seed), held, float(length), digest=digest)
     lengths = pc.list_value_length(tokenised.data.column("input_ids")).to_numpy()
     openings = tokenised.data.column("opening").to_numpy()
     pieces = Pieces(cropper, openings[train], lengths[train])
-    return Corpus(Shuffled(tokenised.select(train), batch, seed, pieces), held, float(pieces.of(0)[1].mean()))
+    mean = float(pieces.of(0)[1].mean())
+    return Corpus(Shuffled(tokenised.select(train), batch, seed, pieces), held, mean, digest=digest)
 
 
 class _InMemory:
@@ -181,6 +182,15 @@ def tokenise(opened: Dataset, cutter: Cutter, workers: int) -> Dataset:
     if not cutter.packed:
         return tokens
     return tokens.map(Blocks(cutter), batched=True, batch_size=1000, new_fingerprint=f"{name}-blocks")
+
+
+def _digest(tokenised: Dataset) -> str:
+    """What tells other sequences, or the same in another order, apart."""
+    tokens, lengths = hashlib.sha256(), hashlib.sha256()
+    for part in tokenised.data.column("input_ids").chunks:
+        tokens.update(part.flatten().to_numpy())
+        lengths.update(pc.list_value_length(part).to_numpy())
+    return tokens.hexdigest()[:16] + lengths.hexdigest()[:16]
 
 
 def heldout_count(share: float, count: int) -> int:

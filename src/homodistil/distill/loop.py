@@ -17,11 +17,11 @@ from homodistil.compress.cut import select
 from homodistil.compress.targets import CLOSE
 from homodistil.distill import checkpoint
 from homodistil.distill.arrival import Result, refuse_missing, result_of, save_target
-from homodistil.distill.collate import Draw, draws, heldout_draws
+from homodistil.distill.collate import Draw, heldout_draws, seen_after
 from homodistil.distill.defaults import BATCH
 from homodistil.distill.ending import disk_explained, stop_requested
 from homodistil.distill.heldout import measure
-from homodistil.distill.learning import calibrate, drawn, learn, rate, read_off, score
+from homodistil.distill.learning import calibrate, drawn, feed_of, learn, rate, read_off, score
 from homodistil.distill.leaving import PROBES, all_but_one, descent
 from homodistil.distill.prepare import Run, prepare
 from homodistil.distill.student import rounded
@@ -99,7 +99,7 @@ def distil(
 
 def _train(run: Run, display: Display, stop: list[int]) -> None:
     recipe, state, schedule, processes = run.recipe, run.state, run.schedule, run.processes
-    feed = draws(run.corpus.train, recipe.batch, start=state.step * recipe.accumulate)
+    feed = feed_of(run)
     evaluations = {round(schedule.steps * (k + 1) / recipe.evaluations) for k in range(recipe.evaluations)}
     saved_at = time.monotonic()
     if state.step == 0:
@@ -145,6 +145,7 @@ def _train(run: Run, display: Display, stop: list[int]) -> None:
             except UserError as error:
                 # what has been learnt is saved first
                 ended = error
+        state.seen = seen_after(state.seen, before)
         asked = {"tokens": tokens_here, "asked to stop": len(stop), "ended": int(ended is not None)}
         terms, counts = read_off(run, made, step, asked)
         tokens, stopping, torn = int(counts["tokens"]), counts["asked to stop"] > 0, counts["ended"] > 0
