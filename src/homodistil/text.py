@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow
 from datasets import Dataset, IterableDataset
 
 from homodistil.errors import UserError, first_line
@@ -76,6 +77,19 @@ def strings(texts: Iterable[Any]) -> Iterator[str]:
                 "Data in memory are texts, each a string.",
                 "Give them alone, such as `data=dataset['text']`, or save the dataset and give its folder.",
             )
+
+
+def counted(texts: Iterable[Any]) -> bool:
+    """Whether texts in memory have a number and places, as lists, arrays and columns do."""
+    return all(hasattr(type(texts), name) for name in ("__len__", "__getitem__"))
+
+
+def dataset_of(texts: Iterable[Any], column: str) -> Dataset:
+    """Texts in memory as a dataset, copied; see `strings`."""
+    every = strings(texts)
+    # in parts, because each process that tokenises is sent whole ones
+    parts = iter(lambda: list(itertools.islice(every, 1000)), [])
+    return Dataset(pyarrow.table({column: pyarrow.chunked_array(parts, pyarrow.string())}))
 
 
 def each_text(rows: Iterable[Mapping[str, Any]], column: str, data: object) -> Iterator[str]:

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas
 import pytest
 import torch
 from datasets import Dataset
@@ -261,14 +263,28 @@ def test_a_tokenizer_that_makes_nothing_of_any_text_is_refused() -> None:
         Cutter(PreTrainedTokenizerFast(tokenizer_object=backend, cls_token="[CLS]"), "text", 8, packed=True)
 
 
-def test_a_list_holds_out_the_share_that_a_file_does(tokenizer: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [tuple, np.array, pandas.Series, lambda t: Dataset.from_dict({"t": t})["t"]])
+@pytest.mark.parametrize("packed", [False, True])
+def test_texts_in_memory_are_read_as_those_of_a_file(
+    packed: bool, kind: Callable[[list[str]], Any], tokenizer: Any, tmp_path: Path
+) -> None:
+    """Whatever has a number and places: the same is held out, from all over, and the order is the same."""
+    texts = [" ".join([WORDS[k // 20], "cat", *random.Random(k).choices(WORDS, k=9)]) for k in range(300)]
+    (tmp_path / "own.txt").write_text("\n".join(texts))
+    options: dict[str, Any] = {"length": 16, "packed": packed, "crops": 0.5, "batch": 4}
+    file, given = (load_corpus(data, tokenizer, **options) for data in (str(tmp_path / "own.txt"), kind(texts)))
+    assert given.identity == file.identity
+    assert _sequences(given, 500) == _sequences(file, 500)
+
+
+def test_a_list_that_is_streamed_holds_out_the_share_that_a_file_does(tokenizer: Any, tmp_path: Path) -> None:
     """Of a hundred texts all but one were held out."""
     texts = [" ".join(random.Random(k).choices(WORDS, k=20)) for k in range(100)]
     (tmp_path / "own.txt").write_text("\n".join(texts))
     for packed in (False, True):
         counts = [
-            len(load_corpus(data, tokenizer, length=24, packed=packed, heldout=0.1).heldout)
-            for data in (str(tmp_path / "own.txt"), texts)
+            len(load_corpus(data, tokenizer, length=24, packed=packed, heldout=0.1, stream=stream).heldout)
+            for data, stream in ((str(tmp_path / "own.txt"), False), (texts, True))
         ]
         assert counts[0] == counts[1]
         assert counts[0] <= 15
@@ -277,15 +293,16 @@ def test_a_list_holds_out_the_share_that_a_file_does(tokenizer: Any, tmp_path: P
 def test_a_stream_holds_out_a_fixed_number_of_the_sequences_that_it_begins_with(tokenizer: Any) -> None:
     """How long it is, is not known; as few are held out as of 3,200 by a fiftieth."""
     for data in (("a cat " * 30 for _ in itertools.count()), ["a cat " * 30] * 4000):
-        assert len(load_corpus(data, tokenizer, length=24).heldout) == STREAM_HELDOUT
+        assert len(load_corpus(data, tokenizer, length=24, stream=True).heldout) == STREAM_HELDOUT
 
 
-def test_the_length_of_pieces_is_foreseen_of_a_list_as_of_a_file(tokenizer: Any, tmp_path: Path) -> None:
+def test_the_length_of_pieces_is_foreseen_of_a_stream_as_of_a_file(tokenizer: Any, tmp_path: Path) -> None:
     """A budget of tokens is divided by it."""
     texts = [" ".join(random.Random(k).choices(WORDS, k=40)) for k in range(300)]
     (tmp_path / "own.txt").write_text("\n".join(texts))
     file, given = (
-        load_corpus(data, tokenizer, length=64, packed=False, crops=1.0) for data in (str(tmp_path / "own.txt"), texts)
+        load_corpus(str(tmp_path / "own.txt"), tokenizer, length=64, packed=False, crops=1.0, stream=stream)
+        for stream in (False, True)
     )
     assert given.mean_tokens == pytest.approx(file.mean_tokens, rel=0.1)
     assert given.mean_tokens < 30
@@ -330,12 +347,12 @@ def test_crops_are_pieces_of_texts_and_the_same_each_time(tokenizer: Any, tmp_pa
 def test_streams_are_cropped_too_and_blocks_never(tokenizer: Any, tmp_path: Path) -> None:
     """A stream's pieces are the same at each reading; held-out texts and packed blocks stay whole."""
     long = [" ".join(itertools.islice(itertools.cycle(t.split()), 20)) for t in TEXTS]
-    corpus = load_corpus(long, tokenizer, length=32, packed=False, crops=0.5, batch=4)
+    corpus = load_corpus(long, tokenizer, length=32, packed=False, crops=0.5, batch=4, stream=True)
     seen = _sequences(corpus, 50)
     assert {len(ids) for ids in seen} - {22}
     assert {len(ids) for ids in corpus.heldout} == {22}
     assert _sequences(corpus, 20, start=30) == seen[30:]
-    packed = load_corpus(long, tokenizer, length=32, packed=True, crops=0.5, batch=4)
+    packed = load_corpus(long, tokenizer, length=32, packed=True, crops=0.5, batch=4, stream=True)
     assert {len(ids) for ids in _sequences(packed, 20)} == {32}
 
 

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from homodistil.distill.cutter import Blocks, Cutter
 from homodistil.distill.sources import Cropper, Pieces, Shuffled, Source, Stream
 from homodistil.errors import UserError
-from homodistil.text import each_text, open_text, strings
+from homodistil.text import counted, dataset_of, each_text, open_text, strings
 
 HELDOUT_MOST = 256
 """Sequences that are held out at most: enough for steady losses, and measured in seconds."""
@@ -72,7 +72,8 @@ def load_corpus(
     """Open, tokenise and split the text.
 
     Args:
-        data: a name for `text.open_text`, or the texts themselves, which are a stream.
+        data: a name for `text.open_text`, or the texts themselves: a list, an array or a column, which is read like a
+            file, or any other iterable, which is a stream.
         tokenizer: the teacher's.
         column: the text column.
         target: the column of what is said to each text, which makes pairs (see `pairs`); they are not packed.
@@ -91,9 +92,12 @@ def load_corpus(
     """
     cutter = Cutter(tokenizer, column, length, packed, target, prompts)
     cropper = Cropper(0.0 if packed else crops, cutter.suffix, seed)
-    if not isinstance(data, str):
+    if isinstance(data, str):
+        opened = open_text(data, column, target=target, stream=stream)
+    elif counted(data) and not stream:
+        opened = dataset_of(data, column)
+    else:
         return _streamed(data, cutter, cropper, _InMemory(data), heldout, once=iter(data) is data)
-    opened = open_text(data, column, target=target, stream=stream)
     if isinstance(opened, IterableDataset) and target is not None:
         raise UserError(
             f"Cannot read pairs from a stream ({data}).",
@@ -203,7 +207,7 @@ def _refuse_short(data: object, count: int, length: int, packed: bool) -> None:
         return
     what = f"block{'s' if packed else ''} of {length} tokens" if packed else "texts"
     raise UserError(
-        f"Cannot train on {data if isinstance(data, str) else 'this stream'}: it fills {count} {what}.",
+        f"Cannot train on {data if isinstance(data, str) else 'the data in memory'}: it fills {count} {what}.",
         "There must be at least two, one to learn from and one to hold out.",
         "Give more text" + (", or shorten the blocks with --text.length." if packed else "."),
     )
