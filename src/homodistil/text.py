@@ -66,17 +66,37 @@ def strings(texts: Iterable[Any]) -> Iterator[str]:
     """Texts in memory, one after the other; None is passed over.
 
     Raises:
-        UserError: one of them is something else than a string.
+        UserError: one of them is something else than a string, or cannot be written in UTF-8, or what gives them fails.
     """
-    for number, text in enumerate(texts):
-        if isinstance(text, str):
-            yield text
-        elif text is not None:
+    reading = iter(texts)
+    for number in itertools.count():
+        try:
+            text = next(reading)
+        except StopIteration:
+            return
+        except Exception as error:  # it is the user's own, and may raise anything
+            raise UserError(
+                f"Cannot read item {number} of the data: {type(error).__name__}: {first_line(error)}",
+                "What gives texts in memory must give them to its end, or to that of the run.",
+                "Mend it, or write the texts to a file and give that.",
+            ) from error
+        if text is None:
+            continue
+        if not isinstance(text, str):
             raise UserError(
                 f"Cannot read item {number} of the data: it is a {type(text).__name__}.",
                 "Data in memory are texts, each a string.",
                 "Give them alone, such as `data=dataset['text']`, or save the dataset and give its folder.",
             )
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"Cannot read item {number} of the data: half of a character stands at its place {error.start}.",
+                "Texts must be whole characters, which can be written in UTF-8.",
+                "Replace halves by text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace').",
+            ) from error
+        yield text
 
 
 def counted(texts: Iterable[Any]) -> bool:

@@ -342,6 +342,22 @@ def test_a_stream_that_ends_too_early_loses_nothing(masked_lm: Path, tmp_path: P
         assert ours.read_bytes() == theirs.read_bytes()
 
 
+def test_what_was_learnt_is_saved_where_the_users_own_texts_fail(masked_lm: Path, tmp_path: Path) -> None:
+    """By an error that is kept as the cause; with texts that come to their end the run goes on."""
+    texts = [f"the {a} {b} sees a {c} near the house" for a in WORDS for b in WORDS for c in WORDS] * 4
+    options = QUICK | {"steps": 60, "cutting": {"calibration": 2}}
+
+    def broken() -> Iterator[str]:
+        yield from texts[:500]
+        raise ConnectionError("the line went dead")
+
+    with pytest.raises(UserError, match="item 500 of the data: ConnectionError: the line went dead") as refusal:
+        homodistil.distil(masked_lm, broken(), "0.5", tmp_path / "run", **options)
+    assert isinstance(refusal.value.__cause__, ConnectionError)
+    assert any((tmp_path / "run" / "checkpoints").iterdir())
+    assert homodistil.resume(tmp_path / "run", data=iter(texts)).students["0.5"].exists()
+
+
 def test_a_finished_run_keeps_no_checkpoint(masked_lm: Path, corpus: Path, tmp_path: Path) -> None:
     """Also where it was killed between its last student and its end."""
     homodistil.distil(masked_lm, corpus, "0.5", tmp_path / "run", **QUICK)
