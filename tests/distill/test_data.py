@@ -6,7 +6,7 @@ import copy
 import itertools
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -321,6 +321,31 @@ def test_a_stream_that_ends_and_cannot_be_read_again_says_so(tokenizer: Any) -> 
     corpus = load_corpus((t for t in TEXTS * 3), tokenizer, length=32, packed=False)
     with pytest.raises(UserError, match="has ended"):
         _sequences(corpus, 10_000)
+
+
+class _Passes:
+    """Texts that come otherwise from the n-th pass on: in another order, or not at all."""
+
+    def __init__(self, texts: list[str], passes: int, later: list[str]) -> None:
+        self.texts, self.left, self.later = texts, passes, later
+
+    def __iter__(self) -> Iterator[str]:
+        self.left -= 1
+        yield from self.texts if self.left >= 0 else self.later
+
+
+@pytest.mark.parametrize("later", ["reversed", "nothing"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_stream_that_comes_in_another_order_is_refused(packed: bool, later: str, tokenizer: Any) -> None:
+    """What is held out would be learnt from: before a run starts, and where it is so from a later pass on, then."""
+    texts = [" ".join(random.Random(k).choices(WORDS, k=20)) for k in range(200)]
+    other = texts[::-1] if later == "reversed" else []
+    with pytest.raises(UserError, match=r"begins otherwise than at first(?s:.*)iter"):
+        load_corpus(_Passes(texts, 1, other), tokenizer, length=24, packed=packed)
+    corpus = load_corpus(_Passes(texts, 3, other), tokenizer, length=24, packed=packed)
+    assert not {tuple(s) for s in _sequences(corpus, 150)} & {tuple(s) for s in corpus.heldout}
+    with pytest.raises(UserError, match="begins otherwise than at first"):
+        _sequences(corpus, 400)
 
 
 def test_crops_are_pieces_of_texts_and_the_same_each_time(tokenizer: Any, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from homodistil.distill.cutter import Blocks, Cutter
-from homodistil.distill.sources import Cropper, Pieces, Shuffled, Source, Stream
+from homodistil.distill.sources import Cropper, Pieces, Shuffled, Source, Stream, Tokens
 from homodistil.errors import UserError
 from homodistil.text import counted, dataset_of, each_text, open_text, strings
 
@@ -161,8 +161,25 @@ def _streamed(
         passes = iter([itertools.chain(ahead[len(held) :], first)])
         source = Stream(lambda: next(passes, iter(())), cropper)
     else:
-        source = Stream(lambda: itertools.islice(cutter.stream(texts), len(held), None), cropper)
+        source = Stream(lambda: _behind(held, cutter.stream(texts)), cropper)
+        # a second pass that is another one is seen before anything is written
+        next(source.sequences(0))
     return Corpus(source, sorted(held, key=len), mean, once)
+
+
+def _behind(held: Sequence[Tokens], again: Iterator[tuple[Tokens, int]]) -> Iterator[tuple[Tokens, int]]:
+    """Another pass over a stream, without what is held out, which it must begin with as it did.
+
+    Raises:
+        UserError: it begins otherwise.
+    """
+    if [ids for ids, _ in itertools.islice(again, len(held))] != held:
+        raise UserError(
+            "Cannot read the stream of text again: it begins otherwise than at first.",
+            "A stream that is read again and again must come in one order, or what is held out would be learnt from.",
+            "Give its texts in one order, as a list or a file; or as an iterator, `iter(texts)`, which is read once.",
+        )
+    return again
 
 
 def tokenise(opened: Dataset, cutter: Cutter, workers: int) -> Dataset:
