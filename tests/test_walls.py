@@ -18,8 +18,10 @@ from homodistil.axes.notation import parse_table
 ROOT = Path(homodistil.__file__).parent
 FLOORS = [
     {"errors"},
-    {"settings", "kinds", "files"},
-    {"recipe", "rundir", "text"},
+    {"settings", "kinds"},
+    {"recipe", "rundir"},
+    {"files"},
+    {"text"},
     {"reading", "images", "tokenizer", "loading"},
     {"report"},
     {"axes"},

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import glob
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pandas
 from datasets import Dataset, IterableDataset
 
 from homodistil.errors import UserError
+from homodistil.rundir import FULL
 
 READERS = {
     ".txt": "text", ".text": "text", ".md": "text", ".smi": "text",
@@ -94,7 +96,7 @@ def load_files(reader: str, files: Sequence[Path], *, stream: bool = False) -> D
         stream: read on the fly.
 
     Raises:
-        UserError: the first row of a table has more fields than its header.
+        UserError: the first row of a table has more fields than its header, or the cache cannot be written to.
     """
     options: dict[str, Any] = {}
     if reader == "csv":
@@ -114,7 +116,32 @@ def load_files(reader: str, files: Sequence[Path], *, stream: bool = False) -> D
             )
     names = [glob.escape(str(file)) for file in files]
     known_as = None if stream else _digest(files)
-    return datasets.load_dataset(reader, known_as, data_files=names, split="train", streaming=stream, **options)
+    with cache_explained():
+        return datasets.load_dataset(reader, known_as, data_files=names, split="train", streaming=stream, **options)
+
+
+@contextlib.contextmanager
+def cache_explained() -> Iterator[None]:
+    """Raise UserError in place of the library's error inside the block, if its cache cannot be written to."""
+    folder = str(datasets.config.HF_DATASETS_CACHE)
+    try:
+        yield
+    except Exception as error:
+        # the library hides what the system said behind errors of its own, or meets others while it closes its files
+        said: BaseException | None = error
+        while said is not None and not (isinstance(said, OSError) and _of_cache(said, folder)):
+            said = said.__cause__ or said.__context__
+        if said is None:
+            raise
+        raise UserError(
+            f"Cannot write to the cache of the datasets library, {folder}: {said}",
+            "Text is kept there as it was read and as it was tokenised, so that both are done once.",
+            "Make room there, and it writable, or set HF_HOME to a folder on another disk.",
+        ) from error
+
+
+def _of_cache(error: OSError, folder: str) -> bool:
+    return error.errno in FULL or str(error.filename).startswith(folder)
 
 
 def _digest(files: Sequence[Path]) -> str:

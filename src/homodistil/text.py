@@ -13,7 +13,7 @@ import pyarrow
 from datasets import Dataset, IterableDataset
 
 from homodistil.errors import UserError, first_line
-from homodistil.files import READERS, ending, files_of, load_files, refuse_binary
+from homodistil.files import READERS, cache_explained, ending, files_of, load_files, refuse_binary
 
 
 def open_text(
@@ -177,13 +177,16 @@ def from_hub(data: str, stream: bool) -> Dataset | IterableDataset:
     """The split `train` of a hub dataset, `name` or `name:config`.
 
     Raises:
-        UserError: it cannot be found or reached.
+        UserError: it cannot be found or reached, or the cache not be written to.
     """
     name, _, config = data.partition(":")
     try:
         if data.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).suffix in READERS:
             raise FileNotFoundError("there is no such file or folder")
-        return datasets.load_dataset(name, config or None, split="train", streaming=stream)
+        with cache_explained():
+            return datasets.load_dataset(name, config or None, split="train", streaming=stream)
+    except UserError:
+        raise
     except Exception as error:  # offline, unknown, gated, without this split: all have their own type
         raise UserError(
             f"Cannot find the data {data}: {first_line(error)}",

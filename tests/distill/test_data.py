@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+import gc
 import itertools
 import json
 import random
+import resource
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pandas
 import pytest
@@ -234,6 +238,39 @@ def test_tokenizers_that_read_otherwise_share_no_tokens(
         setattr(other, attribute, value)
         read.append(_sequences(load_corpus(str(tmp_path / "long.txt"), other, length=8, packed=False, batch=4), 1))
     assert read[0] != read[1]
+
+
+def test_tokens_of_a_saved_dataset_lie_in_the_cache(tokenizer: Any, tmp_path: Path) -> None:
+    """Its folder, which may be one that cannot be written to, stays as it is."""
+    data = _write("saved", tmp_path)
+    before = {file.name: file.read_bytes() for file in Path(data).iterdir()}
+    for packed in (True, False):
+        load_corpus(data, tokenizer, length=24, packed=packed)
+    assert {file.name: file.read_bytes() for file in Path(data).iterdir()} == before
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(("word", "size"), [("house ", 1_200_000), ("a ", 600_000)])
+def test_a_cache_without_room_is_named(
+    word: str, size: int, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not the text, whether that cannot be kept there or its tokens; nor where there can be no such folder."""
+    text = tmp_path / "own.txt"
+    text.write_text((word * 100 + "\n") * (size // len(word * 100)))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
+        with pytest.raises(UserError, match=rf"Cannot write to the cache of .*{tmp_path}/cache(?s:.*)HF_HOME"):
+            load_corpus(str(text), tokenizer, length=24)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", text / "cache")
+    with pytest.raises(UserError, match="Cannot write to the cache of"):
+        load_corpus(str(text), tokenizer, length=24)
+    # the library leaves a file open that it could not write
+    gc.collect()
 
 
 def test_special_tokens_are_found_also_of_alphabets_without_an_a(tokenizer: Any) -> None:

@@ -6,10 +6,12 @@ import hashlib
 import itertools
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pyarrow.compute as pc
 import torch
@@ -19,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from homodistil.distill.cutter import Blocks, Cutter
 from homodistil.distill.sources import Cropper, Pieces, Shuffled, Source, Stream, Tokens
 from homodistil.errors import UserError
+from homodistil.files import cache_explained
 from homodistil.text import counted, dataset_of, each_text, open_text, strings
 
 HELDOUT_MOST = 256
@@ -185,6 +188,7 @@ def _behind(held: Sequence[Tokens], again: Iterator[tuple[Tokens, int]]) -> Iter
 def tokenise(opened: Dataset, cutter: Cutter, workers: int) -> Dataset:
     """Cut a whole dataset, with the result cached under a fingerprint of text, tokenizer and options.
 
+    It lies in the cache wherever the text does: of a saved dataset the library would write into the user's own folder.
     Texts are tokenised in parallel. Blocks are joined by one process, so that they do not depend on how many there are.
     """
     processes = workers or min(os.cpu_count() or 1, 1 + len(opened) // 20_000)
@@ -192,17 +196,17 @@ def tokenise(opened: Dataset, cutter: Cutter, workers: int) -> Dataset:
         # each process is one thread: the tokenizers library's own threads do not live through a fork
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     name = cutter.fingerprint(opened)
-    tokens = opened.map(
-        cutter,
-        batched=True,
-        batch_size=1000,
-        num_proc=processes if processes > 1 else None,
-        remove_columns=opened.column_names,
-        new_fingerprint=name,
+    options: dict[str, Any] = {"num_proc": processes if processes > 1 else None, "remove_columns": opened.column_names}
+    with cache_explained():
+        tokens = _mapped(opened, cutter, name, **options)
+        return _mapped(tokens, Blocks(cutter), f"{name}-blocks") if cutter.packed else tokens
+
+
+def _mapped(rows: Dataset, function: Callable[..., Any], name: str, **options: Any) -> Dataset:
+    place = Path(datasets.config.HF_DATASETS_CACHE, "homodistil", f"{name}.arrow")
+    return rows.map(
+        function, batched=True, batch_size=1000, new_fingerprint=name, cache_file_name=str(place), **options
     )
-    if not cutter.packed:
-        return tokens
-    return tokens.map(Blocks(cutter), batched=True, batch_size=1000, new_fingerprint=f"{name}-blocks")
 
 
 def _digest(tokenised: Dataset) -> str:
