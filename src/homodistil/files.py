@@ -141,7 +141,7 @@ def cache_explained() -> Iterator[None]:
 
 
 def _of_cache(error: OSError, folder: str) -> bool:
-    return error.errno in FULL or str(error.filename).startswith(folder)
+    return error.errno in FULL or Path(str(error.filename)).is_relative_to(folder)
 
 
 def _digest(files: Sequence[Path]) -> str:

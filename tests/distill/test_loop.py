@@ -384,7 +384,7 @@ def test_a_run_that_has_passed_a_target_needs_its_student_to_go_on(
     """It would not be made again; of a target that is still ahead nothing is asked."""
     options = QUICK | {"checkpoint_minutes": 0}
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "save_target", _pulled_at("0.5", arrival.save_target))
+        patch.setattr(arrival, "save_target", _pulled_at("0.5", arrival.save_target))
         with pytest.raises(RuntimeError, match="pulled"):
             homodistil.distil(masked_lm, corpus, ["0.75", "0.5"], tmp_path / "run", **options)
     made = tmp_path / "run" / "students" / "0.75"

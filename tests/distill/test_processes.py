@@ -42,7 +42,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 import homodistil
 from homodistil import errors
-from homodistil.distill import learning, loop
+from homodistil.distill import checkpoint, learning, loop
 from homodistil.distill.checkpoint import State
 
 teacher, corpus, out, verb, options = sys.argv[1:]
@@ -82,6 +82,18 @@ def torn(run, feed):
     return drawn(run, feed)
 if verb == "torn":
     loop.drawn = torn
+save = checkpoint.save
+def full(folder, state, *rest):
+    if state.step == 7:
+        raise OSError(28, "No space left on device")
+    save(folder, state, *rest)
+data, more = corpus, {}
+if verb == "full":
+    checkpoint.save, more = full, {"checkpoint_minutes": 0}
+if verb == "short":
+    # both begin alike, and one of them ends while importance is measured
+    lines = Path(corpus).read_text().splitlines()
+    data = iter(lines if rank == 0 else lines[:200])
 said = []
 for changed in ("data", "teacher", "seed") if verb == "different" else ():
     mine = changed if rank == 1 else ""
@@ -100,7 +112,7 @@ try:
     if verb == "resume":
         homodistil.resume(out if rank == 0 else out + "-elsewhere")
     else:
-        homodistil.distil(teacher, corpus, TARGET, out, **json.loads(options))
+        homodistil.distil(teacher, data, TARGET, out, **json.loads(options), **more)
 except (errors.UserError, errors.RunStopped) as ended:
     Path(out).with_suffix(f".{rank}").write_text(str(ended))
 """.replace("TARGET", repr(TARGET))
@@ -206,6 +218,21 @@ def test_all_end_where_one_has_nothing_to_learn_from(masked_lm: Path, corpus: Pa
     assert said[1].startswith("Torn.")
     assert (out / "checkpoints" / "step-00000007").exists()
     assert homodistil.resume(out).students
+
+
+@pytest.mark.parametrize(
+    ("verb", "said"), [("short", "the stream of text has ended"), ("full", "No space left on device")]
+)
+def test_all_end_in_words_where_one_cannot_go_on(
+    verb: str, said: str, masked_lm: Path, corpus: Path, tmp_path: Path
+) -> None:
+    """Before the first step, where a stream ends in one, and where the main one cannot save."""
+    out = tmp_path / "run"
+    _drive(tmp_path, masked_lm, corpus, out, verb, "calibrated")
+    for rank in (0, 1):
+        assert said in out.with_suffix(f".{rank}").read_text()
+    saved = sorted(path.name for path in (out / "checkpoints").iterdir())
+    assert saved == ([] if verb == "short" else ["step-00000005", "step-00000006"])
 
 
 def test_what_the_main_process_refuses_is_said_once(masked_lm: Path, corpus: Path, tmp_path: Path) -> None:

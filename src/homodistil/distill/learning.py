@@ -45,6 +45,9 @@ def calibrate(run: Run, feed: Iterator[Draw]) -> Iterator[Draw]:
 
     Returns:
         The feed with what was measured on put back: a stream may not be readable twice.
+
+    Raises:
+        UserError: in all processes, if what it reads fails in one of them.
     """
     state = run.state
     count = run.recipe.cutting.calibration if run.schedule.cuts_units() else 0
@@ -54,7 +57,7 @@ def calibrate(run: Run, feed: Iterator[Draw]) -> Iterator[Draw]:
     if run.corpus.once:
         # no more than is learnt from on the way to the first target: it may end with that
         count = min(count, run.schedule.stages[0].end * run.recipe.accumulate)
-    measured = list(itertools.islice(feed, count))
+    measured = run.processes.agreed(lambda: list(itertools.islice(feed, count)))
     if run.recipe.cutting.basis == "principal":
         # before anything is measured of the dimensions that are turned
         _turn_heads(run, measured)

@@ -13,7 +13,7 @@ import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from accelerate import PartialState
@@ -114,15 +114,27 @@ class Processes:
         """
         made: list[T] = []
         for turn in (self.main, not self.main):
-            refusal: UserError | None = None
             if turn:
-                try:
-                    made.append(make())
-                except UserError as error:
-                    refusal = error
-            refusals: list[Any] = gather_object([refusal])
-            if first := next((r for r in refusals if r is not None), None):
-                raise first
+                self.agreed(lambda: made.append(make()))
+            else:
+                self.agreed(lambda: None)
+        return made[0]
+
+    def agreed(self, make: Callable[[], T]) -> T:
+        """What `make` makes here, unless it fails in one of the processes, which all come here.
+
+        Raises:
+            UserError: in all processes, if `make` does in one: its own, or what the first of the others said.
+        """
+        made: list[T] = []
+        refusal: UserError | None = None
+        try:
+            made.append(make())
+        except UserError as error:
+            refusal = error
+        refusals: list[UserError | None] = gather_object([refusal])
+        if first := refusal or next((said for said in refusals if said is not None), None):
+            raise first
         return made[0]
 
     def wait(self) -> None:
