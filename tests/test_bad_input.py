@@ -26,7 +26,7 @@ from transformers import (
 
 import homodistil
 from conftest import make
-from homodistil.distill import loop, losses
+from homodistil.distill import arrival, losses
 from homodistil.errors import UserError
 
 QUICK: dict[str, Any] = {"steps": 4, "batch": 4, "text": {"length": 32}, "precision": "fp32"}
@@ -297,7 +297,7 @@ def test_a_changed_recipe_cannot_be_resumed(
         raise RuntimeError
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "save_target", stop)
+        patch.setattr(arrival, "save_target", stop)
         with pytest.raises(RuntimeError):
             homodistil.distil(masked_lm, corpus, "0.5", tmp_path / "run", **QUICK, checkpoint_minutes=0)
     recipe = tmp_path / "run" / "recipe.yaml"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +14,10 @@ from typing import Any
 import pytest
 from datasets import Dataset, DatasetDict
 
+import homodistil
 from homodistil.errors import UserError
 from homodistil.images import open_images
-from homodistil.text import each_text, open_text
+from homodistil.text import each_text, open_text, strings
 
 ROWS = Dataset.from_dict({"text": ["a cat", "two dog", "one man"]})
 OPEN: dict[str, Callable[[str], Any]] = {
@@ -113,3 +115,32 @@ def test_a_column_is_asked_for_by_the_option_that_there_is(tmp_path: Path) -> No
     for column in ("text", "number"):
         with pytest.raises(UserError, match="with --text-column"):
             open_text(str(tmp_path / "own.csv"), column, option="--text-column")
+
+
+@pytest.mark.parametrize("ending", ["txt", "csv", "jsonl"])
+def test_a_file_is_read_as_it_is_now(ending: str, tmp_path: Path) -> None:
+    """Also where another one of the same size took its place within its time, as a copy that keeps times does."""
+    whole = {"txt": "{}\n", "csv": "text\n{}\n", "jsonl": '{{"text": "{}"}}\n'}[ending]
+    path = tmp_path / f"own.{ending}"
+    for text in ("a cat", "a dog"):
+        path.write_text(whole.format(text))
+        os.utime(path, (1.7e9, 1.7e9))
+        assert [row["text"] for row in open_text(str(path), "text")] == [text]
+
+
+def test_halves_of_characters_are_refused_by_their_place(masked_lm: Path, tmp_path: Path) -> None:
+    """By every verb that reads texts in memory; the advice helps."""
+    texts: list[Any] = ["a cat", None, "cut \ud83d", "a dog"]
+    verbs: list[Callable[[], object]] = [
+        lambda: list(strings(texts)),
+        lambda: homodistil.plan(masked_lm, "0.5", data=texts),
+        lambda: homodistil.trim_vocabulary(masked_lm, texts, tmp_path / "trimmed"),
+        lambda: homodistil.distil(masked_lm, texts, "0.5", tmp_path / "run", text={"length": 32}),
+        lambda: homodistil.distil(masked_lm, iter(texts), "0.5", tmp_path / "run", text={"length": 32}),
+    ]
+    for verb in verbs:
+        with pytest.raises(UserError, match="item 2 of the data: half of a character stands at its place 4"):
+            verb()
+    assert not list(tmp_path.iterdir())
+    mended = "cut \ud83d".encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    assert list(strings([mended])) == ["cut \ufffd"]

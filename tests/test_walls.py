@@ -19,7 +19,9 @@ ROOT = Path(homodistil.__file__).parent
 FLOORS = [
     {"errors"},
     {"settings", "kinds"},
-    {"recipe", "rundir", "text"},
+    {"recipe", "rundir"},
+    {"files"},
+    {"text"},
     {"reading", "images", "tokenizer", "loading"},
     {"report"},
     {"axes"},

@@ -38,7 +38,8 @@ def distil(
 
     Args:
         teacher: a folder or a hub name.
-        data: a text file, a folder, a dataset (see `Recipe`), or the texts themselves.
+        data: a text file, a folder, a dataset (see `Recipe`), or the texts themselves: those of a list, an array or a
+            column are shuffled, those of any other iterable come in its order, and its first ones are held out.
         target: a keep ratio (0.5), a parameter budget (8_000_000 or "8M"), a shape or a preset, or several of them.
         out: the run's folder; it must be new.
         display: where progress is shown; nowhere by default.

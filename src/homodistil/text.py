@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import csv
-import glob
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
 import datasets
-import pandas
+import pyarrow
 from datasets import Dataset, IterableDataset
 
 from homodistil.errors import UserError, first_line
-
-READERS = {
-    ".txt": "text", ".text": "text", ".md": "text", ".smi": "text",
-    ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet",
-}  # fmt: skip
-"""Which of the datasets library's readers opens a file, by its ending; an unknown ending is plain text."""
+from homodistil.files import READERS, cache_explained, ending, files_of, load_files, refuse_binary
 
 
 def open_text(
@@ -49,11 +42,11 @@ def _opened(data: str, column: str, stream: bool, option: str) -> Dataset | Iter
         return _checked(from_hub(data, stream), data, column, option)
     if (saved := from_disk(path)) is not None:
         return _checked(saved.to_iterable_dataset() if stream else saved, data, column, option)
-    files = _files(path)
-    reader = READERS.get(_ending(files[0]), "text")
+    files = files_of(path)
+    reader = READERS.get(ending(files[0]), "text")
     if reader in ("text", "json", "csv"):
         for file in files:
-            _refuse_binary(file)
+            refuse_binary(file)
     try:
         opened = load_files(reader, files, stream=stream)
         if reader == "text":
@@ -64,7 +57,7 @@ def _opened(data: str, column: str, stream: bool, option: str) -> Dataset | Iter
     except Exception as error:  # the library raises whatever its readers raise
         raise UserError(
             f"Cannot read {data} as {reader}: {_reason(error)}",
-            f"A file ending in {_ending(files[0])} must be whole, valid {reader}.",
+            f"A file ending in {ending(files[0])} must be whole, valid {reader}.",
             "Correct the file, or give its text as .txt.",
         ) from error
 
@@ -73,17 +66,50 @@ def strings(texts: Iterable[Any]) -> Iterator[str]:
     """Texts in memory, one after the other; None is passed over.
 
     Raises:
-        UserError: one of them is something else than a string.
+        UserError: one of them is something else than a string, or cannot be written in UTF-8, or what gives them fails.
     """
-    for number, text in enumerate(texts):
-        if isinstance(text, str):
-            yield text
-        elif text is not None:
+    reading = iter(texts)
+    for number in itertools.count():
+        try:
+            text = next(reading)
+        except StopIteration:
+            return
+        except Exception as error:  # it is the user's own, and may raise anything
+            raise UserError(
+                f"Cannot read item {number} of the data: {type(error).__name__}: {first_line(error)}",
+                "What gives texts in memory must give them to its end, or to that of the run.",
+                "Mend it, or write the texts to a file and give that.",
+            ) from error
+        if text is None:
+            continue
+        if not isinstance(text, str):
             raise UserError(
                 f"Cannot read item {number} of the data: it is a {type(text).__name__}.",
                 "Data in memory are texts, each a string.",
                 "Give them alone, such as `data=dataset['text']`, or save the dataset and give its folder.",
             )
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"Cannot read item {number} of the data: half of a character stands at its place {error.start}.",
+                "Texts must be whole characters, which can be written in UTF-8.",
+                "Replace halves by text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace').",
+            ) from error
+        yield text
+
+
+def counted(texts: Iterable[Any]) -> bool:
+    """Whether texts in memory have a number and places, as lists, arrays and columns do."""
+    return all(hasattr(type(texts), name) for name in ("__len__", "__getitem__"))
+
+
+def dataset_of(texts: Iterable[Any], column: str) -> Dataset:
+    """Texts in memory as a dataset, copied; see `strings`."""
+    every = strings(texts)
+    # in parts, because each process that tokenises is sent whole ones
+    parts = iter(lambda: list(itertools.islice(every, 1000)), [])
+    return Dataset(pyarrow.table({column: pyarrow.chunked_array(parts, pyarrow.string())}))
 
 
 def each_text(rows: Iterable[Mapping[str, Any]], column: str, data: object) -> Iterator[str]:
@@ -113,94 +139,10 @@ def each_text(rows: Iterable[Mapping[str, Any]], column: str, data: object) -> I
             yield text
 
 
-def load_files(reader: str, files: Sequence[Path], *, stream: bool = False) -> Dataset | IterableDataset:
-    """Files of one ending as one dataset, with every row that is in them.
-
-    Args:
-        reader: one of `READERS`.
-        files: whatever their names are; brackets and stars are no patterns.
-        stream: read on the fly.
-
-    Raises:
-        UserError: the first row of a table has more fields than its header.
-    """
-    options: dict[str, Any] = {}
-    if reader == "csv":
-        # an empty cell is missing, and None or NA is a word
-        options = {"keep_default_na": False, "na_values": [""]}
-    if _ending(files[0]) == ".tsv":
-        # nothing is quoted there, so that a quote that opens a text would take in the rows up to the next one
-        options |= {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
-    for file in files if reader == "csv" else ():
-        first = pandas.read_csv(file, nrows=1, **options)
-        if len(first) and not isinstance(first.index, pandas.RangeIndex):
-            # a surplus field would be taken for the row's name, and no text at all
-            raise UserError(
-                f"Cannot read {file}: its first row has more fields than its header.",
-                "Each field of a row must have a name above it.",
-                "Put texts in quotes, or give them as .txt.",
-            )
-    names = [glob.escape(str(file)) for file in files]
-    return datasets.load_dataset(reader, data_files=names, split="train", streaming=stream, **options)
-
-
 def _reason(error: Exception) -> str:
     """What the library's reader said, which the library itself hides behind an error of its own."""
     cause = error.__cause__
     return first_line(cause if isinstance(cause, Exception) else error)
-
-
-def _ending(file: Path) -> str:
-    endings = [s for s in file.suffixes if s not in (".gz", ".bz2", ".xz", ".zst")]
-    return endings[-1].lower() if endings else ""
-
-
-def _files(path: Path) -> list[Path]:
-    files = [path]
-    if path.is_dir():
-        inside = [f for f in path.rglob("*") if f.is_file() and not f.name.startswith(".")]
-        files = sorted(f for f in inside if _ending(f) in READERS)
-        # the two kinds of tables are read by different rules
-        kinds = {"tsv" if _ending(f) == ".tsv" else READERS[_ending(f)] for f in files}
-        if len(kinds) != 1:
-            raise UserError(
-                f"Cannot read the folder {path}: it holds "
-                + (f"files of {len(kinds)} kinds ({', '.join(sorted(kinds))})." if kinds else _instead(inside)),
-                f"All text files of a folder must be of one kind; known endings are {', '.join(READERS)}.",
-                "Give one file, or a folder with files of one kind.",
-            )
-    if not any(f.stat().st_size for f in files):
-        raise UserError(
-            f"Cannot read {path}: it is empty.",
-            "The data must hold text.",
-            "Check that it was written completely.",
-        )
-    return [f for f in files if f.stat().st_size]
-
-
-def _instead(files: list[Path]) -> str:
-    """What a folder without text holds."""
-    endings = sorted({_ending(f) for f in files} - {""})
-    return "no text file" + (f", but {', '.join(endings[:5])}." if endings else ".")
-
-
-def _refuse_binary(file: Path) -> None:
-    with file.open("rb") as opened:
-        head = opened.read(65536)
-    if head[:2] in (b"\x1f\x8b", b"BZ") or head[:4] in (b"\xfd7zX", b"\x28\xb5\x2f\xfd"):
-        return
-    try:
-        # a character may be cut at the end of what was read
-        head[: len(head) - 4 if len(head) == 65536 else None].decode("utf-8", errors="strict")
-        torn = False
-    except UnicodeDecodeError as error:
-        torn = error.start < len(head) - 8
-    if b"\0" in head or torn:
-        raise UserError(
-            f"Cannot read {file}: it is binary, or not in UTF-8.",
-            "Text must be UTF-8.",
-            "Convert it, for instance with `iconv -t utf-8`, or give another file.",
-        )
 
 
 def from_disk(path: Path) -> Dataset | None:
@@ -235,13 +177,16 @@ def from_hub(data: str, stream: bool) -> Dataset | IterableDataset:
     """The split `train` of a hub dataset, `name` or `name:config`.
 
     Raises:
-        UserError: it cannot be found or reached.
+        UserError: it cannot be found or reached, or the cache not be written to.
     """
     name, _, config = data.partition(":")
     try:
         if data.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).suffix in READERS:
             raise FileNotFoundError("there is no such file or folder")
-        return datasets.load_dataset(name, config or None, split="train", streaming=stream)
+        with cache_explained():
+            return datasets.load_dataset(name, config or None, split="train", streaming=stream)
+    except UserError:
+        raise
     except Exception as error:  # offline, unknown, gated, without this split: all have their own type
         raise UserError(
             f"Cannot find the data {data}: {first_line(error)}",

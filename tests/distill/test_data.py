@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import copy
+import gc
 import itertools
 import json
 import random
-from collections.abc import Callable
+import resource
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
+import numpy as np
+import pandas
 import pytest
 import torch
 from datasets import Dataset
@@ -218,6 +224,55 @@ def test_texts_that_end_otherwise_are_tokenised_anew(tokenizer: Any, tmp_path: P
     assert ended == [{tokenizer.mask_token_id}, {tokenizer.pad_token_id}]
 
 
+@pytest.mark.parametrize(
+    ("attribute", "values"), [("truncation_side", ("right", "left")), ("split_special_tokens", (False, True))]
+)
+def test_tokenizers_that_read_otherwise_share_no_tokens(
+    attribute: str, values: tuple[object, object], tokenizer: Any, tmp_path: Path
+) -> None:
+    """Two with one vocabulary: what is cut off a long text, and whether it may hold special tokens."""
+    (tmp_path / "long.txt").write_text("one two [MASK] red blue old small big cat dog tree\n" * 40)
+    read = []
+    for value in values:
+        other = copy.deepcopy(tokenizer)
+        setattr(other, attribute, value)
+        read.append(_sequences(load_corpus(str(tmp_path / "long.txt"), other, length=8, packed=False, batch=4), 1))
+    assert read[0] != read[1]
+
+
+def test_tokens_of_a_saved_dataset_lie_in_the_cache(tokenizer: Any, tmp_path: Path) -> None:
+    """Its folder, which may be one that cannot be written to, stays as it is."""
+    data = _write("saved", tmp_path)
+    before = {file.name: file.read_bytes() for file in Path(data).iterdir()}
+    for packed in (True, False):
+        load_corpus(data, tokenizer, length=24, packed=packed)
+    assert {file.name: file.read_bytes() for file in Path(data).iterdir()} == before
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(("word", "size"), [("house ", 1_200_000), ("a ", 600_000)])
+def test_a_cache_without_room_is_named(
+    word: str, size: int, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not the text, whether that cannot be kept there or its tokens; nor where there can be no such folder."""
+    text = tmp_path / "own.txt"
+    text.write_text((word * 100 + "\n") * (size // len(word * 100)))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
+        with pytest.raises(UserError, match=rf"Cannot write to the cache of .*{tmp_path}/cache(?s:.*)HF_HOME"):
+            load_corpus(str(text), tokenizer, length=24)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", text / "cache")
+    with pytest.raises(UserError, match="Cannot write to the cache of"):
+        load_corpus(str(text), tokenizer, length=24)
+    # the library leaves a file open that it could not write
+    gc.collect()
+
+
 def test_special_tokens_are_found_also_of_alphabets_without_an_a(tokenizer: Any) -> None:
     """As of proteins, whose tokenizers make nothing of small letters."""
     backend = Tokenizer(BPE({"[CLS]": 0, "[SEP]": 1, "M": 2, "K": 3}, merges=[]))
@@ -245,14 +300,28 @@ def test_a_tokenizer_that_makes_nothing_of_any_text_is_refused() -> None:
         Cutter(PreTrainedTokenizerFast(tokenizer_object=backend, cls_token="[CLS]"), "text", 8, packed=True)
 
 
-def test_a_list_holds_out_the_share_that_a_file_does(tokenizer: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [tuple, np.array, pandas.Series, lambda t: Dataset.from_dict({"t": t})["t"]])
+@pytest.mark.parametrize("packed", [False, True])
+def test_texts_in_memory_are_read_as_those_of_a_file(
+    packed: bool, kind: Callable[[list[str]], Any], tokenizer: Any, tmp_path: Path
+) -> None:
+    """Whatever has a number and places: the same is held out, from all over, and the order is the same."""
+    texts = [" ".join([WORDS[k // 20], "cat", *random.Random(k).choices(WORDS, k=9)]) for k in range(300)]
+    (tmp_path / "own.txt").write_text("\n".join(texts))
+    options: dict[str, Any] = {"length": 16, "packed": packed, "crops": 0.5, "batch": 4}
+    file, given = (load_corpus(data, tokenizer, **options) for data in (str(tmp_path / "own.txt"), kind(texts)))
+    assert given.identity == file.identity
+    assert _sequences(given, 500) == _sequences(file, 500)
+
+
+def test_a_list_that_is_streamed_holds_out_the_share_that_a_file_does(tokenizer: Any, tmp_path: Path) -> None:
     """Of a hundred texts all but one were held out."""
     texts = [" ".join(random.Random(k).choices(WORDS, k=20)) for k in range(100)]
     (tmp_path / "own.txt").write_text("\n".join(texts))
     for packed in (False, True):
         counts = [
-            len(load_corpus(data, tokenizer, length=24, packed=packed, heldout=0.1).heldout)
-            for data in (str(tmp_path / "own.txt"), texts)
+            len(load_corpus(data, tokenizer, length=24, packed=packed, heldout=0.1, stream=stream).heldout)
+            for data, stream in ((str(tmp_path / "own.txt"), False), (texts, True))
         ]
         assert counts[0] == counts[1]
         assert counts[0] <= 15
@@ -261,15 +330,16 @@ def test_a_list_holds_out_the_share_that_a_file_does(tokenizer: Any, tmp_path: P
 def test_a_stream_holds_out_a_fixed_number_of_the_sequences_that_it_begins_with(tokenizer: Any) -> None:
     """How long it is, is not known; as few are held out as of 3,200 by a fiftieth."""
     for data in (("a cat " * 30 for _ in itertools.count()), ["a cat " * 30] * 4000):
-        assert len(load_corpus(data, tokenizer, length=24).heldout) == STREAM_HELDOUT
+        assert len(load_corpus(data, tokenizer, length=24, stream=True).heldout) == STREAM_HELDOUT
 
 
-def test_the_length_of_pieces_is_foreseen_of_a_list_as_of_a_file(tokenizer: Any, tmp_path: Path) -> None:
+def test_the_length_of_pieces_is_foreseen_of_a_stream_as_of_a_file(tokenizer: Any, tmp_path: Path) -> None:
     """A budget of tokens is divided by it."""
     texts = [" ".join(random.Random(k).choices(WORDS, k=40)) for k in range(300)]
     (tmp_path / "own.txt").write_text("\n".join(texts))
     file, given = (
-        load_corpus(data, tokenizer, length=64, packed=False, crops=1.0) for data in (str(tmp_path / "own.txt"), texts)
+        load_corpus(str(tmp_path / "own.txt"), tokenizer, length=64, packed=False, crops=1.0, stream=stream)
+        for stream in (False, True)
     )
     assert given.mean_tokens == pytest.approx(file.mean_tokens, rel=0.1)
     assert given.mean_tokens < 30
@@ -288,6 +358,31 @@ def test_a_stream_that_ends_and_cannot_be_read_again_says_so(tokenizer: Any) -> 
     corpus = load_corpus((t for t in TEXTS * 3), tokenizer, length=32, packed=False)
     with pytest.raises(UserError, match="has ended"):
         _sequences(corpus, 10_000)
+
+
+class _Passes:
+    """Texts that come otherwise from the n-th pass on: in another order, or not at all."""
+
+    def __init__(self, texts: list[str], passes: int, later: list[str]) -> None:
+        self.texts, self.left, self.later = texts, passes, later
+
+    def __iter__(self) -> Iterator[str]:
+        self.left -= 1
+        yield from self.texts if self.left >= 0 else self.later
+
+
+@pytest.mark.parametrize("later", ["reversed", "nothing"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_stream_that_comes_in_another_order_is_refused(packed: bool, later: str, tokenizer: Any) -> None:
+    """What is held out would be learnt from: before a run starts, and where it is so from a later pass on, then."""
+    texts = [" ".join(random.Random(k).choices(WORDS, k=20)) for k in range(200)]
+    other = texts[::-1] if later == "reversed" else []
+    with pytest.raises(UserError, match=r"begins otherwise than at first(?s:.*)iter"):
+        load_corpus(_Passes(texts, 1, other), tokenizer, length=24, packed=packed)
+    corpus = load_corpus(_Passes(texts, 3, other), tokenizer, length=24, packed=packed)
+    assert not {tuple(s) for s in _sequences(corpus, 150)} & {tuple(s) for s in corpus.heldout}
+    with pytest.raises(UserError, match="begins otherwise than at first"):
+        _sequences(corpus, 400)
 
 
 def test_crops_are_pieces_of_texts_and_the_same_each_time(tokenizer: Any, tmp_path: Path) -> None:
@@ -314,12 +409,12 @@ def test_crops_are_pieces_of_texts_and_the_same_each_time(tokenizer: Any, tmp_pa
 def test_streams_are_cropped_too_and_blocks_never(tokenizer: Any, tmp_path: Path) -> None:
     """A stream's pieces are the same at each reading; held-out texts and packed blocks stay whole."""
     long = [" ".join(itertools.islice(itertools.cycle(t.split()), 20)) for t in TEXTS]
-    corpus = load_corpus(long, tokenizer, length=32, packed=False, crops=0.5, batch=4)
+    corpus = load_corpus(long, tokenizer, length=32, packed=False, crops=0.5, batch=4, stream=True)
     seen = _sequences(corpus, 50)
     assert {len(ids) for ids in seen} - {22}
     assert {len(ids) for ids in corpus.heldout} == {22}
     assert _sequences(corpus, 20, start=30) == seen[30:]
-    packed = load_corpus(long, tokenizer, length=32, packed=True, crops=0.5, batch=4)
+    packed = load_corpus(long, tokenizer, length=32, packed=True, crops=0.5, batch=4, stream=True)
     assert {len(ids) for ids in _sequences(packed, 20)} == {32}
 
 

@@ -10,7 +10,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ from transformers import (
 )
 
 import homodistil
+from homodistil.axes.families import own
+from homodistil.axes.families.encoders import BERT
 from homodistil.axes.layout import Layout
 from homodistil.compress import importance
 from homodistil.compress.schedule import Schedule, Stage
@@ -241,9 +244,68 @@ def test_a_run_does_not_go_on_with_other_weights(
     whole = load_file(file)
     name = "bert.encoder.layer.1.output.dense.bias"
     save_file(whole | {name: whole[name] + 1e-3}, file, metadata={"format": "pt"})
-    with pytest.raises(UserError, match="the weights of the teacher, or of --student, have changed"):
+    with pytest.raises(UserError, match="the teacher, or --student, has changed"):
         homodistil.resume(tmp_path / "run")
     save_file(whole, file, metadata={"format": "pt"})
+    assert homodistil.resume(tmp_path / "run").students["0.5"].exists()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_run_does_not_go_on_with_data_that_was_changed_where_it_has_learnt(
+    stream: bool, masked_lm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two lines exchanged of a file that is read whole; of a stream one text, far behind what is held out of it."""
+    data, options = tmp_path / "data.txt", {**QUICK, "steps": 60, "text": {"length": 32, "stream": stream}}
+    lines = [f"the {a} {b} sees a {c} near the house" for a in WORDS for b in WORDS for c in WORDS] * 4
+    data.write_text("\n".join(lines))
+    _stopped_at(30, monkeypatch)
+    with pytest.raises(RunStopped):
+        homodistil.distil(masked_lm, data, "0.5", tmp_path / "run", **options)
+    monkeypatch.undo()
+    others = [*lines[:200], "a dog", *lines[201:]] if stream else [lines[1], lines[0], *lines[2:]]
+    data.write_text("\n".join(others))
+    with pytest.raises(UserError, match="the data has changed"):
+        homodistil.resume(tmp_path / "run")
+    data.write_text("\n".join(lines))
+    resumed = homodistil.resume(tmp_path / "run")
+    whole = homodistil.distil(masked_lm, data, "0.5", tmp_path / "whole", **options)
+    ours, theirs = (r.students["0.5"] / "model.safetensors" for r in (resumed, whole))
+    assert ours.read_bytes() == theirs.read_bytes()
+
+
+@pytest.fixture
+def _forget() -> Iterator[None]:
+    """What a test registers is its own."""
+    yield
+    own.registered.clear()
+
+
+@pytest.mark.usefixtures("_forget")
+@pytest.mark.parametrize("changed", ["configuration", "pooling", "family"])
+def test_a_run_does_not_go_on_with_a_teacher_that_computes_otherwise(
+    changed: str, save_teacher: Callable[..., Path], corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the same weights: by another activation, another pooling, or another table of its family."""
+    teacher, family = save_teacher(BertModel), tmp_path / "family.yaml"
+    modules = [{"idx": k, "name": str(k), "path": p, "type": f"sentence_transformers.models.{t}"}
+               for k, (p, t) in enumerate([("", "Transformer"), ("1_Pooling", "Pooling")])]  # fmt: skip
+    (teacher / "modules.json").write_text(json.dumps(modules))
+    (teacher / "1_Pooling").mkdir()
+    files = {"configuration": teacher / "config.json", "pooling": teacher / "1_Pooling" / "config.json",
+             "family": family}  # fmt: skip
+    files["pooling"].write_text(json.dumps({"word_embedding_dimension": 48, "pooling_mode": "mean"}))
+    family.write_text(yaml.safe_dump(json.loads(json.dumps({**asdict(BERT), "name": "Mine"}))))
+    others = {"configuration": ("gelu", "relu"), "pooling": ("mean", "cls"), "family": ("Mine", "Other")}
+    _stopped_at(5, monkeypatch)
+    with pytest.raises(RunStopped):
+        homodistil.distil(teacher, corpus, "0.5", tmp_path / "run", family=str(family), **QUICK)
+    monkeypatch.setattr(loop, "learn", learning.learn)
+    before = files[changed].read_text()
+    files[changed].write_text(before.replace(*others[changed]))
+    assert files[changed].read_text() != before
+    with pytest.raises(UserError, match="the teacher, or --student, has changed"):
+        homodistil.resume(tmp_path / "run")
+    files[changed].write_text(before)
     assert homodistil.resume(tmp_path / "run").students["0.5"].exists()
 
 
@@ -280,6 +342,22 @@ def test_a_stream_that_ends_too_early_loses_nothing(masked_lm: Path, tmp_path: P
         assert ours.read_bytes() == theirs.read_bytes()
 
 
+def test_what_was_learnt_is_saved_where_the_users_own_texts_fail(masked_lm: Path, tmp_path: Path) -> None:
+    """By an error that is kept as the cause; with texts that come to their end the run goes on."""
+    texts = [f"the {a} {b} sees a {c} near the house" for a in WORDS for b in WORDS for c in WORDS] * 4
+    options = QUICK | {"steps": 60, "cutting": {"calibration": 2}}
+
+    def broken() -> Iterator[str]:
+        yield from texts[:500]
+        raise ConnectionError("the line went dead")
+
+    with pytest.raises(UserError, match="item 500 of the data: ConnectionError: the line went dead") as refusal:
+        homodistil.distil(masked_lm, broken(), "0.5", tmp_path / "run", **options)
+    assert isinstance(refusal.value.__cause__, ConnectionError)
+    assert any((tmp_path / "run" / "checkpoints").iterdir())
+    assert homodistil.resume(tmp_path / "run", data=iter(texts)).students["0.5"].exists()
+
+
 def test_a_finished_run_keeps_no_checkpoint(masked_lm: Path, corpus: Path, tmp_path: Path) -> None:
     """Also where it was killed between its last student and its end."""
     homodistil.distil(masked_lm, corpus, "0.5", tmp_path / "run", **QUICK)
@@ -306,7 +384,7 @@ def test_a_run_that_has_passed_a_target_needs_its_student_to_go_on(
     """It would not be made again; of a target that is still ahead nothing is asked."""
     options = QUICK | {"checkpoint_minutes": 0}
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "save_target", _pulled_at("0.5", arrival.save_target))
+        patch.setattr(arrival, "save_target", _pulled_at("0.5", arrival.save_target))
         with pytest.raises(RuntimeError, match="pulled"):
             homodistil.distil(masked_lm, corpus, ["0.75", "0.5"], tmp_path / "run", **options)
     made = tmp_path / "run" / "students" / "0.75"

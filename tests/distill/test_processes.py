@@ -7,12 +7,14 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import BertForMaskedLM
 
 import homodistil
 
@@ -40,7 +42,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 import homodistil
 from homodistil import errors
-from homodistil.distill import learning, loop
+from homodistil.distill import checkpoint, learning, loop
 from homodistil.distill.checkpoint import State
 
 teacher, corpus, out, verb, options = sys.argv[1:]
@@ -80,11 +82,37 @@ def torn(run, feed):
     return drawn(run, feed)
 if verb == "torn":
     loop.drawn = torn
+save = checkpoint.save
+def full(folder, state, *rest):
+    if state.step == 7:
+        raise OSError(28, "No space left on device")
+    save(folder, state, *rest)
+data, more = corpus, {}
+if verb == "full":
+    checkpoint.save, more = full, {"checkpoint_minutes": 0}
+if verb == "short":
+    # both begin alike, and one of them ends while importance is measured
+    lines = Path(corpus).read_text().splitlines()
+    data = iter(lines if rank == 0 else lines[:200])
+said = []
+for changed in ("data", "teacher", "seed") if verb == "different" else ():
+    mine = changed if rank == 1 else ""
+    try:
+        homodistil.distil(
+            Path(teacher).with_name("another") if mine == "teacher" else teacher,
+            Path(corpus).with_name("other.txt") if mine == "data" else corpus,
+            TARGET, out, seed=int(mine == "seed"), **json.loads(options),
+        )
+    except errors.UserError as refused:
+        said.append(str(refused))
+if verb == "different":
+    Path(out).with_suffix(f".{rank}").write_text(str(said))
+    sys.exit()
 try:
     if verb == "resume":
         homodistil.resume(out if rank == 0 else out + "-elsewhere")
     else:
-        homodistil.distil(teacher, corpus, TARGET, out, **json.loads(options))
+        homodistil.distil(teacher, data, TARGET, out, **json.loads(options), **more)
 except (errors.UserError, errors.RunStopped) as ended:
     Path(out).with_suffix(f".{rank}").write_text(str(ended))
 """.replace("TARGET", repr(TARGET))
@@ -152,12 +180,33 @@ def test_all_stop_where_one_is_asked_to_and_any_number_of_them_goes_on(
     shutil.copytree(out, elsewhere, ignore=lambda *_: {"step-00000007"})
     _drive(tmp_path, masked_lm, corpus, out, "resume", "calibrated")
     for rank in (0, 1):
-        assert "processes found checkpoints of the steps [0, 7]" in out.with_suffix(f".{rank}").read_text()
+        assert (
+            "the step of the newest checkpoint is not the same in all of them (0, 7)"
+            in out.with_suffix(f".{rank}").read_text()
+        )
 
     alone = _alone(masked_lm, corpus, tmp_path / "alone", "calibrated")
     result = homodistil.resume(out)
     for name, tensor in load_file(result.students[TARGET] / "model.safetensors").items():
         torch.testing.assert_close(tensor, alone[name], rtol=1e-4, atol=1e-5)
+
+
+def test_processes_learn_from_the_same_data_and_teacher_by_the_same_recipe(
+    masked_lm: Path, corpus: Path, save_teacher: Callable[..., Path], tmp_path: Path
+) -> None:
+    """What one has otherwise is named to all, and nothing is left of the run; where it lies is no difference."""
+    shutil.copytree(masked_lm, tmp_path / "teacher")
+    shutil.copytree(save_teacher(BertForMaskedLM, initializer_range=0.1), tmp_path / "another")
+    for name, lines in (("corpus", 1), ("other", -1)):
+        (tmp_path / f"{name}.txt").write_text("\n".join(corpus.read_text().splitlines()[::lines]))
+    out = tmp_path / "run"
+    _drive(tmp_path, tmp_path / "teacher", tmp_path / "corpus.txt", out, "different", "calibrated")
+    for rank in (0, 1):
+        said = out.with_suffix(f".{rank}").read_text()
+        for name in ("the data is not", "the teacher, or --student, is not", "the recipe is not"):
+            assert name in said
+        assert said.count("Cannot share a run among 2 processes") == 3
+    assert not out.exists()
 
 
 def test_all_end_where_one_has_nothing_to_learn_from(masked_lm: Path, corpus: Path, tmp_path: Path) -> None:
@@ -169,6 +218,21 @@ def test_all_end_where_one_has_nothing_to_learn_from(masked_lm: Path, corpus: Pa
     assert said[1].startswith("Torn.")
     assert (out / "checkpoints" / "step-00000007").exists()
     assert homodistil.resume(out).students
+
+
+@pytest.mark.parametrize(
+    ("verb", "said"), [("short", "the stream of text has ended"), ("full", "No space left on device")]
+)
+def test_all_end_in_words_where_one_cannot_go_on(
+    verb: str, said: str, masked_lm: Path, corpus: Path, tmp_path: Path
+) -> None:
+    """Before the first step, where a stream ends in one, and where the main one cannot save."""
+    out = tmp_path / "run"
+    _drive(tmp_path, masked_lm, corpus, out, verb, "calibrated")
+    for rank in (0, 1):
+        assert said in out.with_suffix(f".{rank}").read_text()
+    saved = sorted(path.name for path in (out / "checkpoints").iterdir())
+    assert saved == ([] if verb == "short" else ["step-00000005", "step-00000006"])
 
 
 def test_what_the_main_process_refuses_is_said_once(masked_lm: Path, corpus: Path, tmp_path: Path) -> None:

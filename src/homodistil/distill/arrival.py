@@ -1,4 +1,4 @@
-"""What a run leaves where it has reached a target, and what it has made in all."""
+"""What a run leaves at a step and where it has reached a target, and what it has made in all."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from homodistil.axes.stack import LAYERS
+from homodistil.distill import checkpoint
+from homodistil.distill.ending import disk_explained
 from homodistil.distill.prepare import Run
 from homodistil.distill.student import save_student
 from homodistil.errors import UserError
 from homodistil.recipe import Recipe
 from homodistil.report.card import card
+from homodistil.report.live import Display
 from homodistil.rundir import RunDir, write_text
 
 
@@ -30,6 +34,31 @@ class Result:
     out: Path
     students: dict[str, Path]
     heldout: dict[str, dict[str, float]]
+
+
+def write(run: Run, record: dict[str, Any] | None, display: Display, *, saving: bool) -> None:
+    """Write what a step leaves, in the main process alone.
+
+    Args:
+        run: after the step.
+        record: its metrics, if there are any; with a target that is reached its student is saved.
+        display: says so.
+        saving: whether the state is saved as well.
+
+    Raises:
+        UserError: the disk is full, or cannot be written to.
+    """
+    if not run.processes.main:
+        return
+    with disk_explained(run.dir.path):
+        if record is not None:
+            run.dir.append_metrics(record)
+        # the student first, because a checkpoint of this step says that it is there
+        if record is not None and "target" in record:
+            save_target(run, record["target"])
+            display.say(f"{record['target']}: saved to {run.dir.student(record['target'])}")
+        if saving:
+            checkpoint.save(run.dir.checkpoints, run.state, run.recipe.digest(), run.corpus.identity, run.weights)
 
 
 def save_target(run: Run, target: str) -> None:

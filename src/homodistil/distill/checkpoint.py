@@ -32,6 +32,8 @@ from homodistil.errors import UserError
 from homodistil.rundir import disk_failure, writing_folder
 
 MANIFEST = "manifest.json"
+COUNTERS = ("step", "tokens", "sums", "batches", "seen")
+"""What of a state lies in the manifest."""
 
 
 @dataclass
@@ -51,6 +53,7 @@ class State:
         tokens: tokens learnt from, without padding.
         sums: loss terms summed since the last line of metrics, and over how many batches.
         batches: the batches in `sums`.
+        seen: tells what has been learnt from apart (see `collate.seen_after`).
     """
 
     layout: Layout
@@ -64,6 +67,7 @@ class State:
     tokens: int = 0
     sums: dict[str, float] = field(default_factory=dict)
     batches: int = 0
+    seen: str = ""
 
     @property
     def learnt(self) -> list[Tensor]:
@@ -108,7 +112,7 @@ def save(folder: Path, state: State, digest: str, data: str, weights: str) -> No
         state: of the run.
         digest: of its recipe.
         data: the identity of what it learns from.
-        weights: that of the models that it began with.
+        weights: what tells the models that it began with from others.
 
     Raises:
         UserError: the disk is full or gone; earlier checkpoints are untouched.
@@ -117,16 +121,9 @@ def save(folder: Path, state: State, digest: str, data: str, weights: str) -> No
     try:
         with writing_folder(target) as path:
             for name, tensors in _tensors(state).items():
-                save_file(
-                    {k: v.detach().contiguous().cpu() for k, v in tensors.items()},
-                    path / f"{name}.safetensors",
-                )
-            counters = {
-                "step": state.step,
-                "tokens": state.tokens,
-                "sums": state.sums,
-                "batches": state.batches,
-            }
+                moved = {k: v.detach().contiguous().cpu() for k, v in tensors.items()}
+                save_file(moved, path / f"{name}.safetensors")
+            counters = {name: getattr(state, name) for name in COUNTERS}
             files = {f.name: _identity(f) for f in sorted(path.iterdir())}
             belongs = {"digest": digest, "data": data, "weights": weights}
             (path / MANIFEST).write_text(json.dumps({**belongs, **counters, "files": files}))
@@ -162,17 +159,12 @@ def restore(folder: Path, state: State, digest: str, data: str, weights: str) ->
     # older manifests do not name them
     if manifest.get("weights", weights) != weights:
         raise UserError(
-            f"Cannot resume from {path}: the weights of the teacher, or of --student, have changed since it was saved.",
-            "A run goes on with the models that it was started with: what it has learnt is compared with them.",
-            "Put the weights back as they were, or start a new run with another --out.",
+            f"Cannot resume from {path}: the teacher, or --student, has changed since it was saved.",
+            "A run goes on with the models that it began with: their weights, configuration, pooling and family.",
+            "Put their folders, and the file of --family, back as they were, or start a new run with another --out.",
         )
     if manifest["data"] != data:
-        raise UserError(
-            f"Cannot resume from {path}: the data has changed since it was saved.",
-            "A run goes on with the data that it was started with: its order, its length and its tokens hang on it.",
-            "Put the data back as it was (a list of texts as a list, an iterator as one), or start a run with another "
-            "--out.",
-        )
+        raise other_data(path)
     tensors = {p.stem: load_file(p) for p in path.glob("*.safetensors")}
     _cut_to(state, tensors["origin"])
     with torch.no_grad():
@@ -183,8 +175,17 @@ def restore(folder: Path, state: State, digest: str, data: str, weights: str) ->
     device = state.student.device
     state.importance.load_state({k: v.to(device) for k, v in tensors["importance"].items()})
     state.moments.load_state({k: v.to(device) for k, v in tensors["moments"].items()})
-    state.step, state.tokens = manifest["step"], manifest["tokens"]
-    state.sums, state.batches = manifest["sums"], manifest["batches"]
+    for name in COUNTERS:
+        setattr(state, name, manifest[name])
+
+
+def other_data(path: Path) -> UserError:
+    """What is said to those who go on with other data than a checkpoint has learnt from."""
+    return UserError(
+        f"Cannot resume from {path}: the data has changed since it was saved.",
+        "A run goes on with the data that it was started with: its order, its length and its tokens hang on it.",
+        "Put the data back as it was (a list as a list, an iterator as one), or start a run with another --out.",
+    )
 
 
 def _tensors(state: State) -> dict[str, Mapping[str, Tensor]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -109,6 +110,18 @@ def draws(source: Source, size: int, *, start: int) -> Iterator[Draw]:
     sequences = source.sequences(start * size)
     for index in itertools.count(start):
         yield Draw(list(itertools.islice(sequences, size)), index)
+
+
+def seen_after(seen: str, learnt: Iterable[Draw]) -> str:
+    """A digest of what has been learnt from, in its order.
+
+    Args:
+        seen: that of all before; empty before the first.
+        learnt: what came then.
+    """
+    for draw in learnt:
+        seen = hashlib.sha256(f"{seen} {draw}".encode()).hexdigest()
+    return seen
 
 
 def batches(source: Source, collate: Collate, size: int, *, start: int) -> Iterator[dict[str, Tensor]]:

@@ -114,8 +114,9 @@ class Cutter:
         """A name for the result, so that the same text is tokenised once and found in the cache afterwards."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         identity = backend.to_str() if backend is not None else (repr(self.tokenizer), self.tokenizer.get_vocab())
-        # two tokenizers may have one backend and end texts by different tokens
-        parts = (data._fingerprint, identity, self.ends, self.column, self.length, self.packed, self.target)
+        # two tokenizers may have one backend and end texts by different tokens, or cut them at different ends
+        own = (self.ends, self.tokenizer.truncation_side, getattr(self.tokenizer, "split_special_tokens", None))
+        parts = (data._fingerprint, identity, own, self.column, self.length, self.packed, self.target)
         return hashlib.sha256(repr((*parts, self.prompts)).encode()).hexdigest()[:32]
 
 

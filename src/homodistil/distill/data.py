@@ -6,10 +6,12 @@ import hashlib
 import itertools
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pyarrow.compute as pc
 import torch
@@ -17,9 +19,10 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from homodistil.distill.cutter import Blocks, Cutter
-from homodistil.distill.sources import Cropper, Pieces, Shuffled, Source, Stream
+from homodistil.distill.sources import Cropper, Pieces, Shuffled, Source, Stream, Tokens
 from homodistil.errors import UserError
-from homodistil.text import each_text, open_text, strings
+from homodistil.files import cache_explained
+from homodistil.text import counted, dataset_of, each_text, open_text, strings
 
 HELDOUT_MOST = 256
 """Sequences that are held out at most: enough for steady losses, and measured in seconds."""
@@ -38,20 +41,19 @@ class Corpus:
         heldout: those that are never learnt from, tokens by their length.
         mean_tokens: tokens in a sequence, on average.
         once: whether what is learnt from ends, and cannot be read again.
+        digest: what tells all of it apart; empty of a stream, which is not read whole.
     """
 
     train: Source
     heldout: Sequence[Any]
     mean_tokens: float
     once: bool = False
+    digest: str = ""
 
     @property
     def identity(self) -> str:
-        """What tells other data apart: what is held out, which hangs on how much there is, and the length of the rest.
-
-        A few words changed where nothing is held out go unseen.
-        """
-        return hashlib.sha256(repr((self.mean_tokens, list(self.heldout))).encode()).hexdigest()[:16]
+        """What tells other data apart before anything is learnt: all of it, and of a stream what it begins with."""
+        return hashlib.sha256(repr((self.mean_tokens, list(self.heldout), self.digest)).encode()).hexdigest()[:16]
 
 
 def load_corpus(
@@ -73,7 +75,8 @@ def load_corpus(
     """Open, tokenise and split the text.
 
     Args:
-        data: a name for `text.open_text`, or the texts themselves, which are a stream.
+        data: a name for `text.open_text`, or the texts themselves: a list, an array or a column, which is read like a
+            file, or any other iterable, which is a stream.
         tokenizer: the teacher's.
         column: the text column.
         target: the column of what is said to each text, which makes pairs (see `pairs`); they are not packed.
@@ -92,9 +95,12 @@ def load_corpus(
     """
     cutter = Cutter(tokenizer, column, length, packed, target, prompts)
     cropper = Cropper(0.0 if packed else crops, cutter.suffix, seed)
-    if not isinstance(data, str):
+    if isinstance(data, str):
+        opened = open_text(data, column, target=target, stream=stream)
+    elif counted(data) and not stream:
+        opened = dataset_of(data, column)
+    else:
         return _streamed(data, cutter, cropper, _InMemory(data), heldout, once=iter(data) is data)
-    opened = open_text(data, column, target=target, stream=stream)
     if isinstance(opened, IterableDataset) and target is not None:
         raise UserError(
             f"Cannot read pairs from a stream ({data}).",
@@ -109,12 +115,14 @@ def load_corpus(
     count = heldout_count(heldout, len(order))
     held = sorted((tokenised[i]["input_ids"] for i in sorted(order[:count])), key=len)
     train = np.sort(np.asarray(order[count:]))
+    digest = _digest(tokenised)
     if packed:
-        return Corpus(Shuffled(tokenised.select(train), batch, seed), held, float(length))
+        return Corpus(Shuffled(tokenised.select(train), batch, seed), held, float(length), digest=digest)
     lengths = pc.list_value_length(tokenised.data.column("input_ids")).to_numpy()
     openings = tokenised.data.column("opening").to_numpy()
     pieces = Pieces(cropper, openings[train], lengths[train])
-    return Corpus(Shuffled(tokenised.select(train), batch, seed, pieces), held, float(pieces.of(0)[1].mean()))
+    mean = float(pieces.of(0)[1].mean())
+    return Corpus(Shuffled(tokenised.select(train), batch, seed, pieces), held, mean, digest=digest)
 
 
 class _InMemory:
@@ -156,13 +164,31 @@ def _streamed(
         passes = iter([itertools.chain(ahead[len(held) :], first)])
         source = Stream(lambda: next(passes, iter(())), cropper)
     else:
-        source = Stream(lambda: itertools.islice(cutter.stream(texts), len(held), None), cropper)
+        source = Stream(lambda: _behind(held, cutter.stream(texts)), cropper)
+        # a second pass that is another one is seen before anything is written
+        next(source.sequences(0))
     return Corpus(source, sorted(held, key=len), mean, once)
+
+
+def _behind(held: Sequence[Tokens], again: Iterator[tuple[Tokens, int]]) -> Iterator[tuple[Tokens, int]]:
+    """Another pass over a stream, without what is held out, which it must begin with as it did.
+
+    Raises:
+        UserError: it begins otherwise.
+    """
+    if [ids for ids, _ in itertools.islice(again, len(held))] != held:
+        raise UserError(
+            "Cannot read the stream of text again: it begins otherwise than at first.",
+            "A stream that is read again and again must come in one order, or what is held out would be learnt from.",
+            "Give its texts in one order, as a list or a file; or as an iterator, `iter(texts)`, which is read once.",
+        )
+    return again
 
 
 def tokenise(opened: Dataset, cutter: Cutter, workers: int) -> Dataset:
     """Cut a whole dataset, with the result cached under a fingerprint of text, tokenizer and options.
 
+    It lies in the cache wherever the text does: of a saved dataset the library would write into the user's own folder.
     Texts are tokenised in parallel. Blocks are joined by one process, so that they do not depend on how many there are.
     """
     processes = workers or min(os.cpu_count() or 1, 1 + len(opened) // 20_000)
@@ -170,17 +196,26 @@ def tokenise(opened: Dataset, cutter: Cutter, workers: int) -> Dataset:
         # each process is one thread: the tokenizers library's own threads do not live through a fork
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     name = cutter.fingerprint(opened)
-    tokens = opened.map(
-        cutter,
-        batched=True,
-        batch_size=1000,
-        num_proc=processes if processes > 1 else None,
-        remove_columns=opened.column_names,
-        new_fingerprint=name,
+    options: dict[str, Any] = {"num_proc": processes if processes > 1 else None, "remove_columns": opened.column_names}
+    with cache_explained():
+        tokens = _mapped(opened, cutter, name, **options)
+        return _mapped(tokens, Blocks(cutter), f"{name}-blocks") if cutter.packed else tokens
+
+
+def _mapped(rows: Dataset, function: Callable[..., Any], name: str, **options: Any) -> Dataset:
+    place = Path(datasets.config.HF_DATASETS_CACHE, "homodistil", f"{name}.arrow")
+    return rows.map(
+        function, batched=True, batch_size=1000, new_fingerprint=name, cache_file_name=str(place), **options
     )
-    if not cutter.packed:
-        return tokens
-    return tokens.map(Blocks(cutter), batched=True, batch_size=1000, new_fingerprint=f"{name}-blocks")
+
+
+def _digest(tokenised: Dataset) -> str:
+    """What tells other sequences, or the same in another order, apart."""
+    tokens, lengths = hashlib.sha256(), hashlib.sha256()
+    for part in tokenised.data.column("input_ids").chunks:
+        tokens.update(part.flatten().to_numpy())
+        lengths.update(pc.list_value_length(part).to_numpy())
+    return tokens.hexdigest()[:16] + lengths.hexdigest()[:16]
 
 
 def heldout_count(share: float, count: int) -> int:
@@ -193,7 +228,7 @@ def _refuse_short(data: object, count: int, length: int, packed: bool) -> None:
         return
     what = f"block{'s' if packed else ''} of {length} tokens" if packed else "texts"
     raise UserError(
-        f"Cannot train on {data if isinstance(data, str) else 'this stream'}: it fills {count} {what}.",
+        f"Cannot train on {data if isinstance(data, str) else 'the data in memory'}: it fills {count} {what}.",
         "There must be at least two, one to learn from and one to hold out.",
         "Give more text" + (", or shorten the blocks with --text.length." if packed else "."),
     )

@@ -15,8 +15,8 @@ from torch import Tensor
 from homodistil.compress import importance
 from homodistil.compress.basis import HeadMoments, turn, turnable
 from homodistil.compress.schedule import Stage
-from homodistil.distill.checkpoint import State
-from homodistil.distill.collate import Draw
+from homodistil.distill.checkpoint import State, other_data
+from homodistil.distill.collate import Draw, draws, seen_after
 from homodistil.distill.descent import Descent
 from homodistil.distill.ending import refuse_nonfinite
 from homodistil.distill.leaving import descent
@@ -45,6 +45,9 @@ def calibrate(run: Run, feed: Iterator[Draw]) -> Iterator[Draw]:
 
     Returns:
         The feed with what was measured on put back: a stream may not be readable twice.
+
+    Raises:
+        UserError: in all processes, if what it reads fails in one of them.
     """
     state = run.state
     count = run.recipe.cutting.calibration if run.schedule.cuts_units() else 0
@@ -54,7 +57,7 @@ def calibrate(run: Run, feed: Iterator[Draw]) -> Iterator[Draw]:
     if run.corpus.once:
         # no more than is learnt from on the way to the first target: it may end with that
         count = min(count, run.schedule.stages[0].end * run.recipe.accumulate)
-    measured = list(itertools.islice(feed, count))
+    measured = run.processes.agreed(lambda: list(itertools.islice(feed, count)))
     if run.recipe.cutting.basis == "principal":
         # before anything is measured of the dimensions that are turned
         _turn_heads(run, measured)
@@ -108,6 +111,23 @@ def score(state: State) -> None:
     """Take in what gradients or weights say of units, for the methods that read it off the student alone."""
     if state.importance.method in _FROM_MODEL:
         state.importance.update(_FROM_MODEL[state.importance.method](state.layout, state.student))
+
+
+def feed_of(run: Run) -> Iterator[Draw]:
+    """What batches are made of, from the next step on.
+
+    A stream is read anew up to there, and must be the one that was learnt from; all else was compared as a whole.
+
+    Raises:
+        UserError: it is another one.
+    """
+    done = run.state.step * run.recipe.accumulate
+    if run.corpus.digest:
+        return draws(run.corpus.train, run.recipe.batch, start=done)
+    feed = draws(run.corpus.train, run.recipe.batch, start=0)
+    if seen_after("", itertools.islice(feed, done)) != run.state.seen:
+        raise other_data(run.dir.checkpoints)
+    return feed
 
 
 def drawn(run: Run, feed: Iterator[Draw]) -> tuple[list[Draw], list[dict[str, Tensor]]]:

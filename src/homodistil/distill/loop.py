@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import shutil
@@ -15,13 +16,12 @@ from homodistil.axes.stack import LAYERS
 from homodistil.compress.compensate import FADING
 from homodistil.compress.cut import select
 from homodistil.compress.targets import CLOSE
-from homodistil.distill import checkpoint
-from homodistil.distill.arrival import Result, refuse_missing, result_of, save_target
-from homodistil.distill.collate import Draw, draws, heldout_draws
+from homodistil.distill.arrival import Result, refuse_missing, result_of, write
+from homodistil.distill.collate import Draw, heldout_draws, seen_after
 from homodistil.distill.defaults import BATCH
 from homodistil.distill.ending import disk_explained, stop_requested
 from homodistil.distill.heldout import measure
-from homodistil.distill.learning import calibrate, drawn, learn, rate, read_off, score
+from homodistil.distill.learning import calibrate, drawn, feed_of, learn, rate, read_off, score
 from homodistil.distill.leaving import PROBES, all_but_one, descent
 from homodistil.distill.prepare import Run, prepare
 from homodistil.distill.student import rounded
@@ -99,16 +99,16 @@ def distil(
 
 def _train(run: Run, display: Display, stop: list[int]) -> None:
     recipe, state, schedule, processes = run.recipe, run.state, run.schedule, run.processes
-    feed = draws(run.corpus.train, recipe.batch, start=state.step * recipe.accumulate)
+    feed = processes.agreed(lambda: feed_of(run))
     evaluations = {round(schedule.steps * (k + 1) / recipe.evaluations) for k in range(recipe.evaluations)}
     saved_at = time.monotonic()
     if state.step == 0:
         feed = calibrate(run, feed)
-        probes = list(itertools.islice(feed, PROBES))
+        probes = processes.agreed(lambda: list(itertools.islice(feed, PROBES)))
         feed = itertools.chain(probes, feed)
         _cut(run, schedule.widths(0), probes, display)
 
-    learnt, batches = drawn(run, feed) if state.step < schedule.steps else ([], [])
+    learnt, batches = processes.agreed(lambda: drawn(run, feed)) if state.step < schedule.steps else ([], [])
     while state.step < schedule.steps:
         started = time.perf_counter()
         step = state.step + 1
@@ -145,9 +145,12 @@ def _train(run: Run, display: Display, stop: list[int]) -> None:
             except UserError as error:
                 # what has been learnt is saved first
                 ended = error
+        state.seen = seen_after(state.seen, before)
         asked = {"tokens": tokens_here, "asked to stop": len(stop), "ended": int(ended is not None)}
+        asked["due"] = int(processes.main and time.monotonic() - saved_at >= 60 * recipe.checkpoint_minutes)
         terms, counts = read_off(run, made, step, asked)
         tokens, stopping, torn = int(counts["tokens"]), counts["asked to stop"] > 0, counts["ended"] > 0
+        saving = step < schedule.steps and (counts["due"] > 0 or stopping or torn)
         state.tokens += tokens
         state.sums = {name: state.sums.get(name, 0.0) + term for name, term in terms.items()}
         state.batches += len(made)
@@ -159,11 +162,13 @@ def _train(run: Run, display: Display, stop: list[int]) -> None:
 
         # evaluate
         record: dict[str, Any] = {"step": step, "tokens": state.tokens}
-        if processes.main and (step == stage.end or step in evaluations):
+        evaluated = step == stage.end or step in evaluations
+        if processes.main and evaluated:
             record["heldout"] = _heldout(run, saved=step == stage.end)
 
         # log
-        if step % recipe.log_every == 0 or "heldout" in record:
+        logged = step % recipe.log_every == 0 or evaluated
+        if logged:
             means = {name: total / state.batches for name, total in state.sums.items()}
             record |= {"terms": means, "discrepancy": run.objective.discrepancy(means), "widths": widths}
             record["start"] = run.start
@@ -173,17 +178,12 @@ def _train(run: Run, display: Display, stop: list[int]) -> None:
             if step == stage.end:
                 record["target"] = stage.target
             state.sums, state.batches = {}, 0
-            if processes.main:
-                run.dir.append_metrics(record)
         display.step(step, tokens, time.perf_counter() - started, record)
 
-        # save: the student first, because a checkpoint of this step says that it is there
-        if processes.main and step == stage.end:
-            save_target(run, stage.target)
-            display.say(f"{stage.target}: saved to {run.dir.student(stage.target)}")
-        due = time.monotonic() - saved_at >= 60 * recipe.checkpoint_minutes
-        if processes.main and step < schedule.steps and (due or stopping or torn):
-            checkpoint.save(run.dir.checkpoints, state, recipe.digest(), run.corpus.identity, run.weights)
+        # write; where the main process cannot, all end
+        if logged or saving:
+            processes.agreed(functools.partial(write, run, record if logged else None, display, saving=saving))
+        if saving:
             saved_at = time.monotonic()
         if torn:
             processes.wait()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -40,6 +41,7 @@ from homodistil.distill.start import first_state, first_student, round_products,
 from homodistil.distill.surroundings import keep_freed_memory
 from homodistil.distill.teacher import INPUTS, LANGUAGE_MODELS, Teacher, load_teacher
 from homodistil.distill.trim import Texts, trim, trim_to
+from homodistil.errors import UserError
 from homodistil.recipe import Recipe
 from homodistil.rundir import RunDir, write_text
 
@@ -105,8 +107,26 @@ def prepare(recipe: Recipe, *, resume: bool, texts: Iterable[str] | None) -> Run
     """
     processes = Processes.launched()
     run = processes.main_first(lambda: _prepared(recipe, resume, texts, processes))
-    processes.refuse_different(run.state.step, run.dir.checkpoints)
+    try:
+        processes.refuse_different(
+            {
+                "the recipe": _apart_from_places(run.recipe).digest(),
+                "the teacher, or --student,": run.weights,
+                "the data": run.corpus.identity,
+                "the step of the newest checkpoint": run.state.step,
+            }
+        )
+    except UserError:
+        if processes.main and not resume:
+            # the folder was new, and nothing else is in it
+            shutil.rmtree(run.dir.path)
+        raise
     return run
+
+
+def _apart_from_places(recipe: Recipe) -> Recipe:
+    """The recipe without where models and data lie, which may be elsewhere on each machine: they are compared."""
+    return replace(recipe, teacher="", data="", student=None, family=None)
 
 
 def _prepared(recipe: Recipe, resume: bool, texts: Iterable[str] | None, processes: Processes) -> Run:

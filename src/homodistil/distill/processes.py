@@ -13,7 +13,7 @@ import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from accelerate import PartialState
@@ -114,26 +114,48 @@ class Processes:
         """
         made: list[T] = []
         for turn in (self.main, not self.main):
-            refusal: UserError | None = None
             if turn:
-                try:
-                    made.append(make())
-                except UserError as error:
-                    refusal = error
-            refusals: list[Any] = gather_object([refusal])
-            if first := next((r for r in refusals if r is not None), None):
-                raise first
+                self.agreed(lambda: made.append(make()))
+            else:
+                self.agreed(lambda: None)
+        return made[0]
+
+    def agreed(self, make: Callable[[], T]) -> T:
+        """What `make` makes here, unless it fails in one of the processes, which all come here.
+
+        Raises:
+            UserError: in all processes, if `make` does in one: its own, or what the first of the others said.
+        """
+        made: list[T] = []
+        refusal: UserError | None = None
+        try:
+            made.append(make())
+        except UserError as error:
+            refusal = error
+        refusals: list[UserError | None] = gather_object([refusal])
+        if first := refusal or next((said for said in refusals if said is not None), None):
+            raise first
         return made[0]
 
     def wait(self) -> None:
         """Go on when all have come here."""
         self.state.wait_for_everyone()
 
-    def refuse_different(self, step: int, folder: object) -> None:
-        """Raise UserError if processes have come to different steps, as where only some see a run's checkpoints."""
-        if len(steps := set(gather_object([step]))) > 1:
-            raise UserError(
-                f"Cannot resume from {folder}: processes found checkpoints of the steps {sorted(steps)}.",
-                "All processes must see the same checkpoints.",
-                "Move the run's folder to a disk that all machines share.",
-            )
+    def refuse_different(self, having: Mapping[str, object]) -> None:
+        """Make sure that all processes have the same of what makes a run.
+
+        Args:
+            having: what this one has, by what it is called; all name the same in the same order.
+
+        Raises:
+            UserError: in all processes, if one has another.
+        """
+        everywhere: list[Mapping[str, object]] = gather_object([dict(having)])
+        for name in having:
+            if len(found := {str(has[name]) for has in everywhere}) > 1:
+                raise UserError(
+                    f"Cannot share a run among {self.count} processes: {name} is not the same in all of them "
+                    f"({', '.join(sorted(found))}).",
+                    "All processes of a run must have the same recipe, teacher and data, and see the same checkpoints.",
+                    "Give them the same files, on a disk that all machines share, and texts in memory in one order.",
+                )

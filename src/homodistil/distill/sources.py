@@ -177,6 +177,6 @@ class Stream:
             raise UserError(
                 "Cannot go on: the stream of text has ended and cannot be read again.",
                 "A stream must last for the whole run, or be readable from its start.",
-                "Write the text to a file, or train on fewer --tokens. What was learnt is saved: homodistil.resume "
-                "goes on with a longer stream that begins alike.",
+                "Write the text to a file, or train on fewer --tokens. Steps that were made are saved: "
+                "homodistil.resume goes on with a longer stream that begins alike.",
             )

@@ -121,17 +121,26 @@ def _read_alike(student: Teacher, teacher: Teacher) -> bool:
 
 
 def weights_of(teacher: Teacher, origin: Teacher) -> str:
-    """What tells other weights of the teacher, or of the student that a run starts from, apart: a digest of all.
+    """What tells another teacher, or another student that a run starts from, apart: a digest of all that they are.
 
     Args:
         teacher: as it was loaded, on the CPU.
         origin: the student, or the teacher itself.
     """
-    models = [teacher.model, *([] if teacher.tail is None else [teacher.tail])]
-    models += [] if origin is teacher else [origin.model]
+    models = [teacher] if origin is teacher else [teacher, origin]
+    parts = [part for model in models for part in (model.model, model.tail) if part is not None]
     with ThreadPoolExecutor() as pool:
-        sums = list(pool.map(_digest, [tensor for model in models for tensor in model.state_dict().values()]))
-    return hashlib.sha256("".join(sums).encode()).hexdigest()[:16]
+        sums = list(pool.map(_digest, [tensor for part in parts for tensor in part.state_dict().values()]))
+    return hashlib.sha256("".join([*sums, *map(_described, models)]).encode()).hexdigest()[:16]
+
+
+def _described(model: Teacher) -> str:
+    """What a model is beside its weights."""
+    # of the library that reads it, and of where it lies
+    passing = ("transformers_version", "_name_or_path")
+    config = {key: value for key, value in model.model.config.to_diff_dict().items() if key not in passing}
+    processor = model.processor if model.reads == "images" else None
+    return repr((config, model.kind, model.pooling, model.tail, model.dtype, model.layout.family, processor))
 
 
 def _digest(tensor: Tensor) -> str:

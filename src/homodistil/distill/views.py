@@ -175,4 +175,5 @@ def load_views(
             "Images must be whole, with 8 bits a channel.",
             "Convert them, or delete those that are broken.",
         )
-    return Corpus(Views(sorted(order), seed), [View(row) for row in sorted(held)], float(tokens)), collate
+    whole = [View(row) for row in sorted(held)]
+    return Corpus(Views(sorted(order), seed), whole, float(tokens), digest=images.digest), collate

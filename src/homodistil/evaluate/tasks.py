@@ -14,7 +14,7 @@ from datasets import Dataset, Value
 
 from homodistil.errors import UserError, nearest
 from homodistil.evaluate.labels import check, refuse_few
-from homodistil.text import load_files
+from homodistil.files import load_files
 
 Labels = Literal["classes", "number", "span"]
 Metric = Literal["accuracy", "f1", "macro_f1", "matthews", "pearson", "spearman", "r2", "mae", "exact", "span_f1"]
