@@ -176,7 +176,7 @@ def restore(folder: Path, state: State, digest: str, data: str, weights: str) ->
     state.importance.load_state({k: v.to(device) for k, v in tensors["importance"].items()})
     state.moments.load_state({k: v.to(device) for k, v in tensors["moments"].items()})
     for name in COUNTERS:
-        setattr(state, name, manifest[name])
+        setattr(state, name, manifest.get(name, getattr(state, name)))
 
 
 def other_data(path: Path) -> UserError:

@@ -145,7 +145,8 @@ def _train(run: Run, display: Display, stop: list[int]) -> None:
             except UserError as error:
                 # what has been learnt is saved first
                 ended = error
-        state.seen = seen_after(state.seen, before)
+        if not run.corpus.digest:
+            state.seen = seen_after(state.seen, before)
         asked = {"tokens": tokens_here, "asked to stop": len(stop), "ended": int(ended is not None)}
         asked["due"] = int(processes.main and time.monotonic() - saved_at >= 60 * recipe.checkpoint_minutes)
         terms, counts = read_off(run, made, step, asked)
