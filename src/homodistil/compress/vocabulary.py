@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,10 @@ from homodistil.errors import UserError
 
 AXIS = "vocab"
 """What the families call the axis."""
-_LISTS = ("suppress_tokens", "begin_suppress_tokens")
+_TOKENS = ("suppress_tokens", "begin_suppress_tokens")
+"""What a configuration says of single tokens that have no role: those that are gone are left out."""
+_WORDS = ("bad_words_ids", "force_words_ids", "sequence_bias")
+"""What it says of sequences of tokens: those with one that is gone, which cannot be said any more, are left out."""
 
 
 @dataclass(frozen=True)
@@ -127,8 +130,7 @@ def narrow(model: PreTrainedModel, layout: Layout, vocabulary: Vocabulary) -> La
     if layout.family is not None and (bias := getattr(model, layout.family.logit_bias or "", None)) is not None:
         setattr(model, layout.family.logit_bias, bias[..., vocabulary.rows])
     for config in (model.config, getattr(model, "generation_config", None)):
-        for key, value in _ids_of(config).items():
-            setattr(config, key, _renumbered(value, ids))
+        _renumber(config, ids)
     model.config.vocab_size = len(ids)
     for module in model.modules():
         if getattr(module, "vocab_size", None) == vocabulary.before:
@@ -187,8 +189,7 @@ def _roles(model: PreTrainedModel, layout: Layout) -> set[int]:
     values = [
         value
         for config in (model.config, getattr(model, "generation_config", None))
-        for key, value in _ids_of(config).items()
-        if key not in _LISTS
+        for value in _roles_of(config).values()
     ]
     named = {i for value in values for i in (value if isinstance(value, list) else [value])}
     assert layout.family is not None
@@ -198,14 +199,35 @@ def _roles(model: PreTrainedModel, layout: Layout) -> set[int]:
     return {i for i in named if 0 <= i < layout.fixed[AXIS]}
 
 
-def _ids_of(config: Any) -> dict[str, int | list[int]]:
-    """What a configuration says about tokens by their numbers."""
+def _roles_of(config: Any) -> dict[str, int | list[int]]:
+    """The tokens that a configuration gives a role, by their numbers."""
     said = config.to_dict() if config is not None else {}
-    named = {k: v for k, v in said.items() if k.endswith(("_token_id", "_token_ids")) or k in _LISTS}
+    named = {k: v for k, v in said.items() if k.endswith(("_token_id", "_token_ids"))}
     return {k: v for k, v in named.items() if isinstance(v, int) or (v and all(isinstance(i, int) for i in v))}
 
 
-def _renumbered(value: int | list[int], ids: Mapping[int, int]) -> int | list[int]:
-    if isinstance(value, list):
-        return [ids[i] for i in value if i in ids]
-    return ids.get(value, value)
+def _renumber(config: Any, ids: Mapping[int, int]) -> None:
+    """Let a configuration speak of tokens by their new numbers."""
+    for key, value in _roles_of(config).items():
+        setattr(config, key, ids.get(value, value) if isinstance(value, int) else _left(value, ids))
+    for key in (*_TOKENS, *_WORDS):
+        if said := getattr(config, key, None):
+            made = _left(said, ids) if key in _TOKENS else _left_of_words(said, ids)
+            # the library takes no empty list of words
+            setattr(config, key, made or None)
+
+
+def _left(tokens: Sequence[int], ids: Mapping[int, int]) -> list[int]:
+    return [ids[i] for i in tokens if i in ids]
+
+
+def _left_of_words(said: Any, ids: Mapping[int, int]) -> Any:
+    """What is left of words: a word is a sequence of tokens, may have a bias, and may be several to choose from."""
+    if isinstance(said, int):
+        return ids.get(said)
+    if not isinstance(said, list):
+        return said
+    made = [_left_of_words(part, ids) for part in said]
+    if all(isinstance(part, list) for part in said):
+        return [part for part in made if part] or None
+    return None if None in made else made
