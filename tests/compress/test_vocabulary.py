@@ -282,6 +282,19 @@ def test_words_that_generation_forbids_or_favours_keep_their_tokens(
     assert one not in model.generate(torch.tensor([[4, 5]]), max_new_tokens=9, do_sample=False)[0, 2:]
 
 
+@pytest.mark.parametrize("name", ["<extra_id_{}>", "▁<extra_id_{}>"])
+def test_sentinels_stay_though_no_text_has_any(name: str, tokenizers: dict[str, PreTrainedTokenizerBase]) -> None:
+    """A model that learns by them speaks of spans by them; mT5's are pieces of its vocabulary and have no role."""
+    spec = json.loads(tokenizers["Unigram"].backend_tokenizer.to_str())
+    sentinels = [name.format(k) for k in range(3)]
+    spec["model"]["vocab"][5:5] = [[sentinel, 0.0] for sentinel in sentinels]
+    for added in spec["added_tokens"]:
+        added["id"] += 3 * (added["id"] > 4)
+    _, whole, made = _trim(wrapped(Tokenizer.from_str(json.dumps(spec))), NARROW)
+    assert not set(sentinels) & set(whole.all_special_tokens)
+    assert set(sentinels) <= set(made.get_vocab())
+
+
 def test_padding_keeps_its_number_where_positions_are_counted_from_it(
     tokenizers: dict[str, PreTrainedTokenizerBase],
 ) -> None:
