@@ -93,7 +93,6 @@ def vocabulary_of(
     ordered = sorted(tokens, key=lambda token: (token not in own, ids[token]))
     rows = [*(ids[token] for token in ordered), *sorted(named - strings.keys())]
     vocabulary = Vocabulary(tuple(rows), layout.fixed[AXIS])
-    _refuse_moved_padding(vocabulary, model, layout)
     made = with_vocabulary(tokenizer, vocabulary)
     same = usage_of(texts, _spec(made), rows=rows)
     if same.digest != used.digest:
@@ -124,8 +123,20 @@ def narrow(model: PreTrainedModel, layout: Layout, vocabulary: Vocabulary) -> La
 
     Returns:
         The layout of what it is now.
+
+    Raises:
+        UserError: its configuration gives a role to a token that is gone, or its padding would get another number.
     """
     ids = {row: at for at, row in enumerate(vocabulary.rows)}
+    if gone := _roles(model, layout) - ids.keys():
+        raise UserError(
+            f"Cannot trim the vocabulary of this {type(model).__name__}: its configuration names the token "
+            f"{min(gone)}, which is not kept.",
+            "A student keeps the tokens that its teacher does: those of the text, and those that have a role for the "
+            "teacher.",
+            "Put it into the text, take it out of the student's configuration, or keep the whole vocabulary.",
+        )
+    _refuse_moved_padding(vocabulary, model, layout)
     cut(model, layout, {AXIS: torch.tensor(vocabulary.rows)})
     if layout.family is not None and (bias := getattr(model, layout.family.logit_bias or "", None)) is not None:
         setattr(model, layout.family.logit_bias, bias[..., vocabulary.rows])
