@@ -16,6 +16,7 @@ import torch
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
+from homodistil.distill.collate import COMPARED
 from homodistil.distill.cutter import Blocks, Cutter
 from homodistil.distill.sources import Cropper, Pieces, Shuffled, Source, Stream
 from homodistil.errors import UserError
@@ -184,8 +185,8 @@ def tokenise(opened: Dataset, cutter: Cutter, workers: int) -> Dataset:
 
 
 def heldout_count(share: float, count: int) -> int:
-    """How many of `count` sequences are held out."""
-    return min(HELDOUT_MOST, max(1, round(share * count)), count - 1)
+    """How many of `count` sequences are held out: enough to be compared with each other, where there are some."""
+    return min(HELDOUT_MOST, max(1, min(COMPARED, count // 2), round(share * count)), count - 1)
 
 
 def _refuse_short(data: object, count: int, length: int, packed: bool) -> None:

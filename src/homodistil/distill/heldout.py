@@ -12,6 +12,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from homodistil.distill.collate import COMPARED
 from homodistil.distill.descent import Descent
 from homodistil.distill.objective import Objective
 from homodistil.distill.outputs import Batch, Runner, TokenPredictions
@@ -30,7 +31,8 @@ def measure(
 ) -> dict[str, float]:
     """Loss terms, mean over batches, and `agreement` with the teacher (see `agreement`); of language models accuracies.
 
-    `agreement` and the accuracies are left out where no prediction is made.
+    `agreement` and the accuracies are left out where no prediction is made, and similarities where there are too few
+    rows to compare.
     """
     sums: dict[str, float] = defaultdict(float)
     said: list[tuple[Tensor, Tensor]] = []
@@ -52,6 +54,8 @@ def measure(
     result = {name: total / count for name, total in sums.items()}
     if said:
         ours, others = (torch.cat(side) for side in zip(*said, strict=True))
+        if run.kind == "similarity" and len(ours) < COMPARED:
+            return {name: mean for name, mean in result.items() if name != "prediction"}
         result["agreement"] = agreement(run.kind, ours, others)
         if run.kind in LANGUAGE_MODELS:
             right = torch.cat(labels)
