@@ -12,6 +12,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
+from tokenizers.normalizers import Replace
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
@@ -20,6 +21,7 @@ from transformers import AutoTokenizer, BertForMaskedLM, PreTrainedTokenizerFast
 import homodistil
 from homodistil.axes.layout import Layout
 from homodistil.compress.compensate import InputMoments
+from homodistil.distill.cutter import Cutter
 from homodistil.distill.pairs import PairCollator, given, noise_of
 from homodistil.errors import UserError
 from zoo import inputs, tiny
@@ -174,6 +176,22 @@ def test_given_pairs_reach_the_model_as_they_are(tokenizer: Any, tmp_path: Path)
     sides = sorted(given(sequence, torch.Generator()) for sequence in seen)
     expected = [("the red cat", "a man"), ("on the house", "near")]
     assert sides == sorted(tuple(tokenizer(text)["input_ids"] for text in pair) for pair in expected)
+
+
+def test_a_pair_of_which_a_side_makes_no_token_is_left_out() -> None:
+    """By a tokenizer that puts nothing around a text; each position predicts the token of its own target."""
+    spelt = Tokenizer(BPE())
+    spelt.normalizer = Replace("\u200b", "")
+    spelt.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    spelt.train_from_iterator([], BpeTrainer(special_tokens=["<pad>"], initial_alphabet=ByteLevel.alphabet()))
+    bare = PreTrainedTokenizerFast(tokenizer_object=spelt, pad_token="<pad>", model_max_length=64)
+    cutter = Cutter(bare, "text", 16, packed=False, target="said")
+    made = cutter({"text": ["a", "b", "\u200b", "c"], "said": ["\u200b", "d", "e", "f"]})
+    sides = [tuple(map(bare.decode, given(sequence, torch.Generator()))) for sequence in made["input_ids"]]
+    assert sides == [("b", "d"), ("c", "f")]
+    assert made["opening"] == [0, 0]
+    batch = PairCollator(bare, given, 0, seed=0)(made["input_ids"], 0)
+    assert len(batch["positions"]) == len(batch["labels"])
 
 
 def test_a_run_on_given_pairs_ends_in_a_student(tokenizer: Any, tmp_path: Path) -> None:
