@@ -119,3 +119,13 @@ def test_an_image_that_is_torn_behind_its_header_is_none(tmp_path: Path) -> None
     Image.fromarray(np.random.default_rng(0).integers(255, size=(40, 40, 3), dtype=np.uint8)).save(content, "png")
     (tmp_path / "a.png").write_bytes(content.getvalue()[:2000])
     assert open_images(str(tmp_path), "image").read(0) is None
+
+
+def test_a_row_without_an_image_is_none_and_has_a_name(pictures: Path, tmp_path: Path) -> None:
+    """A dataset may hold such rows: they are left out as torn ones are, and are called by their place."""
+    rows = [str(next(pictures.rglob("*.png"))), None]
+    datasets.Dataset.from_dict({"image": rows}).cast_column("image", datasets.Image()).save_to_disk(str(tmp_path / "d"))
+    images = open_images(str(tmp_path / "d"), "image")
+    assert images.read(0) is not None
+    assert images.read(1) is None
+    assert images.name(1) == f"row 1 of {tmp_path / 'd'}"

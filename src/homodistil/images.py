@@ -46,7 +46,9 @@ class Images:
 
     def name(self, row: int) -> str:
         """What a row is called in messages: its file, or its place in the dataset."""
-        return self.rows[row]["image"]["path"] or f"row {row} of {self.source}"
+        image = self.rows[row]["image"]
+        # rows of a dataset may hold no image at all
+        return (image and image["path"]) or f"row {row} of {self.source}"
 
     def read(self, row: int) -> Image.Image | None:
         """The image of a row, upright, in the channels that are asked for; None if it cannot be decoded."""

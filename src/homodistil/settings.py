@@ -58,8 +58,8 @@ class Text:
             it learns short texts as well as long ones.
         prompts: what is put before texts that are kept apart, one of them before each, such as "query: "; by default
             those that a sentence encoder comes with, and nothing for other teachers.
-        heldout: the share of the sequences that is not trained on and measures the student: one at least and 256 at
-            most, of a stream its first ones, 64 at most.
+        heldout: the share of the sequences that is not trained on and measures the student: three at least and 256
+            at most, of a stream its first ones, 64 at most.
         stream: read on the fly, never as a whole; implied by data that cannot be counted.
         workers: processes that tokenise; 0 is one for every 20,000 texts, up to the number of cores.
     """
@@ -84,7 +84,8 @@ class Images:
         crop: the share of its area that a random piece of an image keeps at least, resized to what the teacher
             reads; drawn anew each epoch. 1 is always the whole image.
         flip: the share of the images that are mirrored.
-        heldout: the share of the images, one at least and 256 at most, that is not trained on and measures the student.
+        heldout: the share of the images, three at least and 256 at most, that is not trained on and measures the
+            student.
     """
 
     column: str = "image"

@@ -10,16 +10,26 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from transformers import AutoModelForCausalLM, PhiConfig, PhiForCausalLM, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    MarianConfig,
+    MarianMTModel,
+    PhiConfig,
+    PhiForCausalLM,
+    PreTrainedTokenizerBase,
+)
 
 import homodistil
 from homodistil.axes.families import FAMILIES, own
 from homodistil.axes.families.decoders import LLAMA
+from homodistil.axes.families.seq2seq import BART
 from homodistil.axes.layout import Layout
 from homodistil.cli import main
 from homodistil.errors import UserError
 
 PAGE = (Path(__file__).parents[2] / "docs" / "adding-a-family.md").read_text()
+
+SIDE = {"layers": 2, "attention_heads": 4, "ffn_dim": 96}
 
 
 @pytest.fixture(autouse=True)
@@ -106,6 +116,16 @@ def test_what_does_not_fit_is_named(changes: dict[str, object], said: str) -> No
         homodistil.register(replace(LLAMA, **changes))  # type: ignore[arg-type]
     assert said in str(refusal.value)
     assert not own.registered
+
+
+def test_a_parameter_that_the_model_does_not_save_is_refused() -> None:
+    """Marian's positions are made anew where it is opened: they would be others than those that were cut."""
+    rows = "\n".join(row for row in BART.rows.splitlines() if "layernorm_embedding" not in row)
+    homodistil.register(replace(BART, name="Marian", model_types=("marian",), rows=rows))
+    sides = {f"{side}_{what}": n for side in ("encoder", "decoder") for what, n in SIDE.items()}
+    model = MarianMTModel(MarianConfig(vocab_size=32, d_model=48, max_position_embeddings=64, pad_token_id=0, **sides))
+    with pytest.raises(UserError, match=r"does not save its parameter model\.encoder\.embed_positions\.weight"):
+        homodistil.shrink(model, "0.5")
 
 
 def test_a_count_that_the_configuration_has_not_is_named(phi: tuple[Path, Path]) -> None:

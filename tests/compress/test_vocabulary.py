@@ -255,6 +255,46 @@ def test_a_row_that_the_configuration_names_stays_without_a_token(
     assert model.config.sep_token_id == 50_000
 
 
+def test_words_that_generation_forbids_or_favours_keep_their_tokens(
+    tokenizers: dict[str, PreTrainedTokenizerBase],
+) -> None:
+    """Under their new numbers; one with a token that is gone is left out, for it cannot be said any more."""
+    whole = tokenizers["byte-level BPE"]
+    model = _model("GPT-2", whole)
+    layout = Layout.of(model)
+    rows = set(vocabulary_of(NARROW, whole, model, layout)[0].rows)
+    gone, (one, two) = max(set(range(len(whole))) - rows), sorted(rows)[-2:]
+    said = model.generation_config
+    said.bad_words_ids = [[one], [gone], [two, one], [one, gone]]
+    said.sequence_bias = [[[two, one], 2.0], [[gone, one], 3.0]]
+    said.force_words_ids = [[[one], [gone]], [[gone]], [two]]
+    said.begin_suppress_tokens = [gone]
+    model.config.bad_words_ids = [[gone]]
+    vocabulary, _ = vocabulary_of(NARROW, whole, model, layout)
+    narrow(model, layout, vocabulary)
+    one, two = (vocabulary.rows.index(row) for row in (one, two))
+    assert set(vocabulary.rows) == rows
+    assert said.bad_words_ids == [[one], [two, one]]
+    assert said.sequence_bias == [[[two, one], 2.0]]
+    assert said.force_words_ids == [[[one]], [two]]
+    assert said.begin_suppress_tokens is model.config.bad_words_ids is None
+    said.force_words_ids = None
+    assert one not in model.generate(torch.tensor([[4, 5]]), max_new_tokens=9, do_sample=False)[0, 2:]
+
+
+@pytest.mark.parametrize("name", ["<extra_id_{}>", "▁<extra_id_{}>"])
+def test_sentinels_stay_though_no_text_has_any(name: str, tokenizers: dict[str, PreTrainedTokenizerBase]) -> None:
+    """A model that learns by them speaks of spans by them; mT5's are pieces of its vocabulary and have no role."""
+    spec = json.loads(tokenizers["Unigram"].backend_tokenizer.to_str())
+    sentinels = [name.format(k) for k in range(3)]
+    spec["model"]["vocab"][5:5] = [[sentinel, 0.0] for sentinel in sentinels]
+    for added in spec["added_tokens"]:
+        added["id"] += 3 * (added["id"] > 4)
+    _, whole, made = _trim(wrapped(Tokenizer.from_str(json.dumps(spec))), NARROW)
+    assert not set(sentinels) & set(whole.all_special_tokens)
+    assert set(sentinels) <= set(made.get_vocab())
+
+
 def test_padding_keeps_its_number_where_positions_are_counted_from_it(
     tokenizers: dict[str, PreTrainedTokenizerBase],
 ) -> None:

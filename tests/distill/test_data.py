@@ -28,7 +28,7 @@ from transformers import PreTrainedTokenizerFast
 from conftest import WORDS
 from homodistil.distill.collate import Collator, batches, draws, heldout_draws, of_batch
 from homodistil.distill.cutter import Blocks, Cutter
-from homodistil.distill.data import STREAM_HELDOUT, Corpus, load_corpus, tokenise
+from homodistil.distill.data import STREAM_HELDOUT, Corpus, heldout_count, load_corpus, tokenise
 from homodistil.distill.sources import of_epoch
 from homodistil.errors import UserError
 from homodistil.text import open_text
@@ -143,9 +143,20 @@ def test_texts_of_one_length_come_together_in_every_epoch(tokenizer: Any, tmp_pa
     assert len(set(map(max, lengths))) > 20
 
 
-@pytest.mark.parametrize(("texts", "size", "batches_of"), [(33, 32, [16, 17]), (64, 32, [32, 32]), (3, 32, [3])])
+@pytest.mark.parametrize(
+    ("texts", "size", "batches_of"),
+    [
+        (33, 32, [16, 17]),
+        (64, 32, [32, 32]),
+        (3, 32, [3]),
+        (2, 32, [2]),
+        (7, 3, [3, 4]),
+        (5, 4, [5]),
+        (5, 2, [1, 2, 2]),
+    ],
+)
 def test_held_out_batches_are_of_one_size(texts: int, size: int, batches_of: list[int]) -> None:
-    """So that the mean over batches is one over texts, and none is compared with nothing."""
+    """So that the mean over batches is one over texts, each beside two others where batches are so large."""
     made = list(heldout_draws(list(range(texts)), size))
     assert [len(draw.sequences) for draw in made] == batches_of
     assert [n for draw in made for n in draw.sequences] == list(range(texts))
@@ -325,6 +336,12 @@ def test_a_list_that_is_streamed_holds_out_the_share_that_a_file_does(tokenizer:
         ]
         assert counts[0] == counts[1]
         assert counts[0] <= 15
+
+
+@pytest.mark.parametrize(("count", "held"), [(2, 1), (4, 2), (6, 3), (100, 3), (400, 8), (100_000, 256)])
+def test_so_many_are_held_out_that_they_can_be_compared(count: int, held: int) -> None:
+    """Three at least, where there are as many to learn from."""
+    assert heldout_count(0.02, count) == held
 
 
 def test_a_stream_holds_out_a_fixed_number_of_the_sequences_that_it_begins_with(tokenizer: Any) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
+from tokenizers.normalizers import Replace
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
@@ -20,16 +21,19 @@ from transformers import AutoTokenizer, BertForMaskedLM, PreTrainedTokenizerFast
 import homodistil
 from homodistil.axes.layout import Layout
 from homodistil.compress.compensate import InputMoments
+from homodistil.distill.cutter import Cutter
 from homodistil.distill.pairs import PairCollator, given, noise_of
 from homodistil.errors import UserError
 from zoo import inputs, tiny
 
 SENTINELS = [f"<extra_id_{k}>" for k in range(5)]
+PIECES = [f"▁{sentinel}" for sentinel in SENTINELS]
+"""As mT5's vocabulary spells them, where they have no role."""
 
 
-def _with_sentinels(tokenizer: Any) -> Any:
+def _with_sentinels(tokenizer: Any, sentinels: list[str] = SENTINELS) -> Any:
     made = copy.deepcopy(tokenizer)
-    made.add_special_tokens({"additional_special_tokens": SENTINELS})
+    made.add_tokens(sentinels, special_tokens=sentinels == SENTINELS)
     return made
 
 
@@ -54,10 +58,12 @@ def _pieces(tokens: list[int], marks: list[int]) -> tuple[list[list[int]], list[
     return pieces, met
 
 
-def test_source_and_target_told_by_sentinels_are_the_text_together(tokenizer: Any) -> None:
+@pytest.mark.parametrize("sentinels", [SENTINELS, PIECES])
+def test_source_and_target_told_by_sentinels_are_the_text_together(sentinels: list[str], tokenizer: Any) -> None:
     """Each span stands in the target behind the sentinel that stands for it in the source; one more ends the target."""
-    made = _with_sentinels(tokenizer)
-    marks, special = made.convert_tokens_to_ids(SENTINELS), set(made.all_special_ids)
+    made = _with_sentinels(tokenizer, sentinels)
+    marks = made.convert_tokens_to_ids(sentinels)
+    special = {*made.all_special_ids, *marks}
     divide, generator = noise_of(made), torch.Generator().manual_seed(1)
     for block in _blocks(made):
         source, target = divide(block, generator)
@@ -71,6 +77,16 @@ def test_source_and_target_told_by_sentinels_are_the_text_together(tokenizer: An
         assert [*kept[0], *(t for s, k in zip(spans, kept[1:], strict=True) for t in (*s, *k))] == block
         # 15 % of 37 ordinary tokens, unless sentinels run out
         assert sum(map(len, spans)) <= 6
+
+
+@pytest.mark.parametrize("sentinels", [SENTINELS, PIECES])
+def test_a_sentinel_in_a_text_is_never_taken_out(sentinels: list[str], tokenizer: Any) -> None:
+    """It has no word to tell of, and would stand for two spans."""
+    made = _with_sentinels(tokenizer, sentinels)
+    own = made.convert_tokens_to_ids(sentinels[4])
+    for seed in range(20):
+        source, _ = noise_of(made)([7, own, 8, own, 9], torch.Generator().manual_seed(seed))
+        assert source.count(own) == 2
 
 
 def test_a_mask_stands_for_each_span_and_the_target_is_the_whole_text(tokenizer: Any) -> None:
@@ -160,6 +176,22 @@ def test_given_pairs_reach_the_model_as_they_are(tokenizer: Any, tmp_path: Path)
     sides = sorted(given(sequence, torch.Generator()) for sequence in seen)
     expected = [("the red cat", "a man"), ("on the house", "near")]
     assert sides == sorted(tuple(tokenizer(text)["input_ids"] for text in pair) for pair in expected)
+
+
+def test_a_pair_of_which_a_side_makes_no_token_is_left_out() -> None:
+    """By a tokenizer that puts nothing around a text; each position predicts the token of its own target."""
+    spelt = Tokenizer(BPE())
+    spelt.normalizer = Replace("\u200b", "")
+    spelt.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    spelt.train_from_iterator([], BpeTrainer(special_tokens=["<pad>"], initial_alphabet=ByteLevel.alphabet()))
+    bare = PreTrainedTokenizerFast(tokenizer_object=spelt, pad_token="<pad>", model_max_length=64)
+    cutter = Cutter(bare, "text", 16, packed=False, target="said")
+    made = cutter({"text": ["a", "b", "\u200b", "c"], "said": ["\u200b", "d", "e", "f"]})
+    sides = [tuple(map(bare.decode, given(sequence, torch.Generator()))) for sequence in made["input_ids"]]
+    assert sides == [("b", "d"), ("c", "f")]
+    assert made["opening"] == [0, 0]
+    batch = PairCollator(bare, given, 0, seed=0)(made["input_ids"], 0)
+    assert len(batch["positions"]) == len(batch["labels"])
 
 
 def test_a_run_on_given_pairs_ends_in_a_student(tokenizer: Any, tmp_path: Path) -> None:

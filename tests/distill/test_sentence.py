@@ -20,7 +20,7 @@ from sentence_transformers.sentence_transformer.modules import Dense, Normalize,
 from transformers import AutoTokenizer, BertForMaskedLM, BertModel, PreTrainedTokenizerBase
 
 import homodistil
-from conftest import make
+from conftest import WORDS, make
 from homodistil.distill import losses
 from homodistil.distill.collate import padded
 from homodistil.distill.defaults import losses_for
@@ -179,6 +179,26 @@ def test_embeddings_are_compared_where_they_are_what_a_teacher_is_for(
     assert losses_for(asked, bare).cosine == 2
     with pytest.raises(UserError, match=r"made for masked-lm"):
         losses_for(asked, language_model)
+
+
+def test_similarities_are_measured_where_there_are_any_to_compare(encoder: Path, tmp_path: Path) -> None:
+    """Of two held-out texts each has one other, which is as near as it is for student and teacher alike."""
+    for held in (2, 3):
+        texts = [f"the {word} cat" for word in WORDS[: 2 * held]]
+        found = homodistil.distil(encoder, texts, "0.5", tmp_path / str(held), **QUICK).heldout["0.5"]
+        assert {"hidden", "attention"} < set(found)
+        assert ("prediction" in found, "agreement" in found) == (held == 3, held == 3)
+
+
+def test_batches_without_similarities_to_compare_are_refused(encoder: Path, masked_lm: Path) -> None:
+    """Their loss would be zero, whatever the student says; another loss may be all that is learnt from."""
+    recipe = Recipe(teacher="", data="", target=["0.5"], out="", batch=2)
+    teacher = load_teacher(str(encoder))
+    with pytest.raises(UserError, match="similarities in batches of 2"):
+        losses_for(recipe, teacher)
+    assert losses_for(replace(recipe, batch=3), teacher).prediction == 0.5
+    assert losses_for(replace(recipe, losses=Losses(prediction=0.0)), teacher).hidden == 120
+    assert losses_for(recipe, load_teacher(str(masked_lm))).prediction == 1
 
 
 def test_the_loss_of_embeddings_is_one_minus_their_cosine() -> None:

@@ -27,8 +27,8 @@ def classifier(save_teacher: Callable[..., Path]) -> Path:
     return save_teacher(BertForSequenceClassification, vocab_size=VOCAB, max_position_embeddings=66)
 
 
-def _saved(name: str, folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
-    tiny(name).save_pretrained(folder)
+def _saved(name: str, folder: Path, tokenizer: PreTrainedTokenizerBase, **changes: Any) -> str:
+    tiny(name, **changes).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
 
@@ -88,3 +88,19 @@ def test_texts_are_no_longer_than_the_student_has_positions_for(
     with pytest.raises(UserError, match=r"student has positions for 36(?s:.*)--text\.length 36"):
         homodistil.distil(teacher, corpus, "0.5", tmp_path / "run", **options)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["BART", "T5 v1.1"])
+def test_a_student_of_an_encoder_decoder_has_the_teachers_layers_on_each_side(
+    name: str, corpus: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """As many in all, one side the deeper in the other's stead, would be compared across the sides."""
+    sides = ("encoder_layers", "decoder_layers") if name == "BART" else ("num_layers", "num_decoder_layers")
+    teacher, alike, other = (
+        _saved(name, tmp_path / f"{encoder}-{decoder}", tokenizer, **dict(zip(sides, (encoder, decoder), strict=True)))
+        for encoder, decoder in ((3, 2), (3, 2), (2, 3))
+    )
+    assert homodistil.distil(teacher, corpus, "0.5", tmp_path / "run", student=alike, **QUICK).students["0.5"].exists()
+    with pytest.raises(UserError, match="other numbers of layers than its teacher"):
+        homodistil.distil(teacher, corpus, "0.5", tmp_path / "other", student=other, **QUICK)
+    assert not (tmp_path / "other").exists()

@@ -23,16 +23,22 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    MarianConfig,
+    MarianMTModel,
     PreTrainedTokenizerBase,
     RobertaConfig,
     RobertaForMaskedLM,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 import homodistil
 from conftest import WORDS
 from homodistil.axes.layout import Layout
 from homodistil.distill.collate import padded
-from homodistil.distill.teacher import architecture, load_teacher
+from homodistil.distill.teacher import _kind, architecture, load_teacher
 from homodistil.errors import UserError
 from zoo import tiny
 
@@ -230,6 +236,13 @@ def test_a_student_names_no_code_that_is_not_there(
     made = homodistil.distil(folder, corpus, "0.5", tmp_path / "run", steps=2, batch=4, text={"length": 24})
     opened = AutoModel.from_pretrained(made.students["0.5"], trust_remote_code=True)
     assert type(opened) is BertModel
+
+
+def test_an_encoder_decoder_is_one_whatever_its_name_ends_in() -> None:
+    """Marian's ends as a bare encoder's does, which was told to be saved as what it is."""
+    assert _kind(MarianMTModel, MarianConfig()) == _kind(T5ForConditionalGeneration, T5Config()) == "seq2seq-lm"
+    with pytest.raises(UserError, match="Cannot distil a LlavaForConditionalGeneration"):
+        _kind(LlavaForConditionalGeneration, LlavaConfig())
 
 
 def test_a_head_for_several_numbers_is_refused(save_teacher: Callable[..., Path]) -> None:

@@ -132,6 +132,24 @@ def test_a_run_may_start_from_a_student_whose_tokens_are_whole_or_the_same(
     assert AutoModelForMaskedLM.from_pretrained(second.students["0.5"]).config.vocab_size == LEFT
 
 
+def test_a_student_gives_no_role_to_a_token_that_is_gone(
+    masked_lm: Path, save_teacher: Callable[..., Path], few: Path, tmp_path: Path
+) -> None:
+    """What is kept are the tokens of the text and of the teacher's roles; others would become what they are not."""
+    for number, kept in ((5 + 12, True), (5 + 20, False)):
+        student = save_teacher(BertForMaskedLM, bos_token_id=number)
+        options = QUICK | {"student": str(student), "trim_vocab": True}
+        if kept:
+            made = homodistil.distil(masked_lm, few, "0.5", tmp_path / "run", **options).students["0.5"]
+            words = AutoTokenizer.from_pretrained(made)
+            begins = AutoModelForMaskedLM.from_pretrained(made).config.bos_token_id
+            assert words.convert_ids_to_tokens(begins) == WORDS[12]
+        else:
+            with pytest.raises(UserError, match="names the token 25, which is not kept"):
+                homodistil.distil(masked_lm, few, "0.5", tmp_path / "other", **options)
+            assert not (tmp_path / "other").exists()
+
+
 def test_texts_of_ones_own_are_counted_and_iterators_are_refused(
     encoder: Path, tmp_path: Path, save_teacher: Callable[..., Path]
 ) -> None:

@@ -135,12 +135,12 @@ def test_torn_images_are_not_held_out(pictures: Path, image_processor: Any, tmp_
     folder = tmp_path / "pictures"
     shutil.copytree(pictures, folder)
     files = sorted(folder.rglob("*.png"))
-    for file in files[:-2]:
+    for file in files[:-5]:
         file.write_bytes(file.read_bytes()[:60])
     options = {"channels": 3, "tokens": 17, "class_tokens": 1, "options": Images(), "seed": 0}
     with pytest.warns(UserWarning, match="Left out"):
         corpus, collate = load_views(str(folder), image_processor, **options)  # type: ignore[arg-type]
-    assert len(collate(corpus.heldout, -1)["pixel_values"]) == len(corpus.heldout) == 1
+    assert len(collate(corpus.heldout, -1)["pixel_values"]) == len(corpus.heldout) == 3
     for file in files:
         file.write_bytes(file.read_bytes()[:60])
     with pytest.raises(UserError, match="to hold out"), pytest.warns(UserWarning, match="Left out"):

@@ -18,8 +18,8 @@ def bind(model: PreTrainedModel) -> tuple[Family, dict[str, tuple[Dim, ...]]]:
     """The family of a model and the dims of each of its parameters, ties included.
 
     Raises:
-        UserError: no family has this model type or this configuration, a parameter is claimed by no row, or rows that
-            belong together match in part.
+        UserError: no family has this model type or this configuration, a parameter is claimed by no row or not saved
+            with the model, or rows that belong together match in part.
     """
     named = [name for name, _ in model.named_parameters(remove_duplicate=False)]
     families = families_of(model.config.model_type)
@@ -30,6 +30,7 @@ def bind(model: PreTrainedModel) -> tuple[Family, dict[str, tuple[Dim, ...]]]:
     bound = min(tried, key=lambda b: len(b.strangers) + len(b.broken))
     if bound.strangers or bound.broken:
         raise _misfit(bound, type(model).__name__)
+    _refuse_unsaved(model)
     return bound.family, bound.dims
 
 
@@ -90,6 +91,20 @@ def _bind(family: Family, names: Iterable[str], prefix: str) -> _Bound:
     strangers = [n for n in relative if n not in dims]
     broken = [row for table in tables if table in matched or table == "base model" for row in unmatched[table]]
     return _Bound(family, dims, strangers, broken)
+
+
+def _refuse_unsaved(model: PreTrainedModel) -> None:
+    """What is not saved is made anew, as it was before it was cut or learnt."""
+    left_out = set(model._keys_to_ignore_on_save or ())
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    # what is tied is saved by its other name
+    saved = {id(parameter) for name, parameter in parameters.items() if name not in left_out}
+    if lost := [name for name, parameter in parameters.items() if id(parameter) not in saved]:
+        raise UserError(
+            f"Cannot cut this {type(model).__name__}: transformers does not save its parameter {lost[0]}.",
+            "All that is cut and learnt must be saved, or the model that is opened would be another one.",
+            "Use a model of a class that saves all of its parameters.",
+        )
 
 
 def _unmet(family: Family, config: object) -> list[str]:

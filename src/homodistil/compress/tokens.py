@@ -10,7 +10,8 @@ A text all of whose tokens stay is split as before, because
 - Unigram takes the pieces with the best sum of scores. Fewer pieces leave the best sum the best; what an unknown
   character costs hangs on the lowest score, so that the piece with the lowest one stays.
 
-Single characters stay, and single bytes, so that other text can still be read.
+Single characters stay, and single bytes, so that other text can still be read; sentinels too, which stand for spans of
+a text and in no text, and are pieces like others in the vocabulary of mT5.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from typing import Any
 Spec = dict[str, Any]
 """A `tokenizer.json`, read."""
 
-_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+_APART = re.compile(r"<0x[0-9A-F]{2}>|▁?<extra_id_\d+>")
+"""Bytes and sentinels, as they are spelt."""
 
 
 def model_tokens(spec: Spec) -> dict[str, int]:
@@ -35,7 +37,7 @@ def model_tokens(spec: Spec) -> dict[str, int]:
 
 
 def always(spec: Spec) -> set[str]:
-    """The tokens that stay whatever the text: those with a role, single characters and bytes."""
+    """The tokens that stay whatever the text: those with a role, sentinels, single characters and bytes."""
     model = spec["model"]
     kept = {added["content"] for added in spec["added_tokens"]} | set(_named(spec["post_processor"]))
     if model["type"] == "Unigram":
@@ -44,7 +46,7 @@ def always(spec: Spec) -> set[str]:
     elif model["unk_token"] is not None:
         kept.add(model["unk_token"])
     prefix, suffix = model.get("continuing_subword_prefix") or "", model.get("end_of_word_suffix") or ""
-    return kept | {t for t in model_tokens(spec) if len(_bare(t, prefix, suffix)) == 1 or _BYTE.fullmatch(t)}
+    return kept | {t for t in model_tokens(spec) if len(_bare(t, prefix, suffix)) == 1 or _APART.fullmatch(t)}
 
 
 def needed(spec: Spec, tokens: Iterable[str], unread: Iterable[str] = ()) -> set[str]:

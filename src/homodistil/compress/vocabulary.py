@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,10 @@ from homodistil.errors import UserError
 
 AXIS = "vocab"
 """What the families call the axis."""
-_LISTS = ("suppress_tokens", "begin_suppress_tokens")
+_TOKENS = ("suppress_tokens", "begin_suppress_tokens")
+"""What a configuration says of single tokens that have no role: those that are gone are left out."""
+_WORDS = ("bad_words_ids", "force_words_ids", "sequence_bias")
+"""What it says of sequences of tokens: those with one that is gone, which cannot be said any more, are left out."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,6 @@ def vocabulary_of(
     ordered = sorted(tokens, key=lambda token: (token not in own, ids[token]))
     rows = [*(ids[token] for token in ordered), *sorted(named - strings.keys())]
     vocabulary = Vocabulary(tuple(rows), layout.fixed[AXIS])
-    _refuse_moved_padding(vocabulary, model, layout)
     made = with_vocabulary(tokenizer, vocabulary)
     same = usage_of(texts, _spec(made), rows=rows)
     if same.digest != used.digest:
@@ -121,14 +123,25 @@ def narrow(model: PreTrainedModel, layout: Layout, vocabulary: Vocabulary) -> La
 
     Returns:
         The layout of what it is now.
+
+    Raises:
+        UserError: its configuration gives a role to a token that is gone, or its padding would get another number.
     """
     ids = {row: at for at, row in enumerate(vocabulary.rows)}
+    if gone := _roles(model, layout) - ids.keys():
+        raise UserError(
+            f"Cannot trim the vocabulary of this {type(model).__name__}: its configuration names the token "
+            f"{min(gone)}, which is not kept.",
+            "A student keeps the tokens that its teacher does: those of the text, and those that have a role for the "
+            "teacher.",
+            "Put it into the text, take it out of the student's configuration, or keep the whole vocabulary.",
+        )
+    _refuse_moved_padding(vocabulary, model, layout)
     cut(model, layout, {AXIS: torch.tensor(vocabulary.rows)})
     if layout.family is not None and (bias := getattr(model, layout.family.logit_bias or "", None)) is not None:
         setattr(model, layout.family.logit_bias, bias[..., vocabulary.rows])
     for config in (model.config, getattr(model, "generation_config", None)):
-        for key, value in _ids_of(config).items():
-            setattr(config, key, _renumbered(value, ids))
+        _renumber(config, ids)
     model.config.vocab_size = len(ids)
     for module in model.modules():
         if getattr(module, "vocab_size", None) == vocabulary.before:
@@ -187,8 +200,7 @@ def _roles(model: PreTrainedModel, layout: Layout) -> set[int]:
     values = [
         value
         for config in (model.config, getattr(model, "generation_config", None))
-        for key, value in _ids_of(config).items()
-        if key not in _LISTS
+        for value in _roles_of(config).values()
     ]
     named = {i for value in values for i in (value if isinstance(value, list) else [value])}
     assert layout.family is not None
@@ -198,14 +210,35 @@ def _roles(model: PreTrainedModel, layout: Layout) -> set[int]:
     return {i for i in named if 0 <= i < layout.fixed[AXIS]}
 
 
-def _ids_of(config: Any) -> dict[str, int | list[int]]:
-    """What a configuration says about tokens by their numbers."""
+def _roles_of(config: Any) -> dict[str, int | list[int]]:
+    """The tokens that a configuration gives a role, by their numbers."""
     said = config.to_dict() if config is not None else {}
-    named = {k: v for k, v in said.items() if k.endswith(("_token_id", "_token_ids")) or k in _LISTS}
+    named = {k: v for k, v in said.items() if k.endswith(("_token_id", "_token_ids"))}
     return {k: v for k, v in named.items() if isinstance(v, int) or (v and all(isinstance(i, int) for i in v))}
 
 
-def _renumbered(value: int | list[int], ids: Mapping[int, int]) -> int | list[int]:
-    if isinstance(value, list):
-        return [ids[i] for i in value if i in ids]
-    return ids.get(value, value)
+def _renumber(config: Any, ids: Mapping[int, int]) -> None:
+    """Let a configuration speak of tokens by their new numbers."""
+    for key, value in _roles_of(config).items():
+        setattr(config, key, ids.get(value, value) if isinstance(value, int) else _left(value, ids))
+    for key in (*_TOKENS, *_WORDS):
+        if said := getattr(config, key, None):
+            made = _left(said, ids) if key in _TOKENS else _left_of_words(said, ids)
+            # the library takes no empty list of words
+            setattr(config, key, made or None)
+
+
+def _left(tokens: Sequence[int], ids: Mapping[int, int]) -> list[int]:
+    return [ids[i] for i in tokens if i in ids]
+
+
+def _left_of_words(said: Any, ids: Mapping[int, int]) -> Any:
+    """What is left of words: a word is a sequence of tokens, may have a bias, and may be several to choose from."""
+    if isinstance(said, int):
+        return ids.get(said)
+    if not isinstance(said, list):
+        return said
+    made = [_left_of_words(part, ids) for part in said]
+    if all(isinstance(part, list) for part in said):
+        return [part for part in made if part] or None
+    return None if None in made else made

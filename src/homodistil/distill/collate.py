@@ -16,6 +16,8 @@ from homodistil.distill.sources import Source, Tokens
 
 MEASURED = 0.15
 """The share of held-out tokens that is predicted, whatever share is learnt from: that of BERT (section 3.1)."""
+COMPARED = 3
+"""Rows whose similarities to each other say something, at least: each has two others, of which one is the nearer."""
 UNLIMITED = 1 << 30
 """Tokens that are read at most by a model without a table of positions."""
 
@@ -132,10 +134,12 @@ def batches(source: Source, collate: Collate, size: int, *, start: int) -> Itera
 def heldout_draws(sequences: Sequence[Any], size: int) -> Iterator[Draw]:
     """What the held-out batches are made of; with numbers of their own, so that they are masked alike each time.
 
-    As few as `size` allows, all of nearly one size: the mean over batches is then one over sequences, and no text
-    stands alone, without others that its similarities could be to.
+    As few as `size` allows, all of nearly one size: the mean over batches is then one over sequences. No text stands
+    without others that its similarities could be to, unless that is how texts are learnt from.
     """
     count = -(-len(sequences) // size)
+    if size >= COMPARED:
+        count = min(count, max(1, len(sequences) // COMPARED))
     edges = [len(sequences) * k // count for k in range(count + 1)]
     for index, (at, end) in enumerate(itertools.pairwise(edges)):
         yield Draw(sequences[at:end], -1 - index)

@@ -91,15 +91,19 @@ class Cutter:
         return {"input_ids": ids, "opening": openings}
 
     def _paired(self, sources: Sequence[Any], targets: Sequence[Any]) -> dict[str, list[Any]]:
-        """A source and its target as one sequence, with `PAIR` between the two; without either it is left out."""
+        """A source and its target as one sequence, with `PAIR` between the two.
+
+        A pair without either, or one side of which makes no token, is left out: nothing would be read or said.
+        """
         whole = [(s, t) for s, t in zip(sources, targets, strict=True) if _is_text(s) and _is_text(t)]
         if not whole:
             return {"input_ids": [], "opening": []}
         options = {"truncation": True, "max_length": self.length}
         read = self.tokenizer([self.prompts[self._prompt(s)] + s for s, _ in whole], **options)["input_ids"]
         said = self.tokenizer(text_target=[t for _, t in whole], **options)["input_ids"]
+        made = [[*r, PAIR, *s] for r, s in zip(read, said, strict=True) if r and s]
         # nothing is cut out of a pair
-        return {"input_ids": [[*r, PAIR, *s] for r, s in zip(read, said, strict=True)], "opening": [0] * len(whole)}
+        return {"input_ids": made, "opening": [0] * len(made)}
 
     def stream(self, texts: Iterable[str]) -> Iterator[tuple[Tokens, int]]:
         """Cut texts as they come, some hundred at a time: sequences, and how many tokens each opens with."""

@@ -18,6 +18,7 @@ import torch
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
+from homodistil.distill.collate import COMPARED
 from homodistil.distill.cutter import Blocks, Cutter
 from homodistil.distill.sources import Cropper, Pieces, Shuffled, Source, Stream, Tokens
 from homodistil.errors import UserError
@@ -219,8 +220,8 @@ def _digest(tokenised: Dataset) -> str:
 
 
 def heldout_count(share: float, count: int) -> int:
-    """How many of `count` sequences are held out."""
-    return min(HELDOUT_MOST, max(1, round(share * count)), count - 1)
+    """How many of `count` sequences are held out: enough to be compared with each other, where there are some."""
+    return min(HELDOUT_MOST, max(1, min(COMPARED, count // 2), round(share * count)), count - 1)
 
 
 def _refuse_short(data: object, count: int, length: int, packed: bool) -> None:

@@ -10,6 +10,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from homodistil.compress.plan import Planned
 from homodistil.compress.schedule import Schedule
+from homodistil.distill.collate import COMPARED
 from homodistil.distill.data import Corpus
 from homodistil.distill.inputs import packs
 from homodistil.distill.sentence import counts_prompts
@@ -154,7 +155,7 @@ def losses_for(recipe: Recipe, teacher: Teacher) -> Losses:
     """The losses, with what the teacher decides.
 
     Raises:
-        UserError: the attention of this family cannot be compared.
+        UserError: the attention of this family cannot be compared, or batches are too small for similarities.
     """
     family, wanted = teacher.layout.family, recipe.losses
     assert family is not None
@@ -182,6 +183,12 @@ def losses_for(recipe: Recipe, teacher: Teacher) -> Losses:
     }
     left_open = {name: weight for name, weight in weights.items() if getattr(wanted, name) is None}
     losses: Losses = replace(wanted, hidden_kind=kind, **left_open)  # type: ignore[arg-type]
+    if teacher.kind == "similarity" and losses.prediction and 0 < recipe.batch < COMPARED:
+        raise UserError(
+            f"Cannot compare similarities in batches of {recipe.batch} (losses.prediction = {losses.prediction}).",
+            f"A batch must hold {COMPARED} texts or images, so that each has others of which one is the nearer.",
+            f"Use --batch {BATCH}, or another from {COMPARED} on, or --losses.prediction 0.",
+        )
     terms = [name for name, weight in weights.items() if weight] + ["embedding"]
     terms += ["lm"] if teacher.kind in LANGUAGE_MODELS else []
     if not any(getattr(losses, name) for name in {*terms, *weights}):

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from homodistil.distill import losses
-from homodistil.distill.collate import heldout_draws
+from homodistil.distill.collate import COMPARED, heldout_draws
 from homodistil.distill.defaults import BATCH
 from homodistil.distill.descent import Descent
 from homodistil.distill.objective import Objective
@@ -39,7 +39,8 @@ def measure(
     Each term is the mean over what it is a mean of in a batch: what is predicted, texts, tokens, or pairs of them.
     Similarities are those within `GROUP` texts. So they say the same in batches of any size, but for which tokens are
     masked, and for the share that a pooler's states have in L_hid.
-    `agreement` and the accuracies are left out where no prediction is made.
+    `agreement` and the accuracies are left out where no prediction is made, and similarities where there are too few
+    rows to compare.
     """
     sums: dict[str, float] = defaultdict(float)
     weights: dict[str, float] = defaultdict(float)
@@ -62,6 +63,8 @@ def measure(
     result = {name: total / weights[name] for name, total in sums.items()}
     if said:
         ours, others = (torch.cat(side) for side in zip(*said, strict=True))
+        if run.kind == "similarity" and len(ours) < COMPARED:
+            return {name: mean for name, mean in result.items() if name != "prediction"}
         if run.kind == "similarity" and "prediction" in result:
             result["prediction"] = _similarity(ours, others, objective.weights.similarity_temperature)
         result["agreement"] = agreement(run.kind, ours, others)

@@ -82,7 +82,7 @@ def similarity(
     """KL between the in-batch similarity distributions of normalised embeddings, the diagonal left out.
 
     Each text's cosine similarities to the other texts, over the temperature, are a distribution over those texts.
-    Zero for a batch of one.
+    Zero for a batch of one or two, of which nothing can be told apart.
     """
     n = len(student)
     if n < 2:

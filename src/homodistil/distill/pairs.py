@@ -8,7 +8,7 @@ of the tokens, spans of 3, each of them one mask).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -76,9 +76,9 @@ def noise_of(tokenizer: PreTrainedTokenizerBase) -> Divide:
         UserError: the tokenizer has neither.
     """
     vocabulary = tokenizer.get_vocab()
-    names = itertools.takewhile(vocabulary.__contains__, (f"<extra_id_{k}>" for k in itertools.count()))
-    sentinels = [vocabulary[name] for name in names]
-    special = set(tokenizer.all_special_ids)
+    # mT5's are no tokens apart, but pieces of its vocabulary, spelt as words are
+    sentinels = _numbered("<extra_id_{}>", vocabulary) or _numbered("▁<extra_id_{}>", vocabulary)
+    special = {*tokenizer.all_special_ids, *sentinels}
     if len(sentinels) > 1:
         ends = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
         return lambda sequence, generator: _told_by_sentinels(sequence, special, sentinels, ends, generator)
@@ -89,6 +89,12 @@ def noise_of(tokenizer: PreTrainedTokenizerBase) -> Divide:
         "Its tokenizer must have sentinels (<extra_id_0>, <extra_id_1>, ...) or a mask token, and has neither.",
         "Give pairs: data with a column of sources (--text.column) and one of targets (--text.target).",
     )
+
+
+def _numbered(name: str, vocabulary: Mapping[str, int]) -> list[int]:
+    """The ids of the tokens of a name that are numbered from 0 on."""
+    names = itertools.takewhile(vocabulary.__contains__, map(name.format, itertools.count()))
+    return [vocabulary[name] for name in names]
 
 
 def _told_by_sentinels(

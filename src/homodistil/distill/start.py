@@ -57,10 +57,10 @@ def first_student(recipe: Recipe, teacher: Teacher, vocabulary: Vocabulary | Non
                 "A student must not be larger than its teacher.",
                 "Exchange the two, or give another student.",
             )
-    if teacher.kind == "seq2seq-lm" and student.states != teacher.states:
+    if teacher.kind == "seq2seq-lm" and student.layout.lists != teacher.layout.lists:
         raise UserError(
             f"Cannot start from the student {recipe.student}: it has other numbers of layers than its teacher.",
-            "Layers of an encoder-decoder are compared one by one.",
+            "Layers of an encoder-decoder are compared one by one, those of each side among themselves.",
             "Give a student with the teacher's layers, or leave --student out.",
         )
     family = student.layout.family

@@ -15,6 +15,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
 
 from homodistil.axes.layout import Layout
 from homodistil.distill.attention import IMPLEMENTATION
@@ -47,7 +48,6 @@ _KINDS: dict[str, Kind] = {
     "ForMaskedLM": "masked-lm",
     "ForCausalLM": "causal-lm",
     "LMHeadModel": "causal-lm",
-    "ForConditionalGeneration": "seq2seq-lm",
     "ElectraForPreTraining": "token-labels",
     "ForSequenceClassification": "labels",
     "ForTokenClassification": "token-labels",
@@ -242,6 +242,9 @@ def no_tokenizer(source: str) -> UserError:
 
 def _kind(model_class: type[PreTrainedModel], config: PretrainedConfig) -> Kind:
     name = model_class.__name__
+    # of their names some end as those of bare encoders do, and models of images and sound have such names, too
+    if name in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values():
+        return "seq2seq-lm"
     for suffix, kind in _KINDS.items():
         if name.endswith(suffix):
             if kind == "labels" and config.problem_type == "regression" and config.num_labels > 1:

@@ -88,7 +88,7 @@ def trim(teacher: Teacher, vocabulary: Vocabulary, tokenizer: PreTrainedTokenize
         tokenizer: one with these tokens, if it has been made already.
 
     Raises:
-        UserError: its tokenizer cannot be made smaller.
+        UserError: its tokenizer cannot be made smaller, or its configuration gives a role to a token that is gone.
     """
     made = tokenizer or with_vocabulary(teacher.tokenizer, vocabulary)
     return replace(teacher, processor=made, layout=narrow(teacher.model, teacher.layout, vocabulary))
