@@ -28,8 +28,9 @@ from homodistil.compress.cut import Keep, cut
 from homodistil.compress.plan import plan
 from homodistil.compress.shrink import shrink
 from homodistil.distill.attention import IMPLEMENTATION
+from homodistil.distill.kind import Kind
 from homodistil.distill.outputs import Runner
-from homodistil.distill.teacher import Kind, attend
+from homodistil.distill.teacher import attend
 from homodistil.errors import UserError
 from zoo import EVERY, FAMILIES, LAYERS, deep, inputs, loses_layers, reads_images, reads_pairs, tiny
 

@@ -38,7 +38,8 @@ import homodistil
 from conftest import WORDS
 from homodistil.axes.layout import Layout
 from homodistil.distill.collate import padded
-from homodistil.distill.teacher import _kind, architecture, load_teacher
+from homodistil.distill.kind import kind_of
+from homodistil.distill.teacher import architecture, load_teacher
 from homodistil.errors import UserError
 from zoo import tiny
 
@@ -240,9 +241,9 @@ def test_a_student_names_no_code_that_is_not_there(
 
 def test_an_encoder_decoder_is_one_whatever_its_name_ends_in() -> None:
     """Marian's ends as a bare encoder's does, which was told to be saved as what it is."""
-    assert _kind(MarianMTModel, MarianConfig()) == _kind(T5ForConditionalGeneration, T5Config()) == "seq2seq-lm"
+    assert kind_of(MarianMTModel, MarianConfig()) == kind_of(T5ForConditionalGeneration, T5Config()) == "seq2seq-lm"
     with pytest.raises(UserError, match="Cannot distil a LlavaForConditionalGeneration"):
-        _kind(LlavaForConditionalGeneration, LlavaConfig())
+        kind_of(LlavaForConditionalGeneration, LlavaConfig())
 
 
 def test_a_head_for_several_numbers_is_refused(save_teacher: Callable[..., Path]) -> None:

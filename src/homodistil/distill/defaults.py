@@ -13,8 +13,9 @@ from homodistil.compress.schedule import Schedule
 from homodistil.distill.collate import COMPARED
 from homodistil.distill.data import Corpus
 from homodistil.distill.inputs import packs
+from homodistil.distill.kind import LANGUAGE_MODELS
 from homodistil.distill.sentence import counts_prompts
-from homodistil.distill.teacher import LANGUAGE_MODELS, Teacher
+from homodistil.distill.teacher import Teacher
 from homodistil.errors import UserError
 from homodistil.recipe import Recipe
 from homodistil.settings import Cutting, Losses, Optim

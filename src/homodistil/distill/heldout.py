@@ -16,9 +16,9 @@ from homodistil.distill import losses
 from homodistil.distill.collate import COMPARED, heldout_draws
 from homodistil.distill.defaults import BATCH
 from homodistil.distill.descent import Descent
+from homodistil.distill.kind import LANGUAGE_MODELS, Kind
 from homodistil.distill.objective import Objective
 from homodistil.distill.outputs import Batch, Runner, TokenPredictions
-from homodistil.distill.teacher import LANGUAGE_MODELS, Kind
 
 GROUP = BATCH
 """Texts whose similarities are compared with each other, in a run's own batches or not."""

@@ -7,8 +7,9 @@ from dataclasses import fields, replace
 
 from homodistil.distill.collate import UNLIMITED, Collate, Collator
 from homodistil.distill.data import Corpus, load_corpus
+from homodistil.distill.kind import LANGUAGE_MODELS
 from homodistil.distill.pairs import PairCollator, given, noise_of
-from homodistil.distill.teacher import LANGUAGE_MODELS, Teacher, no_tokenizer
+from homodistil.distill.teacher import Teacher, no_tokenizer
 from homodistil.distill.views import load_views
 from homodistil.errors import UserError
 from homodistil.loading import unused_positions

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from homodistil.distill import losses
 from homodistil.distill.attention import QueriesKeys
 from homodistil.distill.descent import Descent
+from homodistil.distill.kind import Kind
 from homodistil.distill.outputs import Batch, Outputs
 from homodistil.distill.projections import Projections
 from homodistil.distill.sentence import EMBEDDING
-from homodistil.distill.teacher import Kind
 from homodistil.settings import Losses
 
 _ATTENTION = {"scores": losses.attention_scores, "probabilities": losses.attention_probabilities}

@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 from homodistil.axes.layout import Layout
 from homodistil.axes.shape import product
 from homodistil.distill.attention import QueriesKeys, captured, without_padding
+from homodistil.distill.kind import INPUTS, LANGUAGE_MODELS, Kind
 from homodistil.distill.sentence import Pooling
-from homodistil.distill.teacher import INPUTS, LANGUAGE_MODELS, Kind
 
 Batch = Mapping[str, Tensor]
 """`input_ids` (batch, sequence), or `pixel_values` (batch, channels, height, width) of images; `attention_mask`, 1 for

@@ -32,6 +32,7 @@ from homodistil.distill.defaults import (
     steps_for,
 )
 from homodistil.distill.inputs import read, refuse_other_options
+from homodistil.distill.kind import INPUTS, LANGUAGE_MODELS
 from homodistil.distill.layers import quicken
 from homodistil.distill.objective import Objective
 from homodistil.distill.outputs import Runner
@@ -39,7 +40,7 @@ from homodistil.distill.processes import Processes
 from homodistil.distill.recorder import Recorder
 from homodistil.distill.start import first_state, first_student, round_products, weights_of
 from homodistil.distill.surroundings import keep_freed_memory
-from homodistil.distill.teacher import INPUTS, LANGUAGE_MODELS, Teacher, load_teacher
+from homodistil.distill.teacher import Teacher, load_teacher
 from homodistil.distill.trim import Texts, trim, trim_to
 from homodistil.errors import UserError
 from homodistil.recipe import Recipe

@@ -15,9 +15,10 @@ from homodistil.compress.compensate import InputMoments
 from homodistil.compress.importance import Importance, Method
 from homodistil.compress.vocabulary import Vocabulary
 from homodistil.distill.checkpoint import State, every_unit
+from homodistil.distill.kind import LABELLED, LANGUAGE_MODELS
 from homodistil.distill.optimizer import Muon, between_widths
 from homodistil.distill.projections import Projections
-from homodistil.distill.teacher import LABELLED, LANGUAGE_MODELS, Teacher, copy_of, load_teacher
+from homodistil.distill.teacher import Teacher, copy_of, load_teacher
 from homodistil.distill.trim import trim
 from homodistil.errors import UserError
 from homodistil.recipe import Recipe

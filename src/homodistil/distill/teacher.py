@@ -1,21 +1,18 @@
-"""Loading a teacher, and what its class says about how it is distilled."""
+"""Loading a teacher, with what is needed to distil it."""
 
 from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import nn
 from transformers import (
     BaseImageProcessor,
-    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
 
 from homodistil.axes.layout import Layout
 from homodistil.distill.attention import IMPLEMENTATION
@@ -26,36 +23,12 @@ from homodistil.distill.folders import (
     model_class_of,
     precision_of,
 )
+from homodistil.distill.kind import Kind, Reads, kind_of, reads_of
 from homodistil.distill.outline import outline
 from homodistil.distill.sentence import Pooling, pooling_of, prompts_of, tail_of
 from homodistil.distill.sentence_folders import folders_of
 from homodistil.errors import UserError
 from homodistil.tokenizer import check_vocabulary
-
-Kind = Literal["masked-lm", "causal-lm", "seq2seq-lm", "similarity", "labels", "multi-label", "token-labels", "span"]
-"""What a model predicts: masked tokens; the next token; the next token of what it says to a text; an embedding whose
-similarities count; a label, or many that do not exclude each other, a sequence or image; a label a token; the start
-and end of an answer."""
-
-LANGUAGE_MODELS: tuple[Kind, ...] = ("masked-lm", "causal-lm", "seq2seq-lm")
-LABELLED: tuple[Kind, ...] = ("labels", "multi-label", "token-labels")
-
-Reads = Literal["text", "images"]
-INPUTS: dict[Reads, tuple[str, ...]] = {"text": ("input_ids", "attention_mask"), "images": ("pixel_values",)}
-"""What models are given of a batch."""
-
-_KINDS: dict[str, Kind] = {
-    "ForMaskedLM": "masked-lm",
-    "ForCausalLM": "causal-lm",
-    "LMHeadModel": "causal-lm",
-    "ElectraForPreTraining": "token-labels",
-    "ForSequenceClassification": "labels",
-    "ForTokenClassification": "token-labels",
-    "ForQuestionAnswering": "span",
-    "ForImageClassification": "labels",
-    "ForImageClassificationWithTeacher": "labels",
-    "Model": "similarity",
-}
 
 
 @dataclass(frozen=True)
@@ -89,7 +62,7 @@ class Teacher:
     @property
     def reads(self) -> Reads:
         """What the model reads."""
-        return _reads(type(self.model))
+        return reads_of(type(self.model))
 
     @property
     def sentence_folder(self) -> Path | None:
@@ -124,15 +97,15 @@ def load_teacher(source: str, *, trust_remote_code: bool = False) -> Teacher:
     """
     folder, modules, embeds = folders_of(source)
     model_class, config = model_class_of(source, folder, trust_remote_code, headless=embeds)
-    kind = _kind(model_class, config)
-    pooling: Pooling = "mean" if _reads(model_class) == "text" else "cls"
+    kind = kind_of(model_class, config)
+    pooling: Pooling = "mean" if reads_of(model_class) == "text" else "cls"
     prompts: tuple[str, ...] = ()
     tail = None
     if modules is not None and embeds:
         pooling, prompts = pooling_of(modules), prompts_of(modules)
         tail = tail_of(modules, pooling, trust_remote_code=trust_remote_code)
     model = load_model(source, folder, model_class, config)
-    if _reads(model_class) == "text":
+    if reads_of(model_class) == "text":
         processor = load_tokenizer(source, folder, trust_remote_code)
         check_vocabulary(source, processor, config.vocab_size)
     else:
@@ -145,7 +118,7 @@ def load_teacher(source: str, *, trust_remote_code: bool = False) -> Teacher:
         )
     layout = Layout.of(model)
     assert layout.family is not None
-    if kind in ("labels", "multi-label") and _reads(model_class) == "text":
+    if kind in ("labels", "multi-label") and reads_of(model_class) == "text":
         # a decoder reads its label off the last token that is no padding, by its configuration
         strange = not layout.family.attention_loss and config.pad_token_id != processor.pad_token_id
         if config.pad_token_id is None or strange:
@@ -194,7 +167,7 @@ def unloaded(
     """
     folder, modules, embeds = folders_of(source, weights=False)
     model_class, config = model_class_of(source, folder, trust_remote_code, headless=embeds)
-    if _reads(model_class) == "images":
+    if reads_of(model_class) == "images":
         raise no_tokenizer(source)
     tokenizer = load_tokenizer(source, folder, trust_remote_code)
     return outline(model_class, config, folder), tokenizer, prompts_of(modules) if modules and embeds else ()
@@ -227,36 +200,10 @@ def _padding_of(source: str, tokenizer: PreTrainedTokenizerBase) -> int:
     return int(tokenizer.pad_token_id)
 
 
-def _reads(model_class: type[PreTrainedModel]) -> Reads:
-    return "images" if model_class.main_input_name == "pixel_values" else "text"
-
-
 def no_tokenizer(source: str) -> UserError:
     """What is said to those who want a model of images to read text."""
     return UserError(
         f"Cannot read text with {source}.",
         "This model reads images, and has no tokenizer and no vocabulary.",
         "Leave out what is for text, such as --trim_vocab, or use a model of text.",
-    )
-
-
-def _kind(model_class: type[PreTrainedModel], config: PretrainedConfig) -> Kind:
-    name = model_class.__name__
-    # of their names some end as those of bare encoders do, and models of images and sound have such names, too
-    if name in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values():
-        return "seq2seq-lm"
-    for suffix, kind in _KINDS.items():
-        if name.endswith(suffix):
-            if kind == "labels" and config.problem_type == "regression" and config.num_labels > 1:
-                raise UserError(
-                    f"Cannot distil a {name} that tells {config.num_labels} numbers of a text.",
-                    "A classifier must tell classes, or a single number.",
-                    "Distil its encoder alone, saved as the base model.",
-                )
-            return "multi-label" if kind == "labels" and config.problem_type == "multi_label_classification" else kind
-    raise UserError(
-        f"Cannot distil a {name}.",
-        "A teacher must be a masked, causal or sequence-to-sequence language model, a bare encoder, or have a "
-        "sequence, token, question or image classification head.",
-        "Save the model as one of them, for instance with AutoModel.from_pretrained(...).save_pretrained(...).",
     )
