@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
 from os.path import exists, expanduser
@@ -96,6 +96,8 @@ def plan(
     *,
     data: str | PathLike[str] | Iterable[str] | None = None,
     column: str = "text",
+    target_column: str | None = None,
+    prompts: Sequence[str] | None = None,
     trust_remote_code: bool = False,
     family: str | PathLike[str] | None = None,
 ) -> tuple[Planned, list[Planned]]:
@@ -108,6 +110,8 @@ def plan(
         target: one or several, as `distil` takes them.
         data: plan for the tokens of this text alone, as with `trim_vocab`; a file, a folder, a dataset, or the texts.
         column: its text column, of data that has columns.
+        target_column: a second one, such as what an encoder-decoder says to a text.
+        prompts: what is put before its texts; by default what a sentence encoder comes with.
         trust_remote_code: run code that comes with the teacher.
         family: a file that describes the teacher's family, where it is none of the package's.
 
@@ -122,8 +126,12 @@ def plan(
     layout, shape = architecture(_model(teacher), trust_remote_code=trust_remote_code)
     figures = planning.teacher_figures(layout, shape)
     if data is not None:
-        texts = Texts(_texts(data), column)
-        layout, _ = trimmed_architecture(_model(teacher), texts, trust_remote_code=trust_remote_code)
+        layout, _ = trimmed_architecture(
+            _model(teacher),
+            _columns(data, column, target_column),
+            prompts=_before(prompts, target_column),
+            trust_remote_code=trust_remote_code,
+        )
     return figures, planning.plan(layout, shape, target)
 
 
@@ -133,6 +141,8 @@ def trim_vocabulary(
     out: str | PathLike[str],
     *,
     column: str = "text",
+    target_column: str | None = None,
+    prompts: Sequence[str] | None = None,
     trust_remote_code: bool = False,
     family: str | PathLike[str] | None = None,
 ) -> Trimmed:
@@ -146,6 +156,8 @@ def trim_vocabulary(
         data: a text file, a folder, a dataset (see `Recipe`), or the texts themselves, readable twice.
         out: the folder of the trimmed model; it must be new.
         column: the text column of data that has columns.
+        target_column: a second one, such as what an encoder-decoder says to a text.
+        prompts: what is put before the texts; by default what a sentence encoder comes with.
         trust_remote_code: run code that comes with the model.
         family: a file that describes the model's family, where it is none of the package's.
 
@@ -157,8 +169,13 @@ def trim_vocabulary(
     """
     if family is not None:
         register(read_family(_named("family", family, "'family.yaml'")))
-    texts = Texts(_texts(data), column)
-    return trim_folder(_model(model), texts, Path(expanduser(_folder(out))), trust_remote_code=trust_remote_code)
+    return trim_folder(
+        _model(model),
+        _columns(data, column, target_column),
+        Path(expanduser(_folder(out))),
+        prompts=_before(prompts, target_column),
+        trust_remote_code=trust_remote_code,
+    )
 
 
 def _texts(data: str | PathLike[str] | Iterable[str]) -> str | Iterable[str]:
@@ -173,6 +190,30 @@ def _texts(data: str | PathLike[str] | Iterable[str]) -> str | Iterable[str]:
             "Give, for example, 'corpus.txt' or dataset['train']['text'].",
         )
     return data
+
+
+def _columns(data: str | PathLike[str] | Iterable[str], column: str, target: str | None) -> Texts:
+    texts = _texts(data)
+    if target is not None and not isinstance(texts, str):
+        raise UserError(
+            f"Cannot read a second column of texts in memory (target_column = {target}).",
+            "Columns are those of a file or of a dataset.",
+            "Give the texts of both as one list, or save them as .jsonl.",
+        )
+    return Texts(texts, column, target)
+
+
+def _before(prompts: Sequence[str] | None, target: str | None) -> Sequence[str] | None:
+    """What texts are read after; what is said to one stands after no prompt."""
+    if prompts is None:
+        return None
+    if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
+        raise UserError(
+            f"Cannot put {prompts!r} before texts.",
+            "Prompts are a list, each of them a text.",
+            "Give, for example, prompts=['query: ', 'passage: '].",
+        )
+    return prompts if target is None else [*prompts, ""]
 
 
 def _model(source: object) -> str:

@@ -15,7 +15,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForMaskedLM, AutoTokenizer, BertForMaskedLM, BertModel
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    BertForMaskedLM,
+    BertModel,
+    PreTrainedTokenizerBase,
+    T5ForConditionalGeneration,
+)
 
 import homodistil
 from conftest import WORDS
@@ -25,6 +32,7 @@ from homodistil.errors import RunStopped, UserError
 from homodistil.evaluate.agreement import agreement
 from homodistil.evaluate.language import blocks
 from homodistil.evaluate.models import open_model
+from zoo import tiny
 
 QUICK: dict[str, Any] = {"steps": 8, "batch": 4, "text": {"length": 32}, "precision": "fp32", "log_every": 3}
 LEFT = 5 + 12 + 1
@@ -234,6 +242,42 @@ def test_a_full_disk_leaves_no_half_of_a_trimmed_model(
     with pytest.raises(UserError, match=r"needs room on the disk(?s:.*)Make room, or give --out another place\.$"):
         homodistil.trim_vocabulary(masked_lm, few, tmp_path / "made")
     assert not list(tmp_path.iterdir())
+
+
+def test_all_that_a_run_reads_is_counted_before_it(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Targets of pairs, and prompts: plan, trim and the run that follows come to the same tokens."""
+    tiny("T5").save_pretrained(tmp_path / "teacher")
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    rows = [{"source": f"the {word} cat", "said": "near house"} for word in ("red", "old", "big")] * 12
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    model, data = str(tmp_path / "teacher"), str(tmp_path / "pairs.jsonl")
+    read = {"column": "source", "target": "said", "prompts": ["one: "], "length": 16}
+    made = homodistil.distil(model, data, "0.5", tmp_path / "run", trim_vocab=True, **QUICK | {"text": read})
+    student = AutoTokenizer.from_pretrained(made.students["0.5"])
+    words = ["--data", data, "--text-column", "source", "--text-target", "said", "--text-prompt", "one: "]
+    assert main(["trim", model, *words, "--out", str(tmp_path / "made")]) == 0
+    assert AutoTokenizer.from_pretrained(tmp_path / "made").get_vocab() == student.get_vocab()
+    assert {"one", "red", "house"} < set(student.get_vocab())
+    capsys.readouterr()
+    assert main(["plan", model, *words, "--target", "0.5", "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)["targets"][0]["parameters"]
+    assert planned == T5ForConditionalGeneration.from_pretrained(made.students["0.5"]).num_parameters()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [({"target_column": "said"}, "second column of texts in memory"), ({"prompts": "one: "}, "'one: ' before texts")],
+)
+def test_what_cannot_be_read_beside_texts_is_refused(
+    options: dict[str, Any], said: str, masked_lm: Path, tmp_path: Path
+) -> None:
+    """A list has no columns, and of a text the letters would be prompts."""
+    with pytest.raises(UserError, match=said):
+        homodistil.trim_vocabulary(masked_lm, ["the cat"], tmp_path / "made", **options)
+    with pytest.raises(UserError, match=said):
+        homodistil.plan(masked_lm, "0.5", data=["the cat"], **options)
 
 
 def test_the_command_line_trims_and_plans(

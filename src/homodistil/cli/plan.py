@@ -7,6 +7,8 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from homodistil.cli.trim import PROMPT_HELP
+
 if TYPE_CHECKING:
     from homodistil.compress.plan import Planned
 
@@ -26,6 +28,8 @@ def plan(words: list[str]) -> None:
         "--data", metavar="TEXT", help="count only the tokens that this text uses, as --trim_vocab does"
     )
     parser.add_argument("--text-column", default="text", help="its column, where it has columns (default: text)")
+    parser.add_argument("--text-target", metavar="COLUMN", help="a second column, of what is said to each text")
+    parser.add_argument("--text-prompt", metavar="PROMPT", action="append", help=PROMPT_HELP)
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with a teacher")
     parser.add_argument("--family", help="a file that describes the teacher's family (docs/adding-a-family.md)")
@@ -40,6 +44,8 @@ def plan(words: list[str]) -> None:
         options.target,
         data=options.data,
         column=options.text_column,
+        target_column=options.text_target,
+        prompts=options.text_prompt,
         trust_remote_code=options.trust_remote_code,
         family=options.family,
     )

@@ -110,8 +110,15 @@ def trim_to(teacher: Teacher, texts: Iterable[str], prompts: Sequence[str] | Non
     return trim(teacher, vocabulary, tokenizer), vocabulary
 
 
-def trim_folder(source: str, texts: Iterable[str], out: Path, *, trust_remote_code: bool = False) -> Trimmed:
-    """Save a model, in its own precision, with the tokens of these texts alone. No training.
+def trim_folder(
+    source: str,
+    texts: Iterable[str],
+    out: Path,
+    *,
+    prompts: Sequence[str] | None = None,
+    trust_remote_code: bool = False,
+) -> Trimmed:
+    """Save a model, in its own precision, with the tokens of these texts alone, after these prompts. No training.
 
     Raises:
         UserError: there is something at `out`, it cannot be written to, the disk is full, the model cannot be loaded
@@ -125,7 +132,7 @@ def trim_folder(source: str, texts: Iterable[str], out: Path, *, trust_remote_co
         )
     teacher = load_teacher(source, trust_remote_code=trust_remote_code)
     before = teacher.model.num_parameters()
-    teacher, vocabulary = trim_to(teacher, texts)
+    teacher, vocabulary = trim_to(teacher, texts, prompts)
     tokens = (vocabulary.before, len(vocabulary.rows))
     name = Path(source).name if Path(source).exists() else source
     save_student(
@@ -141,14 +148,14 @@ def trim_folder(source: str, texts: Iterable[str], out: Path, *, trust_remote_co
 
 
 def trimmed_architecture(
-    source: str, texts: Iterable[str], *, trust_remote_code: bool = False
+    source: str, texts: Iterable[str], *, prompts: Sequence[str] | None = None, trust_remote_code: bool = False
 ) -> tuple[Layout, Vocabulary]:
-    """The axes of a teacher with the tokens of these texts alone, without its weights.
+    """The axes of a teacher with the tokens of these texts alone, after these prompts, without its weights.
 
     Raises:
         UserError: see `architecture` and `vocabulary_of`.
     """
-    model, tokenizer, prompts = unloaded(source, trust_remote_code=trust_remote_code)
+    model, tokenizer, own = unloaded(source, trust_remote_code=trust_remote_code)
     layout = Layout.of(model)
-    vocabulary, _ = vocabulary_of(InUse(texts, prompts), tokenizer, model, layout)
+    vocabulary, _ = vocabulary_of(InUse(texts, own if prompts is None else prompts), tokenizer, model, layout)
     return narrow(model, layout, vocabulary), vocabulary
