@@ -53,7 +53,7 @@ class Text:
             what stood where spans were taken out of the text.
         length: tokens in a sequence at most; of a pair in each of the two.
         packing: `blocks` joins texts and cuts them into full sequences, `texts` keeps one text a sequence, `auto`
-            is blocks for language models and texts for everything else.
+            is blocks for language models and texts for everything else, and for pairs.
         crops: of the texts that a sentence encoder learns from, the share that is cut down to a random piece, so that
             it learns short texts as well as long ones.
         prompts: what is put before texts that are kept apart, one of them before each, such as "query: "; by default

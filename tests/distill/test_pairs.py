@@ -220,9 +220,15 @@ def test_a_run_on_given_pairs_ends_in_a_student(tokenizer: Any, tmp_path: Path) 
 def test_what_cannot_be_paired_is_refused(
     tokenizer: Any, save_teacher: Callable[..., Path], corpus: Path, tmp_path: Path
 ) -> None:
-    """An encoder with targets, noise without sentinels or mask, a decoder that does not know where to start."""
+    """An encoder with targets, pairs in blocks, no sentinels or mask, a decoder that does not know where to start."""
     with pytest.raises(UserError, match=r"text\.target = answer"):
         homodistil.distil(save_teacher(BertForMaskedLM), corpus, "0.5", tmp_path / "run", text={"target": "answer"})
+    tiny("T5").save_pretrained(tmp_path / "packs")
+    tokenizer.save_pretrained(tmp_path / "packs")
+    with pytest.raises(UserError, match=r"text\.packing = blocks, text\.target = answer"):
+        homodistil.distil(
+            tmp_path / "packs", corpus, "0.5", tmp_path / "run", text={"target": "answer", "packing": "blocks"}
+        )
     bare = copy.deepcopy(tokenizer)
     bare.mask_token = None
     with pytest.raises(UserError, match="sentinels"):

@@ -129,7 +129,7 @@ def _images(recipe: Recipe, teacher: Teacher, texts: Iterable[str] | None) -> tu
 
 
 def refuse_other_options(recipe: Recipe, teacher: Teacher) -> None:
-    """Options of text for a teacher of images, or the other way round, would be passed over in silence.
+    """Options for what this teacher does not read, or that do not go together, would be passed over in silence.
 
     Raises:
         UserError: one of them is given.
@@ -150,4 +150,10 @@ def refuse_other_options(recipe: Recipe, teacher: Teacher) -> None:
             f"Cannot use text.target = {recipe.text.target} with {recipe.teacher}.",
             "Only an encoder-decoder reads a text and says another one to it.",
             "Leave it out.",
+        )
+    if recipe.text.target is not None and recipe.text.packing == "blocks":
+        raise UserError(
+            f"Cannot join pairs into blocks (text.packing = blocks, text.target = {recipe.text.target}).",
+            "What is said belongs to one text, so that pairs are kept apart.",
+            "Leave --text.packing out.",
         )
