@@ -13,6 +13,12 @@ from PIL import Image
 from transformers import (
     BertConfig,
     BertForMaskedLM,
+    BertForMultipleChoice,
+    BertForNextSentencePrediction,
+    BertForPreTraining,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertForTokenClassification,
     BertModel,
     BertTokenizer,
     PreTrainedModel,
@@ -21,6 +27,16 @@ from transformers import (
 )
 
 WORDS = "a the one two red blue old small big man cat dog tree house sees likes takes finds on in under near".split()
+HEAD_CLASSES = [
+    BertModel,
+    BertForMaskedLM,
+    BertForPreTraining,
+    BertForNextSentencePrediction,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    BertForQuestionAnswering,
+    BertForMultipleChoice,
+]
 
 
 def tiny_config(**changes: object) -> BertConfig:

@@ -15,15 +15,12 @@ from torch import Tensor, nn
 from transformers import (
     BertForMaskedLM,
     BertForMultipleChoice,
-    BertForNextSentencePrediction,
     BertForPreTraining,
-    BertForQuestionAnswering,
     BertForSequenceClassification,
-    BertForTokenClassification,
     BertModel,
 )
 
-from conftest import make
+from conftest import HEAD_CLASSES, make
 from homodistil.axes.layout import Layout
 from homodistil.compress import cut as cut_module
 from homodistil.compress.compensate import InputMoments, Inputs
@@ -31,16 +28,6 @@ from homodistil.compress.cut import Keep, cut, flat_index, narrowed, select
 from homodistil.compress.shrink import shrink
 
 HEADS, HEAD_DIM, HIDDEN, FFN, LAYERS = 4, 12, 48, 96, 2
-HEAD_CLASSES = [
-    BertModel,
-    BertForMaskedLM,
-    BertForPreTraining,
-    BertForNextSentencePrediction,
-    BertForSequenceClassification,
-    BertForTokenClassification,
-    BertForQuestionAnswering,
-    BertForMultipleChoice,
-]
 seeds = pytest.mark.parametrize("seed", [0, 1, 2])
 classes = pytest.mark.parametrize("model_class", [BertForMaskedLM, BertForSequenceClassification])
 

@@ -8,32 +8,16 @@ import numpy as np
 import pytest
 import torch
 from transformers import (
-    BertForMaskedLM,
     BertForMultipleChoice,
-    BertForNextSentencePrediction,
-    BertForPreTraining,
-    BertForQuestionAnswering,
-    BertForSequenceClassification,
-    BertForTokenClassification,
     BertModel,
 )
 
-from conftest import make, tiny_config
+from conftest import HEAD_CLASSES, make, tiny_config
 from homodistil.axes.layout import Layout, on_meta
 from homodistil.compress import importance
 from homodistil.compress.shrink import shrink
 from homodistil.errors import UserError
 
-HEAD_CLASSES = [
-    BertModel,
-    BertForMaskedLM,
-    BertForPreTraining,
-    BertForNextSentencePrediction,
-    BertForSequenceClassification,
-    BertForTokenClassification,
-    BertForQuestionAnswering,
-    BertForMultipleChoice,
-]
 IDS = torch.arange(21).reshape(3, 7) % 27
 
 
