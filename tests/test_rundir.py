@@ -28,10 +28,8 @@ def test_a_full_disk_is_told_from_a_place_that_cannot_be_written_to(number: int,
     assert disk_failure(Path("x"), error, "or wait").remedy.endswith(", or wait.")
 
 
-def test_a_run_that_was_killed_while_its_folder_was_made_can_be_resumed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What is made first says that the folder is a run's."""
+def test_what_is_made_first_says_that_a_folder_is_a_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill while it is made leaves nothing that is neither new nor a run's."""
     made: list[bool] = []
     make = Path.mkdir
 

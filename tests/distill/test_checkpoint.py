@@ -130,7 +130,7 @@ def test_a_checkpoint_of_other_data_is_refused(fresh: Callable[[], Run], tmp_pat
 
 
 def test_a_checkpoint_of_other_models_is_refused(fresh: Callable[[], Run], tmp_path: Path) -> None:
-    """One that says nothing of their weights is taken at its word."""
+    """And so is one that says nothing of them."""
     checkpoint.save(tmp_path, fresh().state, "digest", "data", "one")
     with pytest.raises(UserError, match="the teacher, or --student, has changed"):
         checkpoint.restore(tmp_path, fresh().state, "digest", "data", "other")
@@ -138,7 +138,8 @@ def test_a_checkpoint_of_other_models_is_refused(fresh: Callable[[], Run], tmp_p
     said = json.loads(manifest.read_text())
     del said["weights"]
     manifest.write_text(json.dumps(said))
-    checkpoint.restore(tmp_path, fresh().state, "digest", "data", "other")
+    with pytest.raises(UserError, match="the teacher, or --student, has changed"):
+        checkpoint.restore(tmp_path, fresh().state, "digest", "data", "one")
 
 
 def test_a_full_disk_leaves_the_checkpoint_before_whole(

@@ -156,7 +156,7 @@ def test_texts_of_one_length_come_together_in_every_epoch(tokenizer: Any, tmp_pa
     ],
 )
 def test_held_out_batches_are_of_one_size(texts: int, size: int, batches_of: list[int]) -> None:
-    """So that the mean over batches is one over texts, each beside two others where batches are so large."""
+    """Each text beside two others where batches are so large."""
     made = list(heldout_draws(list(range(texts)), size))
     assert [len(draw.sequences) for draw in made] == batches_of
     assert [n for draw in made for n in draw.sequences] == list(range(texts))

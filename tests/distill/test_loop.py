@@ -423,6 +423,16 @@ def test_a_place_in_the_folder_that_cannot_be_written_to_is_named(
     assert (homodistil.resume(out).students["0.5"] / "config.json").exists()
 
 
+def test_a_run_that_was_killed_while_its_folder_was_made_goes_on(masked_lm: Path, corpus: Path, tmp_path: Path) -> None:
+    """From its start, with the recipe alone."""
+    whole = homodistil.distil(masked_lm, corpus, "0.5", tmp_path / "whole", **QUICK)
+    (tmp_path / "run").mkdir()
+    shutil.copy(tmp_path / "whole" / "recipe.yaml", tmp_path / "run")
+    made = homodistil.resume(tmp_path / "run")
+    ours, theirs = (r.students["0.5"] / "model.safetensors" for r in (made, whole))
+    assert ours.read_bytes() == theirs.read_bytes()
+
+
 def test_a_name_that_is_no_text_costs_no_run(masked_lm: Path, corpus: Path, tmp_path: Path) -> None:
     """Of a file of another time or system, in the recipe and on the student's card."""
     data = shutil.copy(corpus, tmp_path / os.fsdecode(b"caf\xe9.txt"))

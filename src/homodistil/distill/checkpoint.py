@@ -156,8 +156,7 @@ def restore(folder: Path, state: State, digest: str, data: str, weights: str) ->
             "A run goes on with the recipe that it was started with, or its result would be of neither.",
             "Undo the change in recipe.yaml, or start a new run with another --out.",
         )
-    # older manifests do not name them
-    if manifest.get("weights", weights) != weights:
+    if manifest.get("weights") != weights:
         raise UserError(
             f"Cannot resume from {path}: the teacher, or --student, has changed since it was saved.",
             "A run goes on with the models that it began with: their weights, configuration, pooling and family.",
@@ -176,7 +175,7 @@ def restore(folder: Path, state: State, digest: str, data: str, weights: str) ->
     state.importance.load_state({k: v.to(device) for k, v in tensors["importance"].items()})
     state.moments.load_state({k: v.to(device) for k, v in tensors["moments"].items()})
     for name in COUNTERS:
-        setattr(state, name, manifest.get(name, getattr(state, name)))
+        setattr(state, name, manifest[name])
 
 
 def other_data(path: Path) -> UserError:

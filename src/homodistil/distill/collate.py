@@ -134,8 +134,8 @@ def batches(source: Source, collate: Collate, size: int, *, start: int) -> Itera
 def heldout_draws(sequences: Sequence[Any], size: int) -> Iterator[Draw]:
     """What the held-out batches are made of; with numbers of their own, so that they are masked alike each time.
 
-    As few as `size` allows, all of nearly one size: the mean over batches is then one over sequences. No text stands
-    without others that its similarities could be to, unless that is how texts are learnt from.
+    As few as `size` allows, all of nearly one size: no text stands without others that its similarities could be to,
+    unless that is how texts are learnt from.
     """
     count = -(-len(sequences) // size)
     if size >= COMPARED:
