@@ -1,13 +1,17 @@
-"""Where a run may lie, and what is said of a save that fails."""
+"""Where a run may lie, who works on it, and what is said of a save that fails."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from safetensors import SafetensorError
 
 from homodistil.errors import UserError
@@ -58,3 +62,47 @@ def test_a_run_does_not_lie_in_the_folder_that_it_reads(tmp_path: Path, monkeypa
     RunDir(tmp_path / "texts of mine").refuse_inside(str(texts))
     for data in (str(texts / "a.txt"), "someone/dataset", "x" * 300):
         RunDir(Path("runs/half")).refuse_inside(data)
+
+
+WORKER = """
+import sys, time
+from pathlib import Path
+from homodistil.rundir import RunDir
+
+with RunDir(Path(sys.argv[1])).alone():
+    print("in", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_run_has_one_process_at_a_time(tmp_path: Path) -> None:
+    """Another is refused until it ends, however it ends."""
+    run = RunDir(tmp_path / "run")
+    run.create("teacher: x")
+    with subprocess.Popen([sys.executable, "-c", WORKER, str(run.path)], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"in\n"
+        with pytest.raises(UserError, match="another process works on it"), run.alone():
+            pass
+        other.kill()
+    for end in (ValueError, None):
+        with contextlib.suppress(ValueError), run.alone():
+            if end is not None:
+                raise end
+
+
+@pytest.mark.parametrize("said", [OSError(errno.ENOLCK, "No locks available"), NotImplementedError()])
+def test_a_disk_without_locks_keeps_nobody_out(
+    said: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As some that clusters share are."""
+
+    def none(*_: Any, **__: Any) -> None:
+        raise said
+
+    run = RunDir(tmp_path / "run")
+    run.create("teacher: x")
+    monkeypatch.setattr(FileLock, "acquire", none)
+    with run.alone():
+        entered = True
+    assert entered

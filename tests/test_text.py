@@ -114,7 +114,7 @@ def test_a_column_is_asked_for_by_the_option_that_there_is(tmp_path: Path) -> No
         open_text(str(tmp_path / "own.csv"), "text")
     for column in ("text", "number"):
         with pytest.raises(UserError, match="with --text-column"):
-            open_text(str(tmp_path / "own.csv"), column, option="--text-column")
+            open_text(str(tmp_path / "own.csv"), column, options="--text-")
 
 
 @pytest.mark.parametrize("ending", ["txt", "csv", "jsonl"])

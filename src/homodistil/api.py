@@ -200,7 +200,7 @@ def _columns(data: str | PathLike[str] | Iterable[str], column: str, target: str
             "Columns are those of a file or of a dataset.",
             "Give the texts of both as one list, or save them as .jsonl.",
         )
-    return Texts(texts, column, target)
+    return Texts(texts, column, target, options="--text-")
 
 
 def _before(prompts: Sequence[str] | None, target: str | None) -> Sequence[str] | None:

@@ -15,6 +15,8 @@ from os.path import exists, expanduser, isdir
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from homodistil.errors import UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -114,6 +116,35 @@ class RunDir:
                 "The run's folder must be on a disk that can be written to.",
                 "Give --out another place.",
             ) from error
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other processes from working on the run inside the block; a process that dies lets go of it, too.
+
+        On a disk without locks nobody is kept out.
+
+        Raises:
+            UserError: another one works on it.
+        """
+        # a kill may have come before they were made
+        self.checkpoints.mkdir(exist_ok=True)
+        lock = FileLock(self.checkpoints / "lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise UserError(
+                f"Cannot go on with the run in {self.path}: another process works on it.",
+                "A run is made by one process, or by those that were launched together.",
+                "Wait for its end, or stop it with Ctrl-C, on which it saves its state, and resume then. If there is "
+                f"none, remove {self.checkpoints / 'lock'}.",
+            ) from error
+        except (OSError, NotImplementedError):
+            # what cannot be written at all is told of by whoever writes
+            pass
+        try:
+            yield
+        finally:
+            lock.release()
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Add one record to the metrics."""

@@ -17,7 +17,7 @@ from homodistil.files import READERS, cache_explained, ending, files_of, load_fi
 
 
 def open_text(
-    data: str, column: str, *, target: str | None = None, stream: bool = False, option: str = "--text.column"
+    data: str, column: str, *, target: str | None = None, stream: bool = False, options: str = "--text."
 ) -> Dataset | IterableDataset:
     """A dataset whose column `column` holds text, and `target`, if it is named, as well.
 
@@ -27,13 +27,13 @@ def open_text(
         column: the text column; plain text files have no columns.
         target: a second one.
         stream: read on the fly.
-        option: what names the column on the command line.
+        options: what the names of the columns begin with on the command line.
 
     Raises:
         UserError: nothing is there, it is empty, binary or torn, or it has no such split or column.
     """
-    opened = _opened(data, column, stream, option)
-    return opened if target is None else _checked(opened, data, target, "--text.target")
+    opened = _opened(data, column, stream, f"{options}column")
+    return opened if target is None else _checked(opened, data, target, f"{options}target")
 
 
 def _opened(data: str, column: str, stream: bool, option: str) -> Dataset | IterableDataset:

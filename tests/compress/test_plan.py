@@ -22,7 +22,8 @@ from conftest import make, tiny_config
 from homodistil.axes.layout import Layout, on_meta
 from homodistil.compress.plan import Planned, plan, refuse_growth, teacher_figures
 from homodistil.compress.shrink import shrink
-from homodistil.compress.targets import GRAIN, PRESETS
+from homodistil.compress.targets import GRAIN
+from homodistil.compress.written import PRESETS
 from homodistil.errors import UserError
 from zoo import tiny
 

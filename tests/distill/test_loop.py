@@ -223,7 +223,7 @@ def test_a_run_does_not_go_on_with_other_data(
         data.write_text(other)
         with pytest.raises(UserError, match="the data has changed"):
             homodistil.resume(tmp_path / "run")
-        assert any((tmp_path / "run" / "checkpoints").iterdir())
+        assert any((tmp_path / "run" / "checkpoints").glob("step-*"))
     data.write_text("the man sees a cat\n" * 400)
     assert homodistil.resume(tmp_path / "run").students["0.5"].exists()
 
@@ -334,7 +334,7 @@ def test_a_stream_that_ends_too_early_loses_nothing(masked_lm: Path, tmp_path: P
     options = QUICK | {"steps": 60, "cutting": {"calibration": 2}}
     with pytest.raises(UserError, match="the stream of text has ended"):
         homodistil.distil(masked_lm, iter(texts[:500]), ["0.75", "0.5"], tmp_path / "run", **options)
-    assert any((tmp_path / "run" / "checkpoints").iterdir())
+    assert any((tmp_path / "run" / "checkpoints").glob("step-*"))
     resumed = homodistil.resume(tmp_path / "run", data=iter(texts))
     whole = homodistil.distil(masked_lm, iter(texts), ["0.75", "0.5"], tmp_path / "at once", **options)
     for target in ("0.75", "0.5"):
@@ -354,8 +354,34 @@ def test_what_was_learnt_is_saved_where_the_users_own_texts_fail(masked_lm: Path
     with pytest.raises(UserError, match="item 500 of the data: ConnectionError: the line went dead") as refusal:
         homodistil.distil(masked_lm, broken(), "0.5", tmp_path / "run", **options)
     assert isinstance(refusal.value.__cause__, ConnectionError)
-    assert any((tmp_path / "run" / "checkpoints").iterdir())
+    assert any((tmp_path / "run" / "checkpoints").glob("step-*"))
     assert homodistil.resume(tmp_path / "run", data=iter(texts)).students["0.5"].exists()
+
+
+def test_nobody_else_works_on_a_run(
+    masked_lm: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither while it is new nor when it goes on, and it ends as if nobody had tried."""
+    tried: list[str] = []
+    _stopped_at(8, monkeypatch)
+    stopping = vars(loop)["learn"]
+
+    def meanwhile(*arguments: Any, **options: Any) -> Any:
+        with pytest.raises(UserError) as refusal:
+            homodistil.resume(tmp_path / "run")
+        tried.append(refusal.value.refused)
+        return stopping(*arguments, **options)
+
+    monkeypatch.setattr(loop, "learn", meanwhile)
+    with pytest.raises(RunStopped):
+        homodistil.distil(masked_lm, corpus, "0.5", tmp_path / "run", **QUICK)
+    homodistil.resume(tmp_path / "run")
+    assert len(tried) == QUICK["steps"]
+    assert all("another process works on it" in said for said in tried)
+    monkeypatch.undo()
+    homodistil.distil(masked_lm, corpus, "0.5", tmp_path / "at once", **QUICK)
+    for file in ("metrics.jsonl", "students/0.5/model.safetensors"):
+        assert (tmp_path / "run" / file).read_bytes() == (tmp_path / "at once" / file).read_bytes()
 
 
 def test_a_finished_run_keeps_no_checkpoint(masked_lm: Path, corpus: Path, tmp_path: Path) -> None:

@@ -231,7 +231,7 @@ def test_all_end_in_words_where_one_cannot_go_on(
     _drive(tmp_path, masked_lm, corpus, out, verb, "calibrated")
     for rank in (0, 1):
         assert said in out.with_suffix(f".{rank}").read_text()
-    saved = sorted(path.name for path in (out / "checkpoints").iterdir())
+    saved = sorted(path.name for path in (out / "checkpoints").glob("step-*"))
     assert saved == ([] if verb == "short" else ["step-00000005", "step-00000006"])
 
 

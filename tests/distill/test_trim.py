@@ -266,6 +266,22 @@ def test_all_that_a_run_reads_is_counted_before_it(
     assert planned == T5ForConditionalGeneration.from_pretrained(made.students["0.5"]).num_parameters()
 
 
+def test_a_column_that_is_missing_is_asked_for_by_the_verbs_own_options(
+    masked_lm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a run calls --text.column is --text-column of `trim` and `plan`."""
+    (tmp_path / "own.csv").write_text("body,reply\nthe cat,a dog\n")
+    data = ["--data", str(tmp_path / "own.csv")]
+    for verb in (
+        ["trim", str(masked_lm), "--out", str(tmp_path / "made")],
+        ["plan", str(masked_lm), "--target", "0.5"],
+    ):
+        assert main([*verb, *data]) == 2
+        assert "Name it with --text-column, for example --text-column body." in capsys.readouterr().err
+        assert main([*verb, *data, "--text-column", "body", "--text-target", "said"]) == 2
+        assert "--text-target" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [({"target_column": "said"}, "second column of texts in memory"), ({"prompts": "one: "}, "'one: ' before texts")],

@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass
 from homodistil.axes.layout import Layout
 from homodistil.axes.shape import Shape, describe
 from homodistil.axes.stack import LAYERS
-from homodistil.compress.targets import PRESETS, clash, from_budget, from_ratio, from_shape, uneven
+from homodistil.compress.targets import clash, from_budget, from_ratio, uneven
+from homodistil.compress.written import PRESETS, from_shape
 from homodistil.errors import UserError, nearest
 from homodistil.recipe import Target, targets_of
 

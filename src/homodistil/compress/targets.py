@@ -1,15 +1,15 @@
-"""From a target as it is written to a shape of the family: by keep ratio, parameter budget, or width by width."""
+"""From a number to a shape of the family, in the teacher's proportions: by keep ratio or parameter budget."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from homodistil.axes.layout import Layout
 from homodistil.axes.shape import Shape, describe
 from homodistil.axes.stack import LAYERS
-from homodistil.errors import UserError, nearest
+from homodistil.errors import UserError
 
 GRAIN = 8
 """ffn is a multiple of it: matrix products of other widths are slower on every machine that was tried."""
@@ -19,14 +19,6 @@ MISS = 30.0
 """What a budget that is missed weighs beside a misshapen ffn: 5 % off is as bad as one that is 2.5 times too wide."""
 PROPORTION = 4 / 3
 """How far ffn : hidden may leave the teacher's for the sake of a rounder head_dim."""
-
-PRESETS: Mapping[str, str] = {
-    "homobert-base": "hidden=576,heads=12,ffn=2304",
-    "homobert-small": "hidden=256,heads=8,ffn=1024",
-    "homobert-xsmall": "hidden=240,heads=12,ffn=960",
-    "homobert-tiny": "hidden=224,heads=7,ffn=896",
-}
-"""The sizes published with the paper, by name."""
 
 
 def clash(layout: Layout, shape: Shape) -> str | None:
@@ -51,6 +43,25 @@ def leading(layout: Layout, teacher: Shape) -> str:
     return "heads" if layout.family.bound else "hidden"
 
 
+def in_proportion(layout: Layout, teacher: Shape, heads: int, size: int, ffn: int) -> dict[str, int]:
+    """The leading width at `size` in the teacher's depth; `heads` are those of families whose head_dim leads."""
+    lead = leading(layout, teacher)
+    depth = {LAYERS: teacher[LAYERS]} if LAYERS in teacher else {}
+    if lead == "heads":
+        return {"hidden": size * (teacher["hidden"] // teacher["heads"]), "heads": size, "ffn": ffn, **depth}
+    if lead == "hidden":
+        kv_heads = max(1, round(size / teacher["hidden"] * teacher["kv_heads"]))
+        return {"hidden": size, "kv_heads": kv_heads, "ffn": ffn, **depth}
+    # where heads are not as wide as the stream together, it keeps its proportion to them
+    hidden = teacher["hidden"] * heads * size / (teacher["heads"] * teacher["head_dim"])
+    return {"hidden": max(1, round(hidden)), "heads": heads, "head_dim": size, "ffn": ffn, **depth}
+
+
+def grained(width: float, most: int) -> int:
+    """The nearest multiple of the grain, at least one of it and at most the teacher's width."""
+    return min(most, max(GRAIN, round(width / GRAIN) * GRAIN))
+
+
 def from_ratio(layout: Layout, teacher: Shape, text: str, ratio: float) -> dict[str, int]:
     """The shape that keeps a share of the leading width and of ffn.
 
@@ -66,14 +77,14 @@ def from_ratio(layout: Layout, teacher: Shape, text: str, ratio: float) -> dict[
         )
     if ratio == 1:
         return dict(teacher)
-    ffn = _grained(ratio * teacher["ffn"], teacher["ffn"])
+    ffn = grained(ratio * teacher["ffn"], teacher["ffn"])
     if lead == "heads":
-        return _bound(layout, teacher, teacher["heads"], max(1, round(ratio * teacher["heads"])), ffn)
+        return in_proportion(layout, teacher, teacher["heads"], max(1, round(ratio * teacher["heads"])), ffn)
     if lead == "hidden":
-        hidden = _grained(ratio * teacher["hidden"], teacher["hidden"])
+        hidden = grained(ratio * teacher["hidden"], teacher["hidden"])
         # the nearest to it that its heads divide
         nearby = sorted((*range(GRAIN, teacher["hidden"], GRAIN), teacher["hidden"]), key=lambda w: abs(w - hidden))
-        shapes = [_bound(layout, teacher, 0, width, ffn) for width in nearby]
+        shapes = [in_proportion(layout, teacher, 0, width, ffn) for width in nearby]
         return next((shape for shape in shapes if not uneven(layout, shape)), shapes[0])
     wanted = ratio * teacher["head_dim"]
     # a rounder head_dim is worth a tenth of the width, because odd ones waste vector lanes
@@ -83,9 +94,9 @@ def from_ratio(layout: Layout, teacher: Shape, text: str, ratio: float) -> dict[
         if (near := max(step, round(wanted / step) * step)) and abs(near / wanted - 1) <= slack
     )
     head_dim = min(head_dim, teacher["head_dim"])
-    while clash(layout, _bound(layout, teacher, teacher["heads"], head_dim, ffn)):
+    while clash(layout, in_proportion(layout, teacher, teacher["heads"], head_dim, ffn)):
         head_dim += 1
-    return _bound(layout, teacher, teacher["heads"], head_dim, ffn)
+    return in_proportion(layout, teacher, teacher["heads"], head_dim, ffn)
 
 
 def from_budget(layout: Layout, teacher: Shape, text: str, budget: int) -> dict[str, int]:
@@ -94,7 +105,7 @@ def from_budget(layout: Layout, teacher: Shape, text: str, budget: int) -> dict[
     Raises:
         UserError: no shape has so few or so many.
     """
-    whole, smallest = layout.count(teacher), _bound(layout, teacher, teacher.get("heads", 0), 1, 1)
+    whole, smallest = layout.count(teacher), in_proportion(layout, teacher, teacher.get("heads", 0), 1, 1)
     if not layout.count(smallest) <= budget <= whole * (1 + CLOSE):
         layers = teacher.get(LAYERS, layout.depth)
         widest = "the teacher itself" if layers == layout.depth else describe(teacher)
@@ -134,132 +145,15 @@ def _near(
     proportion, lead, heads = teacher["ffn"] / teacher["hidden"], leading(layout, teacher), teacher.get("heads", 0)
     step *= GRAIN if lead == "hidden" else 1
     for size in range(min(step, teacher[lead]), teacher[lead] + 1, step):
-        without = layout.count(_bound(layout, teacher, heads, size, 0))
-        each = layout.count(_bound(layout, teacher, heads, size, 1)) - without
-        shape = _bound(layout, teacher, heads, size, 1)
+        without = layout.count(in_proportion(layout, teacher, heads, size, 0))
+        each = layout.count(in_proportion(layout, teacher, heads, size, 1)) - without
+        shape = in_proportion(layout, teacher, heads, size, 1)
         if clash(layout, shape) or uneven(layout, shape):
             continue
-        near = _grained((budget - without) / each, teacher["ffn"])
-        fit = _grained(proportion * shape["hidden"], teacher["ffn"])
-        others = (_grained(near * (fit / near) ** (k / between), teacher["ffn"]) for k in range(1, between + 1))
+        near = grained((budget - without) / each, teacher["ffn"])
+        fit = grained(proportion * shape["hidden"], teacher["ffn"])
+        others = (grained(near * (fit / near) ** (k / between), teacher["ffn"]) for k in range(1, between + 1))
         for ffn in (near, *others):
             shape = {**shape, "ffn": ffn}
             distortion = abs(math.log(ffn / shape["hidden"] / proportion))
             yield abs(layout.count(shape) / budget - 1), distortion, shape
-
-
-def from_shape(layout: Layout, teacher: Shape, text: str) -> dict[str, int]:
-    """A shape that is written out, or a preset; widths that it does not name follow those that it does.
-
-    Raises:
-        UserError: it names what the family does not have, a width above the teacher's, or widths that do not fit
-            together.
-    """
-    pairs = [piece.partition("=") for piece in PRESETS.get(text, text).split(",")]
-    given: dict[str, int] = {}
-    for name, _, value in ((n.strip(), e, v.strip()) for n, e, v in pairs):
-        if name == LAYERS and name not in teacher:
-            obstacle = layout.stack.obstacle if layout.stack is not None else "its layers are not one list"
-            raise UserError(
-                f"Cannot make {name}={value or '?'} of this model: {obstacle}.",
-                "Whole layers leave only a list of equal layers that the configuration counts.",
-                f"Leave {name} out and cut widths: {', '.join(teacher)}.",
-            )
-        if name not in teacher:
-            raise UserError(
-                f"Cannot read {name!r} in the target {text!r}.",
-                f"A shape names widths of the family: {', '.join(teacher)}.",
-                nearest(name, teacher),
-            )
-        if not value.isdecimal() or not 1 <= int(value) <= teacher[name]:
-            raise UserError(
-                f"Cannot make {name}={value or '?'}.",
-                f"A width is a whole number from 1 to the teacher's: {describe(teacher)}.",
-                f"Use {name}={min(teacher[name], max(1, int(value))) if value.isdecimal() else teacher[name]}, "
-                "or another number in between.",
-            )
-        if name in given:
-            raise UserError(
-                f"The target {text!r} names {name} twice.", "A width is given once.", "Leave one of them out."
-            )
-        given[name] = int(value)
-    depth = {LAYERS: given.pop(LAYERS)} if LAYERS in given else {}
-    return (_from_widths(layout, teacher, given) if given else dict(teacher)) | depth
-
-
-def _from_widths(layout: Layout, teacher: Shape, given: Mapping[str, int]) -> dict[str, int]:
-    if leading(layout, teacher) != "head_dim":
-        return _from_whole_heads(layout, teacher, given)
-    assert layout.family is not None
-    heads = given.get("heads", teacher["heads"])
-    # the widths that are not named follow those that are, in the teacher's proportions
-    inner = teacher["heads"] * teacher["head_dim"]
-    most = min(teacher["head_dim"], inner // heads)
-    follows = given["hidden"] * inner // (teacher["hidden"] * heads) if "hidden" in given else most
-    if not layout.family.bound:
-        follows = max(1, min(follows, most))
-    shape = _bound(layout, teacher, heads, given.get("head_dim", follows), 1)
-    if not layout.family.bound and "hidden" in given:
-        shape["hidden"] = given["hidden"]
-    head_dim, scale = shape["head_dim"], shape["hidden"] / teacher["hidden"]
-    shape["ffn"] = given.get("ffn", _grained(scale * teacher["ffn"], teacher["ffn"]))
-    if "hidden" in given and given["hidden"] != shape["hidden"]:
-        raise UserError(
-            f"Cannot make hidden={given['hidden']} with heads={heads}"
-            + (f" and head_dim={head_dim}." if "head_dim" in given else "."),
-            f"This family needs heads x head_dim == hidden, and {given['hidden']} is "
-            + (f"not {heads} x {head_dim}." if "head_dim" in given else f"no multiple of {heads}."),
-            _instead(teacher, given["hidden"], heads),
-        )
-    if wider := [w for w in shape if shape[w] > teacher[w]]:
-        raise UserError(
-            f"Cannot make {describe(shape)}.",
-            f"No width may be above the teacher's ({describe(teacher)}), and {' and '.join(wider)} would be.",
-            _instead(teacher, shape["hidden"], heads),
-        )
-    return shape
-
-
-def _instead(teacher: Shape, hidden: int, heads: int) -> str:
-    """The nearest possible of the same hidden width, if there is one, and of the same heads."""
-    fit = [h for h in range(1, teacher["heads"] + 1) if hidden % h == 0 and hidden // h <= teacher["head_dim"]]
-    other = min(fit, key=lambda h: (abs(h - heads), -h), default=None)
-    below = heads * max(1, min(hidden // heads, teacher["head_dim"]))
-    ways = [f"heads={other} (head_dim={hidden // other})"] if other else []
-    return f"Use {', or '.join([*ways, f'hidden={below} (head_dim={below // heads})'])}."
-
-
-def _from_whole_heads(layout: Layout, teacher: Shape, given: Mapping[str, int]) -> dict[str, int]:
-    """A shape of a family whose head_dim is never cut."""
-    lead = leading(layout, teacher)
-    each = teacher["hidden"] // teacher["heads"] if lead == "heads" else 1
-    size = given.get(lead, given.get("hidden", teacher["hidden"]) // each)
-    shape = _bound(layout, teacher, 0, max(1, size), 1)
-    shape["ffn"] = given.get("ffn", _grained(shape["hidden"] / teacher["hidden"] * teacher["ffn"], teacher["ffn"]))
-    shape |= {"kv_heads": given["kv_heads"]} if "kv_heads" in given else {}
-    if given.get("hidden", shape["hidden"]) != shape["hidden"]:
-        raise UserError(
-            f"Cannot make hidden={given['hidden']} with heads={shape['heads']}.",
-            f"This family needs heads x {each} == hidden, because the {each} dimensions of its heads are never cut.",
-            f"Use hidden={shape['hidden']}, or heads={max(1, round(given['hidden'] / each))} alone.",
-        )
-    return shape
-
-
-def _bound(layout: Layout, teacher: Shape, heads: int, size: int, ffn: int) -> dict[str, int]:
-    """The leading width at `size` in the teacher's depth; `heads` are those of families whose head_dim leads."""
-    lead = leading(layout, teacher)
-    depth = {LAYERS: teacher[LAYERS]} if LAYERS in teacher else {}
-    if lead == "heads":
-        return {"hidden": size * (teacher["hidden"] // teacher["heads"]), "heads": size, "ffn": ffn, **depth}
-    if lead == "hidden":
-        kv_heads = max(1, round(size / teacher["hidden"] * teacher["kv_heads"]))
-        return {"hidden": size, "kv_heads": kv_heads, "ffn": ffn, **depth}
-    # where heads are not as wide as the stream together, it keeps its proportion to them
-    hidden = teacher["hidden"] * heads * size / (teacher["heads"] * teacher["head_dim"])
-    return {"hidden": max(1, round(hidden)), "heads": heads, "head_dim": size, "ffn": ffn, **depth}
-
-
-def _grained(width: float, most: int) -> int:
-    """The nearest multiple of the grain, at least one of it and at most the teacher's width."""
-    return min(most, max(GRAIN, round(width / GRAIN) * GRAIN))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import math
@@ -24,6 +25,7 @@ from homodistil.distill.heldout import measure
 from homodistil.distill.learning import calibrate, drawn, feed_of, learn, rate, read_off, score
 from homodistil.distill.leaving import PROBES, all_but_one, descent
 from homodistil.distill.prepare import Run, prepare
+from homodistil.distill.processes import Processes
 from homodistil.distill.student import rounded
 from homodistil.distill.surroundings import undisturbed
 from homodistil.errors import RunStopped, UserError
@@ -66,8 +68,13 @@ def distil(
             f"Use homodistil.resume({str(run_dir.path)!r}, data=...), or give --data a file or a dataset.",
         )
     display = display or Display.silent()
-    with disk_explained(run_dir.path):
+    processes = Processes.launched()
+    with disk_explained(run_dir.path), contextlib.ExitStack() as held:
+        if resume:
+            processes.agreed(lambda: held.enter_context(run_dir.alone()) if processes.main else None)
         run = prepare(recipe, resume=resume, texts=texts)
+        if not resume:
+            processes.agreed(lambda: held.enter_context(run_dir.alone()) if processes.main else None)
         alone = run.processes.count == 1
         if not run.processes.main:
             display = Display.silent()

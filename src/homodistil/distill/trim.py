@@ -39,19 +39,22 @@ class Texts:
         data: a name for `text.open_text`, or the texts themselves.
         column: the text column.
         target: a second one.
+        options: what the names of the columns begin with on the command line.
 
     Raises:
         UserError: the data cannot be found or read, or is a stream that can be read once only.
     """
 
-    def __init__(self, data: str | Iterable[str], column: str = "text", target: str | None = None) -> None:
+    def __init__(
+        self, data: str | Iterable[str], column: str = "text", target: str | None = None, options: str = "--text."
+    ) -> None:
         if not isinstance(data, str) and iter(data) is data:
             raise UserError(
                 "Cannot trim the vocabulary to a stream of text.",
                 "All of the text is read before the first step, to know which tokens it uses, and then again.",
                 "Give a file or a list of texts, or keep the whole vocabulary.",
             )
-        self._rows = open_text(data, column, target=target) if isinstance(data, str) else data
+        self._rows = open_text(data, column, target=target, options=options) if isinstance(data, str) else data
         self._columns = [c for c in (column, target) if c is not None] if isinstance(data, str) else []
 
     def __iter__(self) -> Iterator[str]:

@@ -94,7 +94,7 @@ def refuse_no_mask(opened: Sequence[Opened]) -> None:
 
 def read_texts(data: str, column: str, most: int) -> list[str]:
     """The first texts that are not empty."""
-    rows = open_text(data, column, stream=True, option="--text-column")
+    rows = open_text(data, column, stream=True, options="--text-")
     found = [text for text in each_text(rows.take(most), column, data) if text.strip()]
     if len(found) < 3:
         raise UserError(
