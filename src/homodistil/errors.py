@@ -44,6 +44,12 @@ def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 
+def reason(error: Exception) -> str:
+    """What was said first, where a library hides it behind an error of its own."""
+    cause = error.__cause__
+    return first_line(cause if isinstance(cause, Exception) else error)
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """The known word that was probably meant, as `Did you mean 'x'?`, or the list of all known words."""
     choices = list(known)

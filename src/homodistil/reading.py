@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 import yaml
 
-from homodistil.errors import UserError, nearest
+from homodistil.errors import UserError, first_line, nearest
 from homodistil.kinds import declared, wrong_kind
 from homodistil.recipe import Recipe, as_written, scalar, targets_of
 
@@ -122,7 +122,7 @@ def content_of(path: str | Path, what: str, rule: str) -> dict[str, Any]:
             raise ValueError(f"it holds no names with values, but a {type(content).__name__}.")
     except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
         raise UserError(
-            f"Cannot read the {what} {path}: {str(error).splitlines()[0]}",
+            f"Cannot read the {what} {path}: {first_line(error)}",
             rule,
             "Check the path, or correct the file.",
         ) from error

@@ -12,7 +12,7 @@ import datasets
 import pyarrow
 from datasets import Dataset, IterableDataset
 
-from homodistil.errors import UserError, first_line
+from homodistil.errors import UserError, first_line, reason
 from homodistil.files import READERS, cache_explained, ending, files_of, load_files, refuse_binary
 
 
@@ -56,7 +56,7 @@ def _opened(data: str, column: str, stream: bool, option: str) -> Dataset | Iter
         raise
     except Exception as error:  # the library raises whatever its readers raise
         raise UserError(
-            f"Cannot read {data} as {reader}: {_reason(error)}",
+            f"Cannot read {data} as {reader}: {reason(error)}",
             f"A file ending in {ending(files[0])} must be whole, valid {reader}.",
             "Correct the file, or give its text as .txt.",
         ) from error
@@ -131,18 +131,12 @@ def each_text(rows: Iterable[Mapping[str, Any]], column: str, data: object) -> I
             return
         except Exception as error:  # the library raises whatever its readers raise
             raise UserError(
-                f"Cannot read {data} to its end: {_reason(error)}",
+                f"Cannot read {data} to its end: {reason(error)}",
                 "All of it must be whole, in UTF-8, and with the same columns.",
                 "Correct the file, or take it out.",
             ) from error
         if isinstance(text, str):
             yield text
-
-
-def _reason(error: Exception) -> str:
-    """What the library's reader said, which the library itself hides behind an error of its own."""
-    cause = error.__cause__
-    return first_line(cause if isinstance(cause, Exception) else error)
 
 
 def from_disk(path: Path) -> Dataset | None:
@@ -158,7 +152,7 @@ def from_disk(path: Path) -> Dataset | None:
         saved = datasets.load_from_disk(str(path))
     except Exception as error:  # the library raises whatever its readers raise
         raise UserError(
-            f"Cannot open the saved dataset {path}: {_reason(error)}",
+            f"Cannot open the saved dataset {path}: {reason(error)}",
             f"A folder with a {marks[0]} must be a dataset as `save_to_disk` wrote it, whole.",
             f"Save it again, or take the {marks[0]} out if the folder holds other files to read.",
         ) from error

@@ -130,14 +130,23 @@ def test_a_broken_file_says_why(tmp_path: Path) -> None:
         open_task(str(tmp_path / "own.jsonl"), None)
 
 
-def test_a_task_without_the_hub_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where no hub can be reached, the remedy is a local folder."""
+@pytest.mark.parametrize(("error", "said"), [(ConnectionError("offline"), "offline"), (TimeoutError(), "TimeoutError")])
+def test_a_task_without_the_hub_says_why(error: Exception, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no hub can be reached, in whatever words, or in none; the remedy is a local folder."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     import datasets
 
     def refuse(*_: object) -> None:
-        raise ConnectionError("offline")
+        raise error
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
-    with pytest.raises(UserError, match="--data-dir"):
+    with pytest.raises(UserError, match=f"{said}\\.?\n(?s:.*)--data-dir"):
         open_task("sst2", None)
+
+
+def test_a_file_is_refused_in_the_words_of_who_read_it(tmp_path: Path) -> None:
+    """And not in those of an error around it, which is the same for all."""
+    (tmp_path / "own.csv").write_text('text,label\na,1\n"b,2\n')
+    with pytest.raises(UserError) as refusal:
+        open_task(str(tmp_path / "own.csv"), None)
+    assert "EOF inside string" in refusal.value.refused

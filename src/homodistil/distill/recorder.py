@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from homodistil.distill.outputs import Batch, unpadded
+from homodistil.errors import first_line
 
 T = TypeVar("T")
 Play = Callable[[], Any]
@@ -127,8 +128,6 @@ class Recorder(Generic[T]):
             made, play = self._record(lambda: function(inputs), self._pool)
         except RuntimeError as error:
             self.stop()
-            warnings.warn(
-                f"Steps are not recorded, and so take longer on a GPU: {str(error).splitlines()[0]}", stacklevel=2
-            )
+            warnings.warn(f"Steps are not recorded, and so take longer on a GPU: {first_line(error)}", stacklevel=2)
             return None
         return _Recording(inputs, function, made, play)

@@ -20,7 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from homodistil.errors import UserError
+from homodistil.errors import UserError, first_line
 from homodistil.evaluate import squad
 from homodistil.evaluate.labels import classes
 from homodistil.evaluate.metrics import score, summary
@@ -176,7 +176,7 @@ def _open(auto: Any, model: Path, options: dict[str, Any], trust: bool) -> PreTr
         )
     except (OSError, ValueError) as error:
         raise UserError(
-            f"Cannot fine-tune {model}: {str(error).splitlines()[0][:300]}",
+            f"Cannot fine-tune {model}: {first_line(error)}",
             f"The model must open with {auto.__name__}.from_pretrained.",
             "Check the path, or leave the task out of --tasks.",
         ) from error

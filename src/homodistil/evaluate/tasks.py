@@ -12,7 +12,7 @@ from typing import Literal
 import datasets
 from datasets import Dataset, Value
 
-from homodistil.errors import UserError, nearest
+from homodistil.errors import UserError, first_line, nearest, reason
 from homodistil.evaluate.labels import check, refuse_few
 from homodistil.files import load_files
 
@@ -188,7 +188,7 @@ def _read(file: Path) -> Dataset:
         raise
     except Exception as error:  # the library raises whatever its readers raise
         raise UserError(
-            f"Cannot read {file}: {str(error).splitlines()[0][:300] if str(error) else type(error).__name__}",
+            f"Cannot read {file}: {reason(error)}",
             f"A file ending in {file.suffix} must be whole, valid {reader}, one row an example.",
             "Correct the file.",
         ) from error
@@ -200,7 +200,7 @@ def _from_hub(task: Task) -> Mapping[str, Dataset]:
         opened: Mapping[str, Dataset] = datasets.load_dataset(*task.hub)
     except Exception as error:  # offline, gated, gone: all have their own type
         raise UserError(
-            f"Cannot load the task {task.name} from the hub: {str(error).splitlines()[0][:300]}",
+            f"Cannot load the task {task.name} from the hub: {first_line(error)}",
             "Without --data-dir, tasks come from the hub, which must be reached.",
             "Download them, and name their folder with --data-dir.",
         ) from error
