@@ -14,6 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+TRITON = (3, 3)
+"""The oldest compiler for them: the one before it, of torch 2.6, asks for more shared memory than a GPU has."""
+
 
 def kernels(name: str, *tensors: Tensor) -> Any:
     """The file of this name, if it can handle these tensors: on one GPU that is new enough, of 16 or 32 bits.
@@ -32,7 +35,10 @@ def kernels(name: str, *tensors: Tensor) -> Any:
 
 @functools.cache
 def usable() -> bool:
-    """Whether the GPU that is there is one that they are for."""
+    """Whether the GPU that is there is one that they are for, and their compiler new enough."""
     if torch.version.hip is not None or torch.cuda.get_device_capability() < (8, 0):
         return False
-    return importlib.util.find_spec("triton") is not None
+    if importlib.util.find_spec("triton") is None:
+        return False
+    version = importlib.import_module("triton").__version__.split(".")
+    return tuple(map(int, version[:2])) >= TRITON
