@@ -395,3 +395,41 @@ def test_a_preset_gives_way_to_options() -> None:
     assert read.losses == Losses(cosine=0.0, masked=0.15)
     with pytest.raises(UserError, match="Did you mean 'paper'"):
         read_recipe([*words[:-1], "papper"])
+
+
+@pytest.mark.parametrize("tokens", ["1e6", "1.0e6", "1_000_000", "1M"])
+def test_a_recipe_says_to_config_what_it_says(tokens: str, tmp_path: Path) -> None:
+    """Also numbers that one reader of YAML takes for texts and another for numbers, and names that look like one."""
+    file = tmp_path / "recipe.yaml"
+    for out in ("1e3", "😀 half"):
+        made = Recipe(teacher="t", data="d", out=out, target=["0.5"], tokens=tokens)
+        file.write_text(made.to_yaml(), encoding="utf-8")
+        assert read_recipe(["--config", str(file)]) == made.resolved()
+    file.write_text(f"teacher: t\ndata: d\nout: o\ntarget: [0.5]\ntokens: {tokens}\n")
+    assert read_recipe(["--config", str(file)]).tokens.replace(".0", "") in ("1e6", "1000000", "1_000_000", "1M")
+
+
+def test_data_behind_a_link_are_what_the_links_name_says(masked_lm: Path, tmp_path: Path) -> None:
+    """The cache of a hub holds links to files whose names have no ending."""
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "5e1f").write_text('{"body": "the man sees a cat"}\n' * 300)
+    (tmp_path / "train.jsonl").symlink_to("blobs/5e1f")
+    data, out = str(tmp_path / "train.jsonl"), str(tmp_path / "run")
+    words = ["distil", str(masked_lm), "--data", data, "--target", "0.5", "--out", out, *QUICK]
+    assert main(words) == 2  # its column has another name
+    assert main([*words, "--text.column", "body"]) == 0
+    assert load(tmp_path / "run" / "recipe.yaml").data == data
+
+
+def test_a_run_needs_nobody_who_reads_what_it_prints(masked_lm: Path, corpus: Path, tmp_path: Path) -> None:
+    """As a service has nothing to print to, or a terminal that cannot show a name."""
+    words = ["distil", str(masked_lm), "--data", str(corpus), "--target", "0.5", *QUICK]
+    command = " ".join(f"'{word}'" for word in [sys.executable, "-m", "homodistil.cli", *words])
+    for k, how in enumerate((">&-", "> /dev/null")):
+        out = tmp_path / f"数据{k}"
+        environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+        done = subprocess.run(
+            f"{command} --out '{out}' {how}", shell=True, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert (out / "students" / "0.5" / "model.safetensors").exists()

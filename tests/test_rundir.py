@@ -48,6 +48,12 @@ def test_what_is_made_first_says_that_a_folder_is_a_runs(tmp_path: Path, monkeyp
     assert made == [True]
 
 
+def test_a_run_whose_name_is_not_in_utf_8_is_refused_before_it_starts(tmp_path: Path) -> None:
+    """What saves tokenizers takes none, and would end the run at its first student."""
+    with pytest.raises(UserError, match="not in UTF-8"):
+        RunDir(tmp_path / os.fsdecode(b"r\xe9s")).refuse_taken()
+
+
 def test_a_run_does_not_lie_in_the_folder_that_it_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However both are written; beside it, or beside a file, it may."""
     texts = tmp_path / "texts"

@@ -7,8 +7,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from numbers import Real
-from os.path import expanduser
-from pathlib import Path
+from os.path import abspath, exists, expanduser
 from typing import Any, Literal, TypeAlias
 
 import yaml
@@ -187,8 +186,9 @@ class Recipe:
     def resolved(self) -> Recipe:
         """The same with absolute paths, so that the run can be resumed from anywhere; `out` stays a relative one."""
         named = {"teacher": self.teacher, "data": self.data, "student": self.student, "family": self.family}
-        places = {name: Path(expanduser(place)) for name, place in named.items() if place is not None}
-        absolute: dict[str, Any] = {name: str(path.resolve()) for name, path in places.items() if path.exists()}
+        places = {name: expanduser(place) for name, place in named.items() if place is not None}
+        # links are not followed: the name of what they lead to need not tell its kind
+        absolute: dict[str, Any] = {name: abspath(place) for name, place in places.items() if exists(place)}
         return replace(self, **absolute, out=expanduser(self.out))
 
     def to_yaml(self) -> str:

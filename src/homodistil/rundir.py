@@ -73,6 +73,14 @@ class RunDir:
         Raises:
             UserError: the folder holds another run already, or something else.
         """
+        try:
+            str(self.path).encode()
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"Cannot start a run in {str(self.path)!r}: its name is not in UTF-8.",
+                "Others' libraries save into the run's folder, and some of them take no other names.",
+                "Give --out another name.",
+            ) from error
         if exists(self.recipe):
             raise UserError(
                 f"Cannot start a run in {self.path}: it holds one already.",
@@ -154,7 +162,7 @@ class RunDir:
     def read_metrics(self) -> list[dict[str, Any]]:
         """All whole records; a last line that a kill has torn is left out."""
         records = []
-        for line in self.metrics.read_text().splitlines() if self.metrics.exists() else []:
+        for line in self.metrics.read_text().splitlines() if exists(self.metrics) else []:
             with contextlib.suppress(json.JSONDecodeError):
                 records.append(json.loads(line))
         return records

@@ -275,3 +275,41 @@ def test_texts_have_as_many_positions_as_follow_the_number_of_the_padding(
     homodistil.distil(tmp_path / "teacher", corpus, "0.5", tmp_path / "fits", **options)
     with pytest.raises(UserError, match="33"):
         homodistil.distil(tmp_path / "teacher", corpus, "0.5", tmp_path / "not", **options | {"text": {"length": 34}})
+
+
+@pytest.mark.parametrize("name", ["RoBERTa", "Llama", "T5", "ALBERT"])
+@pytest.mark.parametrize("said", [{"output_attentions": True}, {"return_dict": False}, {"chunk_size_feed_forward": 4}])
+def test_what_a_configuration_says_of_answers_changes_no_student(
+    name: str, said: dict[str, Any], tokenizer: PreTrainedTokenizerBase, corpus: Path, tmp_path: Path
+) -> None:
+    """Whether maps of attention are told, and answers have names, or a sequence is read in pieces."""
+    folder = tmp_path / "teacher"
+    made: list[Path] = []
+    tiny(name).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    for more in ({}, said):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | more))
+        out = tmp_path / f"run{len(made)}"
+        made.append(homodistil.distil(folder, corpus, "0.5", out, **QUICK).students["0.5"] / "model.safetensors")
+    assert made[0].read_bytes() == made[1].read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "why"),
+    [
+        ("BERT", {"position_embedding_type": "relative_key"}, "position_embedding_type = relative_key"),
+        ("Llama", {"is_causal": False}, "attends to the tokens that follow"),
+        ("RoBERTa sequence", {"num_labels": 0}, "without labels"),
+    ],
+)
+def test_what_a_model_would_not_be_computed_as_is_refused(
+    name: str, said: dict[str, Any], why: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """Positions that transformers forgets, a language model that sees what it predicts, a head that tells nothing."""
+    tiny(name).save_pretrained(tmp_path / "teacher")
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    file = tmp_path / "teacher" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | said))
+    with pytest.raises(UserError, match=why):
+        load_teacher(str(tmp_path / "teacher"))

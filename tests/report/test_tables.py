@@ -52,6 +52,7 @@ def test_what_was_measured_again_counts_once_and_as_it_was_last() -> None:
         ({"columns": ["a"]}, {"columns": ["a", "b"]}, ["own, columns a", "own, columns a,b"]),
         ({}, {"batch": 8}, ["own", "own, batch 8"]),
         ({"digest": "1"}, {"digest": "2"}, ["own, digest 1", "own, digest 2"]),
+        ({"teacher": "x/a"}, {"teacher": "x/b"}, ["own, teacher x/a", "own, teacher x/b"]),
         ({"digest": "1"}, {"digest": "1", "learning_rate": 1}, ["own"]),
     ],
 )

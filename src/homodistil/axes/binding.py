@@ -21,6 +21,12 @@ def bind(model: PreTrainedModel) -> tuple[Family, dict[str, tuple[Dim, ...]]]:
         UserError: no family has this model type or this configuration, a parameter is claimed by no row or not saved
             with the model, or rows that belong together match in part.
     """
+    if (positions := getattr(model.config, "position_embedding_type", None)) not in (None, "absolute"):
+        raise UserError(
+            f"Cannot cut this {type(model).__name__}: its configuration says position_embedding_type = {positions}.",
+            "transformers computes positions of the kind `absolute` alone, and would leave out the weights of others.",
+            "Use a model with such positions.",
+        )
     named = [name for name, _ in model.named_parameters(remove_duplicate=False)]
     families = families_of(model.config.model_type)
     fit = [f for f in families if not _unmet(f, model.config)]

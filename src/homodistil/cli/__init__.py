@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -37,6 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status: 0, 2 for input to correct, 128 + signal for a stop."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     _prepare_environment()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # a name or a sign that the terminal cannot show must end nothing
+            stream.reconfigure(errors="backslashreplace")
     try:
         if not words or words[0] in ("-h", "--help"):
             print(USAGE, end="")
@@ -53,7 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 nearest(words[0], VERBS),
             )
         VERBS[words[0]](words[1:])
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except UserError as error:
         _explain(error)
         return 2

@@ -41,7 +41,6 @@ def distil(words: list[str]) -> None:
 
 def read_recipe(words: list[str]) -> Recipe:
     """The recipe that the options of `distil` describe, on top of `--config` if it is given."""
-    import yaml
     from jsonargparse import ArgumentError
 
     from homodistil.reading import PRESETS, content_of, nearest_option, no_value, parser, plain, preset, unreadable
@@ -86,7 +85,8 @@ def read_recipe(words: list[str]) -> Recipe:
             content = content_of(
                 value, "recipe", "--config takes a YAML file, in UTF-8, of the options that --help lists."
             )
-            recipes.append(f"--config={yaml.safe_dump(plain(content), allow_unicode=True)}")
+            # in YAML as it is written, 1e6 is a text to one reader and a number to another
+            recipes.append(f"--config={json.dumps(plain(content), ensure_ascii=False, default=str)}")
             continue
         options.append(word)
     if _asked("--tokens", options) and not _asked("--steps", options):

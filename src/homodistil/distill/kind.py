@@ -52,6 +52,12 @@ def kind_of(model_class: type[PreTrainedModel], config: PretrainedConfig) -> Kin
         return "seq2seq-lm"
     for suffix, kind in _KINDS.items():
         if name.endswith(suffix):
+            if "labels" in kind and config.num_labels == 0:
+                raise UserError(
+                    f"Cannot distil a {name} without labels (num_labels = 0).",
+                    "A classifier must tell at least one.",
+                    "Distil its encoder alone, saved as the base model.",
+                )
             if kind == "labels" and config.problem_type == "regression" and config.num_labels > 1:
                 raise UserError(
                     f"Cannot distil a {name} that tells {config.num_labels} numbers of a text.",

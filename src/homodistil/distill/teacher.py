@@ -129,14 +129,16 @@ def load_teacher(source: str, *, trust_remote_code: bool = False) -> Teacher:
             f"{layout.family.name} models are encoder-decoders, which are distilled as language models.",
             f"Save it as one, with AutoModelForSeq2SeqLM.from_pretrained({source!r}).save_pretrained(...).",
         )
-    if kind == "causal-lm" and layout.family.attention_loss:
+    sees_ahead = not getattr(config, "is_causal", True) or getattr(config, "use_bidirectional_attention", False)
+    if kind == "causal-lm" and (layout.family.attention_loss or sees_ahead):
         raise UserError(
             f"Cannot distil {source} as a {model_class.__name__}.",
-            f"{layout.family.name} models are encoders: a language model of next tokens must not see them.",
+            "It attends to the tokens that follow: a language model of next tokens must not see them.",
             "Name its masked language model or its bare encoder in `architectures` of its config.json.",
         )
     model.requires_grad_(False)
     model.eval()
+    _plainly(model)
     if model._supports_sdpa:
         # other models, which bend scores or add to them, keep the attention that transformers chose for them
         attend(model, IMPLEMENTATION)
@@ -171,6 +173,17 @@ def unloaded(
         raise no_tokenizer(source)
     tokenizer = load_tokenizer(source, folder, trust_remote_code)
     return outline(model_class, config, folder), tokenizer, prompts_of(modules) if modules and embeds else ()
+
+
+def _plainly(model: PreTrainedModel) -> None:
+    """Let all of a model answer by names, without maps of attention, and read whole sequences at once."""
+    for part in model.modules():
+        if isinstance(part, PreTrainedModel):
+            part.config.return_dict = True
+            # with it, transformers would save no student
+            part.config.output_attentions = False
+        if hasattr(part, "chunk_size_feed_forward"):
+            part.chunk_size_feed_forward = 0
 
 
 def attend(model: PreTrainedModel, implementation: str) -> None:

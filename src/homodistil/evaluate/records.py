@@ -152,7 +152,7 @@ def _renamed(records: Iterable[Record]) -> list[Record]:
 
 
 def _read(file: Path) -> list[Record]:
-    if not file.exists():
+    if not os.path.exists(file):
         above = next(place for place in file.absolute().parents if place.exists())
         if not above.is_dir():
             raise UserError(

@@ -27,7 +27,7 @@ class Display:
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console()
-        self.moving = self.console.is_terminal
+        self.moving = self.console.is_terminal and not self.console.is_dumb_terminal
         self.seconds = self.tokens = 0.0
         self.last: Mapping[str, Any] = {}
         self.progress = Progress(TextColumn("distilling"), BarColumn(None), MofNCompleteColumn(), console=self.console)

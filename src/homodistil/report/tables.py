@@ -26,7 +26,7 @@ _WORDS = {
     "score": ("score", "{:.1f}", "difference"),
 }
 """How a value is called and written, and what it is beside the teacher's; others have four digits."""
-_DATA = ("data", "columns", "label", "split", "rows", "batch", "digest")
+_DATA = ("data", "columns", "label", "split", "rows", "batch", "teacher", "digest")
 """Settings that say what was measured on; others, such as a learning rate, say how."""
 _BATCH = 32
 """Sequences that models are timed with where their records name no batch."""
