@@ -433,3 +433,16 @@ def test_a_run_needs_nobody_who_reads_what_it_prints(masked_lm: Path, corpus: Pa
         )
         assert done.returncode == 0, done.stderr
         assert (out / "students" / "0.5" / "model.safetensors").exists()
+
+
+def test_a_run_goes_on_when_nobody_reads_what_it_prints_any_more(masked_lm: Path, corpus: Path, tmp_path: Path) -> None:
+    """As behind `head`, which leaves after a line; the student is made all the same."""
+    words = ["distil", str(masked_lm), "--data", str(corpus), "--target", "0.5", "--out", str(tmp_path / "run"), *QUICK]
+    command = [sys.executable, "-m", "homodistil.cli", *words, "--log_every", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        assert run.stderr is not None
+        run.stdout.close()
+        said = run.stderr.read()
+        assert run.wait(timeout=120) == 0, said
+    assert (tmp_path / "run" / "students" / "0.5" / "model.safetensors").exists()

@@ -18,6 +18,15 @@ SMOOTH = 0.9
 """What the running mean of the time a step takes keeps of itself."""
 
 
+class _Screen(Console):
+    """A console that falls silent when nobody reads it any more, as behind `head`: the run goes on."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        with contextlib.suppress(SystemExit):
+            super().on_broken_pipe()
+
+
 class Display:
     """Shows steps, widths, losses, discrepancy, tokens a second and the time that is left.
 
@@ -26,7 +35,7 @@ class Display:
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console()
+        self.console = console or _Screen()
         self.moving = self.console.is_terminal and not self.console.is_dumb_terminal
         self.seconds = self.tokens = 0.0
         self.last: Mapping[str, Any] = {}
