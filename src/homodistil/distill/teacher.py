@@ -133,7 +133,9 @@ def load_teacher(source: str, *, trust_remote_code: bool = False) -> Teacher:
     if kind == "causal-lm" and (layout.family.attention_loss or sees_ahead):
         raise UserError(
             f"Cannot distil {source} as a {model_class.__name__}.",
-            "It attends to the tokens that follow: a language model of next tokens must not see them.",
+            f"{layout.family.name} models are encoders: a language model of next tokens must not see them."
+            if layout.family.attention_loss
+            else "It attends to the tokens that follow: a language model of next tokens must not see them.",
             "Name its masked language model or its bare encoder in `architectures` of its config.json.",
         )
     model.requires_grad_(False)
