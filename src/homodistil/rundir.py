@@ -137,18 +137,17 @@ class RunDir:
         # a kill may have come before they were made
         self.checkpoints.mkdir(exist_ok=True)
         lock = FileLock(self.checkpoints / "lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise UserError(
-                f"Cannot go on with the run in {self.path}: another process works on it.",
-                "A run is made by one process, or by those that were launched together.",
-                "Wait for its end, or stop it with Ctrl-C, on which it saves its state, and resume then. If there is "
-                f"none, remove {self.checkpoints / 'lock'}.",
-            ) from error
-        except (OSError, NotImplementedError):
-            # what cannot be written at all is told of by whoever writes
-            pass
+        # errors of a disk without locks; of one that cannot be written to at all, whoever writes tells
+        with contextlib.suppress(OSError, NotImplementedError):
+            try:
+                lock.acquire(timeout=0)
+            except Timeout as error:
+                raise UserError(
+                    f"Cannot go on with the run in {self.path}: another process works on it.",
+                    "A run is made by one process, or by those that were launched together.",
+                    "Wait for its end, or stop it with Ctrl-C, on which it saves its state, and resume then. If there "
+                    f"is none, remove {self.checkpoints / 'lock'}.",
+                ) from error
         try:
             yield
         finally:
