@@ -26,6 +26,7 @@ from transformers import (
 
 import homodistil
 from conftest import make
+from homodistil.cli import main
 from homodistil.distill import arrival, losses
 from homodistil.errors import UserError
 
@@ -110,6 +111,33 @@ def test_a_teacher_that_does_not_exist_is_refused(
     said = _refused(tmp_path / "run", "the teacher", teacher=teacher, data=corpus, target="0.5")
     assert ("no folder of that name here" in said) == (teacher == "nobody/nothing")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["distil", "{teacher}", "--data", "{long}", "--target", "0.5", "--out", "{out}"],
+        ["distil", "{long}", "--data", "{corpus}", "--target", "0.5", "--out", "{out}"],
+        ["plan", "{long}", "--target", "0.5"],
+        ["trim", "{teacher}", "--data", "{long}", "--out", "{out}"],
+        ["trim", "{long}", "--data", "{corpus}", "--out", "{out}"],
+        ["evaluate", "{long}"],
+        ["evaluate", "{teacher}", "--text", "{long}"],
+        ["evaluate", "{teacher}", "--tasks", "{long}"],
+    ],
+)
+def test_words_that_no_file_can_be_called_are_refused(
+    words: list[str], masked_lm: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a text given in place of its file, or a place that may not be looked into: what the system says is ours to
+    say.
+    """
+    given = {"{teacher}": masked_lm, "{corpus}": corpus, "{long}": "word " * 80, "{out}": tmp_path / "out"}
+    assert main([str(given.get(word, word)) for word in words]) == 2
+    refused, *rest = capsys.readouterr().err.strip().splitlines()[-3:]
+    assert refused.startswith(("Cannot ", "There is no "))
+    assert len(rest) == 2
+    assert not (tmp_path / "out").exists()
 
 
 def _bad_data(kind: str, folder: Path) -> Path:

@@ -30,3 +30,15 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: py
     with pytest.raises(UserError, match=r"leads\.txt") as refusal:
         demo(str(text / "run"), "1k")
     assert "run the demo again" in str(refusal.value)
+
+
+def test_the_folder_that_one_is_in_may_be_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The text that is learnt from lies beside it, under its name."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    text = tmp_path / "leads.txt"
+    text.write_text("a text\n" * 500)
+    monkeypatch.setattr(module, "fetch", lambda name: text)
+    with pytest.raises(UserError, match="Cannot load the teacher"):
+        demo(".", "1k")
+    assert (tmp_path / "here-text" / "learn.txt").exists()

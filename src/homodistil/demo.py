@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from os.path import expanduser
+from os.path import abspath, expanduser
 from pathlib import Path
 
 import torch
@@ -55,7 +55,8 @@ def demo(out: str, tokens: str) -> None:
     say(f"Fetching, once: all-MiniLM-L6-v2 ({licences[0]}), and the lead sections of 10,033 articles of Wikipedia")
     say(f"({licences[1]}) ...")
     teacher, text = fetch("minilm"), fetch("wiki-leads")
-    folder = _free(Path(expanduser(out)))
+    # names of folders beside it are made of its own, which `.` has not
+    folder = _free(Path(abspath(expanduser(out))))
     learn, held = _split(text, folder.with_name(f"{folder.name}-text"))
     say(f"Distilling to {TARGET} of the width, with {tokens} tokens, into {folder}")
     result = api.distil(teacher, learn, TARGET, folder, tokens=tokens, evaluations=4, display=Display(console))

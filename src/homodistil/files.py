@@ -7,6 +7,7 @@ import csv
 import glob
 import hashlib
 from collections.abc import Iterator, Sequence
+from os.path import isdir
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def files_of(path: Path) -> list[Path]:
         UserError: there are none, or files of several kinds.
     """
     files = [path]
-    if path.is_dir():
+    if isdir(path):
         inside = [f for f in path.rglob("*") if f.is_file() and not f.name.startswith(".")]
         files = sorted(f for f in inside if ending(f) in READERS)
         # the two kinds of tables are read by different rules

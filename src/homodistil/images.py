@@ -9,7 +9,7 @@ import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from os.path import expanduser
+from os.path import exists, expanduser
 from pathlib import Path
 
 import datasets
@@ -80,7 +80,7 @@ def open_images(data: str, column: str, *, channels: int = 3, option: str = "--i
             image.
     """
     path = Path(expanduser(data))
-    found = from_disk(path) if path.exists() else from_hub(data, stream=False)
+    found = from_disk(path) if exists(path) else from_hub(data, stream=False)
     if found is None:
         files = _files(path)
         _refuse_broken(files)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from os.path import exists, expanduser
+from os.path import exists, expanduser, isdir
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,7 @@ def refuse_no_model(source: str, folder: str) -> None:
         UserError: it has no config.json.
     """
     path = Path(folder)
-    if path.is_dir() and not (path / "config.json").exists():
+    if isdir(path) and not exists(path / "config.json"):
         students = sorted(str(found.parent) for found in path.glob("students/*/config.json"))
         raise UserError(
             f"Cannot open {source}: this folder has no config.json.",

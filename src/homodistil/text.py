@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
-from os.path import expanduser
+
+# of what cannot be looked at, Path.exists raises what the user would get to see
+from os.path import exists, expanduser
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,7 @@ def open_text(
 
 def _opened(data: str, column: str, stream: bool, option: str) -> Dataset | IterableDataset:
     path = Path(expanduser(data))
-    if not path.exists():
+    if not exists(path):
         return _checked(from_hub(data, stream), data, column, option)
     if (saved := from_disk(path)) is not None:
         return _checked(saved.to_iterable_dataset() if stream else saved, data, column, option)

@@ -140,6 +140,9 @@ def test_options_of_generation_that_say_nothing_are_no_obstacle(
     said.write_text(json.dumps({"output_scores": True}))
     with pytest.raises(UserError, match=r"generation_config.json(?s:.*)delete it"):
         homodistil.distil(teacher, corpus, "0.5", tmp_path / "other", **QUICK)
+    said.write_text(json.dumps({"pad_token_id": -3}))
+    with pytest.raises(UserError, match="pad_token_id"):
+        homodistil.distil(teacher, corpus, "0.5", tmp_path / "other", **QUICK)
     assert not (tmp_path / "other").exists()
 
 

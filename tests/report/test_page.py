@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import json
 import re
 import shutil
@@ -161,6 +162,33 @@ def test_students_of_one_size_stand_one_above_the_other() -> None:
     assert _points(figure.axes[0].lines[0]) == [[1.0, 64.0], [1.0, 60.0]]
 
 
+def test_a_model_is_drawn_as_what_it_was_last() -> None:
+    """What was a teacher in an evaluation before, and is a student in this one, is a point and no line."""
+    records = [
+        {"model": m, "role": role, "measure": measure, "values": values}
+        for roles in ({"b": "teacher"}, {"a": "model", "b": "model", "t": "teacher"})
+        for m, role in roles.items()
+        for measure, values in (("size", {"parameters": 1e6}), ("rte", {"score": 60.0}))
+    ]
+    figure = curves.quality(records)
+    assert figure is not None
+    teacher, students = figure.axes[0].lines[:2]
+    assert teacher.get_label() == "teacher"
+    assert len(_points(students)) == 2
+
+
+def test_long_names_of_tasks_do_not_run_into_each_other() -> None:
+    """They are broken into lines above their panels, which stand beside each other."""
+    name = "questions of customers about deliveries, returns and refunds, {}"
+    records = [{"model": "a", "role": "model", "measure": "size", "values": {"parameters": 1e6}}]
+    records += [{"model": "a", "role": "model", "measure": name.format(k), "values": {"score": 60.0}} for k in range(3)]
+    figure = curves.quality(records)
+    assert figure is not None
+    figure.draw_without_rendering()
+    titles = sorted((axes.title.get_window_extent() for axes in figure.axes), key=lambda box: box.x0)
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(titles))
+
+
 def test_a_name_is_no_formula() -> None:
     """Dollars in a task's name are drawn as they are."""
     records = [
@@ -185,6 +213,8 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
         '{"records": [{}]}',
         '{"records": ["words"]}',
         '{"records": [{"model": "m", "role": "model", "measure": "size", "values": 3}]}',
+        '{"records": [{"model": "m", "role": "model", "measure": "size", "values": {"parameters": "7"}}]}',
+        '{"records": [{"model": "m", "role": "model", "measure": "size", "values": {}, "settings": 3}]}',
     ],
 )
 def test_a_file_without_an_evaluation_is_refused(content: str, run: Path, tmp_path: Path) -> None:
@@ -192,6 +222,17 @@ def test_a_file_without_an_evaluation_is_refused(content: str, run: Path, tmp_pa
     (tmp_path / "numbers.json").write_text(content)
     with pytest.raises(UserError, match="no evaluation"):
         report([run], [tmp_path / "numbers.json"], tmp_path / "report")
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"kept": {"hidden": [0]}}', '{"kept": [], "teacher": {}, "parent": {}}']
+)
+def test_a_file_without_units_is_refused(content: str, run: Path, tmp_path: Path) -> None:
+    """By its name, so that the report can be made without it."""
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "units" / "0.5.json").write_text(content)
+    with pytest.raises(UserError, match=r"units/0\.5\.json: it does not say which units are left"):
+        report([tmp_path / "run"], [], tmp_path / "report")
 
 
 def test_a_run_that_has_reached_no_target_is_told_from_its_start(run: Path, tmp_path: Path) -> None:
@@ -211,17 +252,3 @@ def test_a_place_that_cannot_be_written_to_is_refused(run: Path, tmp_path: Path)
     with pytest.raises(UserError, match="give --out another place"):
         report([run], [], tmp_path / "taken")
     assert (tmp_path / "taken").read_text() == "words"
-
-
-def test_relative_paths_of_other_working_folders_are_other_models(run: Path, tmp_path: Path) -> None:
-    """As files of before have them: each is named by its file, but for one model that both were compared with."""
-    for name in ("r1", "r2"):
-        shutil.copytree(run, tmp_path / name)
-        records = [
-            {"model": model, "identity": identity, "role": role, "measure": "size", "values": {"parameters": count}}
-            for model, identity, role, count in (("students/0.5", name, "model", 7), ("org/base", "x", "teacher", 9))
-        ]
-        (tmp_path / name / "evaluation.json").write_text(json.dumps({"records": records}))
-    page = report([tmp_path / "r1", tmp_path / "r2"], [], tmp_path / "report").read_text()
-    shown = re.findall(r"<th[^>]*>([^<]*)</th>", page)
-    assert shown[2:5] == ["r1/evaluation.json/students/0.5", "r2/evaluation.json/students/0.5", "base"]

@@ -44,6 +44,25 @@ def test_what_was_measured_again_counts_once_and_as_it_was_last() -> None:
     assert rows([*slow, *fast[2:3]])[2].cells["runs/a/half"].count == 1
 
 
+def _timed(*models: str) -> list[dict[str, Any]]:
+    settings = {"length": 32, "beside": [f"identity of {model}" for model in models]}
+    return [
+        {**_record(model, "speed", latency_ms=len(models)), "settings": settings, "identity": f"identity of {model}"}
+        for model in models
+    ]
+
+
+def test_speeds_of_several_evaluations_stand_in_several_rows() -> None:
+    """Each names the models that took turns; a row of which no model was timed last is left out."""
+    assert [row.measure for row in rows(_timed("a", "teacher"))] == ["speed"]
+    several = rows([*_timed("a"), *_timed("a", "teacher"), *_timed("b", "teacher")])
+    assert [(row.measure, list(row.cells)) for row in several] == [
+        ("speed, beside a and teacher", ["a", "teacher"]),
+        ("speed, beside b and teacher", ["b", "teacher"]),
+    ]
+    assert [row.cells["a"].mean for row in rows([*_timed("a", "teacher"), *_timed("a")])] == [2, 1]
+
+
 @pytest.mark.parametrize(
     ("first", "second", "names"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from os.path import isdir
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,7 @@ def load_model(source: str, folder: str, model_class: type[PreTrainedModel], con
             could not be saved with the model's generation_config.json.
     """
     path = Path(folder)
-    if path.is_dir() and not any(path.glob("*.safetensors")):
+    if isdir(path) and not any(path.glob("*.safetensors")):
         raise UserError(
             f"Cannot load the teacher {source}: it holds no safetensors.",
             "Weights must be safetensors, because pickled ones run any code that was put into them.",
@@ -162,8 +163,10 @@ def _mend_generation(source: str, model: PreTrainedModel) -> None:
         try:
             said.validate(strict=True)
         except ValueError as error:
+            # the keys that are wrong stand below the first line
+            wrong = " ".join(str(error).splitlines()[:2])
             raise UserError(
-                f"Cannot save students of {source}: {first_line(error)}",
+                f"Cannot save students of {source}: {wrong}",
                 "Its generation_config.json comes with them, and transformers must be able to write it.",
                 "Correct it there, or delete it.",
             ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack
+from os.path import isdir
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def outline(model_class: type[PreTrainedModel], config: Any, folder: str) -> Pre
 
 def _held(folder: Path, opened: ExitStack) -> Iterator[tuple[str, Any]]:
     """The file that holds each tensor, by its name; nothing of a file that cannot be read, which loading will tell."""
-    for path in folder.glob("*.safetensors") if folder.is_dir() else ():
+    for path in folder.glob("*.safetensors") if isdir(folder) else ():
         try:
             file = opened.enter_context(safe_open(path, "pt"))
         except (OSError, SafetensorError):

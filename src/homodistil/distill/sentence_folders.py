@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from os.path import expanduser
+from os.path import exists, expanduser
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,7 +43,7 @@ def folders_of(source: str, *, weights: bool = True) -> Folders:
             to be cut, or its modules cannot be read.
     """
     path = Path(expanduser(source))
-    if not path.exists():
+    if not exists(path):
         if source.startswith((".", "/", "~")) or source.count("/") > 1 or path.suffix in (".bin", ".safetensors"):
             raise UserError(
                 f"Cannot find the teacher {source}.",
@@ -54,7 +54,7 @@ def folders_of(source: str, *, weights: bool = True) -> Folders:
         if fetched is None:
             return Folders(source)
         path = fetched
-    if not (path / "modules.json").exists():
+    if not exists(path / "modules.json"):
         return Folders(str(path))
     names = {str(m.get("type")).rpartition(".")[2]: m.get("path", "") for m in modules_of(path)}
     cross = is_cross_encoder(path / SAYS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from os.path import exists
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -137,7 +138,7 @@ def trim_folder(
     before = teacher.model.num_parameters()
     teacher, vocabulary = trim_to(teacher, texts, prompts)
     tokens = (vocabulary.before, len(vocabulary.rows))
-    name = Path(source).name if Path(source).exists() else source
+    name = Path(source).name if exists(source) else source
     save_student(
         out,
         teacher.model,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from os.path import expanduser
+from os.path import exists, expanduser, isdir
 from pathlib import Path
 from typing import Any, Literal
 
@@ -181,13 +181,13 @@ def _unopened(source: str, error: Exception) -> UserError:
 def local(source: str) -> str:
     """A folder's path with `~` written out, or a hub name as it is."""
     path = Path(expanduser(source))
-    return str(path) if path.exists() else source
+    return str(path) if exists(path) else source
 
 
 def transformer_folder(source: str) -> str:
     """Where the transformer itself lies: in the folder, or in the first module of a sentence-transformers folder."""
     path = Path(local(source))
-    if path.is_dir() and not (path / "config.json").exists():
+    if isdir(path) and not exists(path / "config.json"):
         inside = sorted(path.glob("0_*/config.json"))
         if inside:
             return str(inside[0].parent)
@@ -201,7 +201,7 @@ def module_folders(source: str) -> set[Path]:
         UserError: its modules.json is torn.
     """
     folder = Path(local(source))
-    modules = read_json(found, list) if (found := folder / "modules.json").exists() else []
+    modules = read_json(found, list) if exists(found := folder / "modules.json") else []
     return {Path(transformer_folder(source)), *(folder / module["path"] for module in modules)}
 
 
@@ -212,9 +212,9 @@ def weight_files(folder: Path) -> list[Path]:
         UserError: the index is torn.
     """
     for name in ("model.safetensors", "pytorch_model.bin"):
-        if (folder / name).exists():
+        if exists(folder / name):
             return [folder / name]
-        if (index := folder / f"{name}.index.json").exists():
+        if exists(index := folder / f"{name}.index.json"):
             try:
                 return sorted({folder / part for part in json.loads(index.read_bytes())["weight_map"].values()})
             except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import os
@@ -137,18 +136,7 @@ def identity(model: str) -> str:
 def _named(model: str) -> str:
     """What a model is called in records: a folder alike from whichever folder it is evaluated."""
     path = local(model)
-    return os.path.abspath(path) if Path(path).exists() else model
-
-
-def _renamed(records: Iterable[Record]) -> list[Record]:
-    """Records as they are named now: a relative path of before becomes that of the folder, if it lies there still."""
-    known = functools.cache(identity)
-    return [
-        {**r, "model": _named(r["model"])}
-        if Path(r["model"]).exists() and not Path(r["model"]).is_absolute() and r.get("identity") == known(r["model"])
-        else r
-        for r in records
-    ]
+    return os.path.abspath(path) if os.path.exists(path) else model
 
 
 def _read(file: Path) -> list[Record]:
@@ -171,4 +159,4 @@ def _read(file: Path) -> list[Record]:
             "A file given with --json is new, or was written by `homodistil evaluate`, whose numbers are kept.",
             "Give it another name.",
         ) from error
-    return _renamed(records)
+    return records

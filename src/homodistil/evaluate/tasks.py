@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from os.path import expanduser
+from os.path import exists, expanduser, isdir
 from pathlib import Path
 from typing import Literal
 
@@ -170,13 +170,13 @@ def _split_file(folder: Path, split: str) -> Path | None:
 
 def _read(file: Path) -> Dataset:
     reader = _READERS.get(file.suffix.lower())
-    if not file.exists() and (reader or len(file.parts) > 1):
+    if not exists(file) and (reader or len(file.parts) > 1):
         raise UserError(
             f"Cannot find the task {file}: there is no such file or folder.",
             f"A task of one's own is a file ending in {', '.join(_READERS)}, or a folder of such files.",
             "Check the path.",
         )
-    if reader is None or not file.exists():
+    if reader is None or not exists(file):
         raise UserError(
             f"There is no task {file}.",
             f"A task is one of {', '.join(TASKS)}, or a file ending in {', '.join(_READERS)}.",
@@ -210,7 +210,7 @@ def _from_hub(task: Task) -> Mapping[str, Dataset]:
 def _own(path: Path, columns: tuple[str, ...], label: str, scores: bool) -> Splits:
     """A user's own task: two files in a folder, or one file, of which a fixed part is scored if the rest is learnt."""
     train = Dataset.from_dict({})
-    if path.is_dir():
+    if isdir(path):
         wanted = ("validation",) if scores else ("train", "validation")
         files = {split: file for split in wanted if (file := _split_file(path, split))}
         if len(files) < len(wanted):

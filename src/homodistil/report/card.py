@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import shlex
 from collections.abc import Mapping, Sequence
+from os.path import exists
 from pathlib import Path
 from typing import Any, Literal
 
@@ -106,7 +107,7 @@ def _start(recipe: Recipe) -> str:
 def _name(source: str) -> str:
     """A hub name as it is; of a path the last part, because a card is read elsewhere."""
     path = Path(source)
-    return path.name if path.is_absolute() or path.exists() else source
+    return path.name if path.is_absolute() or exists(path) else source
 
 
 def _along(measured: Sequence[Mapping[str, Any]]) -> str:

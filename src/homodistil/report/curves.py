@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from homodistil.report.tables import Record, rows
+from homodistil.report.tables import Record, roles, rows
 
 Metrics = Sequence[Mapping[str, Any]]
 
 INK = "#1b2a41"
 SERIES = ("#1f6feb", "#d1495b", "#2a9d8f", "#8d6a9f", "#e09f3e", "#5c677d")
+_TITLE = 40
+"""Letters that fit above a panel."""
 _COUNTED = ("parameters", "file_bytes", "flops_per_token", "latency_ms", "sequences_per_second", "learning_rate")
 
 
@@ -84,7 +87,7 @@ def units(kept: Mapping[str, Sequence[Any]], teacher: Mapping[str, int], parent:
         panel.set_yticks(range(len(rows)), [layer or "all" for layer in rows], fontsize=7)
         panel.set_ylabel("layer", fontsize=8)
         panel.tick_params(axis="x", labelsize=7)
-    panels[-1].set_xlabel("the teacher's units; dark ones are left")
+    panels[-1].set_xlabel("units at the start; dark ones are left")
     return _plain(figure)
 
 
@@ -92,7 +95,7 @@ def quality(records: Sequence[Record]) -> Figure | None:
     """Each measure that compares against the number of parameters, the teacher as a line; None if there is none."""
     gathered = rows(records)
     sizes = next((r.cells for r in gathered if r.value == "parameters"), {})
-    teachers = {r["model"] for r in records if r.get("role") == "teacher"}
+    teachers = {model for model, role in roles(records).items() if role == "teacher"}
     measures = [r for r in gathered if r.comparable and r.value in _drawn(r.measure, gathered)]
     drawn = [r for r in measures if any(m in sizes for m in r.cells)]
     if not drawn:
@@ -118,7 +121,8 @@ def quality(records: Sequence[Record]) -> Figure | None:
                 markersize=5,
             )
         # a name may hold dollars, which would be read as formulas
-        panel.set_title(f"{row.measure}: {row.value.replace('_', ' ')}", fontsize=9, parse_math=False)
+        title = textwrap.fill(f"{row.measure}: {row.value.replace('_', ' ')}", _TITLE)
+        panel.set_title(title, fontsize=9, parse_math=False)
         panel.set_xlabel("million parameters", fontsize=8)
         panel.tick_params(labelsize=7)
     for panel in list(figure.axes)[len(drawn) :]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from os.path import expanduser
 from pathlib import Path
@@ -46,14 +46,14 @@ def report(runs: Sequence[Path], evaluations: Sequence[Path], out: Path) -> Path
         The page.
 
     Raises:
-        UserError: a folder holds no run, a file no evaluation, or `out` cannot be written to.
+        UserError: a folder holds no run, a file no evaluation or no units, or `out` cannot be written to.
     """
     runs, evaluations = ([Path(expanduser(path)) for path in paths] for paths in (runs, evaluations))
     out = Path(expanduser(out))
     names = _names(runs)
     sections = [_section(run, names[run], out) for run in runs]
     files = [*evaluations, *(f for run in runs if (f := run / "evaluation.json").exists())]
-    records = _told_apart({file: _records(file) for file in files})
+    records = [record for file in files for record in _records(file)]
     figure = curves.quality(records) if records else None
     quality = _saved(figure, out / "quality.png") if figure else None
     pages = jinja2.Environment(
@@ -76,9 +76,6 @@ def _section(run: Path, name: str, out: Path) -> _Section:
         )
     last = metrics[-1]
     facts = [("steps", f"{last['step']:,}"), ("tokens", f"{last['tokens']:,}")]
-    units: dict[str, Mapping[str, Any]] = {
-        file.stem: json.loads(file.read_text()) for file in sorted((run / "units").glob("*.json"))
-    }
     start = metrics[0]["start"]
     facts += [(width, f"{start[width]} to {now}") for width, now in last["widths"].items()]
     held = [r for r in metrics if "heldout" in r]
@@ -90,46 +87,45 @@ def _section(run: Path, name: str, out: Path) -> _Section:
     ]
     section = _Section(name, facts, ["step", "target", "hidden", *measures], lines)
     section.pictures["Losses, discrepancy and widths"] = _saved(curves.path(metrics, start), out / f"{name}-path.png")
-    for target, said in units.items():
-        picture = curves.units(said["kept"], said["teacher"], said.get("parent", {}))
-        caption = f"Units that are left at {target}"
-        layers = said["kept"].get("layers", [])
-        if len(layers) < said["teacher"].get("layers", 0):
-            numbers = ", ".join(str(k) for k in layers)
-            caption += f", in layer{'s' * (len(layers) > 1)} {numbers} of 0 to {said['teacher']['layers'] - 1}"
-        section.pictures[caption] = _saved(picture, out / f"{name}-units-{target}.png")
+    for file in sorted((run / "units").glob("*.json")):
+        caption, picture = _units(file)
+        section.pictures[caption] = _saved(picture, out / f"{name}-units-{file.stem}.png")
     return section
+
+
+def _units(file: Path) -> tuple[str, Figure]:
+    """Which units a target kept: a line, and the picture."""
+    try:
+        said = json.loads(file.read_text())
+        picture = curves.units(said["kept"], said["teacher"], said["parent"])
+        left, of = said["kept"].get("layers", []), said["teacher"].get("layers", 0)
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise UserError(
+            f"Cannot report on {file}: it does not say which units are left.",
+            "It must be as the run wrote it when it reached the target.",
+            "Delete it, and make the report without its picture.",
+        ) from error
+    caption = f"Units that are left at {file.stem}"
+    if len(left) < of:
+        caption += f", in layer{'s' * (len(left) > 1)} {', '.join(map(str, left))} of 0 to {of - 1}"
+    return caption, picture
 
 
 def _records(file: Path) -> list[Record]:
     try:
         records: list[Record] = json.loads(file.read_text())["records"]
-        if not all(isinstance(record[name], kind) for record in records for name, kind in _FIELDS.items()):
-            raise ValueError("its records are none")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        for record in records:
+            held: list[tuple[Any, Any]] = [(record[name], kind) for name, kind in _FIELDS.items()]
+            held += [(record.get("settings", {}), dict), *((value, int | float) for value in record["values"].values())]
+            if not all(isinstance(value, kind) for value, kind in held):
+                raise ValueError("its records are none")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"Cannot report on {file}: it holds no evaluation.",
             "An evaluation is a file that `homodistil evaluate --json` wrote.",
             "Check the path.",
         ) from error
     return records
-
-
-def _told_apart(files: Mapping[Path, Sequence[Record]]) -> list[Record]:
-    """The records of all files; a relative path that names another model in each of several is called by its file too.
-
-    Paths were kept as they were typed before, and say nothing of the folder that they were typed in.
-    """
-    last = {(r["model"], file): r.get("identity") for file, records in files.items() for r in records}
-    meant: dict[str, set[object]] = {}
-    for (model, _), identity in last.items():
-        meant.setdefault(model, set()).add(identity)
-    several = {model for model, known in meant.items() if len(known) > 1 and not Path(model).is_absolute()}
-    return [
-        {**r, "model": str(file.absolute() / r["model"])} if r["model"] in several else r
-        for file, records in files.items()
-        for r in records
-    ]
 
 
 def _saved(figure: Figure, file: Path) -> str:

@@ -26,8 +26,8 @@ _WORDS = {
     "score": ("score", "{:.1f}", "difference"),
 }
 """How a value is called and written, and what it is beside the teacher's; others have four digits."""
-_DATA = ("data", "columns", "label", "split", "rows", "batch", "teacher", "digest")
-"""Settings that say what was measured on; others, such as a learning rate, say how."""
+_DATA = ("data", "columns", "label", "split", "rows", "batch", "teacher", "beside", "digest")
+"""Settings that say what was measured on, or with what in turns; others, such as a learning rate, say how."""
 _BATCH = 32
 """Sequences that models are timed with where their records name no batch."""
 _SCALE = {"file_bytes": 1e-6, "flops_per_token": 1e-6}
@@ -68,7 +68,8 @@ def rows(records: Iterable[Record]) -> list[Row]:
     measure the last settings, of a seed one record.
     """
     present = _present(list(records))
-    names = _names(dict.fromkeys(_measured(r) for r in present))
+    called = {r["identity"]: r["model"] for r in present if "identity" in r}
+    names = _names(dict.fromkeys(_measured(r) for r in present), called)
     gathered: dict[tuple[str, str], dict[str, list[float]]] = {}
     tokens: dict[str, set[object]] = {}
     batches: dict[str, int] = {}
@@ -92,7 +93,15 @@ def _present(records: Sequence[Record]) -> list[Record]:
     current = [r for r in records if r.get("identity") == models[r["model"]]]
     settings = {(r["model"], _measured(r)): r.get("settings") for r in current}
     current = [r for r in current if r.get("settings") == settings[r["model"], _measured(r)]]
+    # what was timed in turns counts as long as it is the last that one of its models was timed in
+    turns = {(r["model"], r["measure"]): _beside(r) for r in current}
+    current = [r for r in current if any(_beside(r) == turns.get((m, r["measure"])) for m in models)]
     return list({(r["model"], _measured(r), r.get("seed")): r for r in current}.values())
+
+
+def _beside(record: Record) -> tuple[str, ...]:
+    """The identities of the models that were timed together."""
+    return tuple(record.get("settings", {}).get("beside", ()))
 
 
 def _measured(record: Record) -> tuple[str, ...]:
@@ -101,8 +110,14 @@ def _measured(record: Record) -> tuple[str, ...]:
     return record["measure"], *(",".join(s) if isinstance(s, list) else str(s) for s in said)
 
 
-def _names(measured: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
-    """What each is called: its measure, and what of its data others of that measure do not share."""
+def _names(measured: Iterable[tuple[str, ...]], called: Mapping[str, str]) -> dict[tuple[str, ...], str]:
+    """What each is called: its measure, and what of its data others of that measure do not share.
+
+    Args:
+        measured: what `_measured` tells of each.
+        called: models by their identities.
+    """
+    short = _short(list(called.values()))
     alike: dict[str, list[tuple[str, ...]]] = {}
     for one in measured:
         alike.setdefault(one[0], []).append(one)
@@ -110,6 +125,10 @@ def _names(measured: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
     for measure, several in alike.items():
         values = dict(zip(_DATA, list(zip(*several, strict=True))[1:], strict=True))
         values["data"] = tuple(map(_short(list(dict.fromkeys(values["data"]))).__getitem__, values["data"]))
+        values["beside"] = tuple(
+            " and ".join(short[called[one]] if one in called else one for one in together.split(","))
+            for together in values["beside"]
+        )
         differing = [name for name in _DATA if len(set(values[name])) > 1]
         if len(set(zip(*(values[name] for name in differing[:-1]), strict=True))) == len(several):
             # a digest tells nobody anything, and comes last
@@ -119,12 +138,17 @@ def _names(measured: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
     return names
 
 
+def roles(records: Iterable[Record]) -> dict[str, str]:
+    """Whether each model is a teacher or not, as it was when it was last asked for."""
+    return {r["model"]: r["role"] for r in records}
+
+
 def written(records: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
     """Header and cells as text: the models' values, teachers' last; of a model and its teacher how the one compares."""
-    roles = {r["model"]: r["role"] for r in records}
-    models = sorted(roles, key=lambda model: roles[model] == "teacher")
+    known = roles(records)
+    models = sorted(known, key=lambda model: known[model] == "teacher")
     names = _short(models)
-    two = [roles[model] for model in models] == ["model", "teacher"]
+    two = [known[model] for model in models] == ["model", "teacher"]
     header = ["", "", *(names[m] for m in models), *(["against"] if two else [])]
     lines = []
     before = ""
@@ -134,7 +158,7 @@ def written(records: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
         line = ["" if row.measure == before else row.measure, word.replace("{batch}", str(row.batch))]
         line += [_text(row.cells.get(m), form, scale) for m in models]
         if two:
-            line.append(_beside([row.cells.get(m) for m in models], form, beside) if row.comparable else "")
+            line.append(_compared([row.cells.get(m) for m in models], form, beside) if row.comparable else "")
         lines.append(line)
         before = row.measure
     return header, lines
@@ -169,7 +193,7 @@ def _text(cell: Cell | None, form: str, scale: float) -> str:
     return text if cell.count == 1 else f"{text} ± {form.format(scale * cell.deviation)}"
 
 
-def _beside(cells: Sequence[Cell | None], form: str, beside: str) -> str:
+def _compared(cells: Sequence[Cell | None], form: str, beside: str) -> str:
     ours, teachers = cells
     if ours is None or teachers is None:
         return ""
