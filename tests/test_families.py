@@ -249,6 +249,27 @@ def test_cutting_a_unit_equals_zeroing_it(name: str, kinds: str) -> None:
     assert not torch.allclose(zeroed[-1], whole[-1], rtol=1e-2, atol=1e-2)
 
 
+def _built(model: Any) -> dict[str, dict[str, object]]:
+    """What each part of a model says of itself: its plain attributes, and its configuration."""
+    said: dict[str, dict[str, object]] = {}
+    for name, module in model.named_modules():
+        plain = {k: v for k, v in vars(module).items() if isinstance(v, int | float | str | tuple) and k[0] != "_"}
+        # GPT-2 keeps its width there, and reads it while it is made alone
+        unread = {"training"} | ({"embed_dim"} if hasattr(module, "wte") else set())
+        said[name] = {k: v for k, v in plain.items() if k not in unread}
+        if hasattr(module, "config"):
+            said[name]["config"] = module.config.to_dict()
+    return said
+
+
+@every
+def test_a_cut_model_is_what_its_configuration_would_build(name: str) -> None:
+    """In every part, attributes and copies of the configuration among them."""
+    model = tiny(name)
+    shrink(model, "0.5")
+    assert _built(model) == _built(on_meta(type(model), copy.deepcopy(model.config)))
+
+
 def test_what_is_scaled_keeps_its_effect_and_its_moments() -> None:
     """What Gemma makes of embeddings and states stays as loud; moments of what is scaled by c are 1/c as large."""
     model = tiny("Gemma2", tie_word_embeddings=False)
@@ -340,7 +361,7 @@ def test_gradients_and_moments_survive_a_cut(name: str) -> None:
 
 def test_a_saved_student_opens_in_a_fresh_process_with_equal_outputs(tmp_path: Path) -> None:
     """Each family's student is opened by plain auto classes that know nothing of this package."""
-    said = {}
+    said: dict[str, dict[str, object]] = {}
     for name, target in [(n, t) for n in FAMILIES for t in ("0.5", "layers=2") if t == "0.5" or loses_layers(n)]:
         model = deep(name) if "layers" in target else tiny(name)
         shrink(model, target)

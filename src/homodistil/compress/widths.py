@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from homodistil.axes.layout import Layout
@@ -49,8 +49,13 @@ def write_widths(model: PreTrainedModel, layout: Layout, shape: Shape) -> None:
     family = layout.family
     assert family is not None
     known = {**layout.fixed, **shape}
+    # the two sides of an encoder-decoder have copies of their own
+    configs = {
+        id(m.config): m.config for m in model.modules() if isinstance(getattr(m, "config", None), PreTrainedConfig)
+    }
     for key, text in family.config.items():
-        setattr(model.config, key, product(text, known))
+        for config in configs.values():
+            setattr(config, key, product(text, known))
     for pattern, attributes in family.attributes.items():
         for name in layout.matches(pattern, model):
             module = model.get_submodule(name)
