@@ -361,7 +361,7 @@ def test_gradients_and_moments_survive_a_cut(name: str) -> None:
 
 def test_a_saved_student_opens_in_a_fresh_process_with_equal_outputs(tmp_path: Path) -> None:
     """Each family's student is opened by plain auto classes that know nothing of this package."""
-    said: dict[str, dict[str, object]] = {}
+    said = {}
     for name, target in [(n, t) for n in FAMILIES for t in ("0.5", "layers=2") if t == "0.5" or loses_layers(n)]:
         model = deep(name) if "layers" in target else tiny(name)
         shrink(model, target)
