@@ -124,7 +124,7 @@ def test_distil_writes_a_run_that_its_recipe_describes(masked_lm: Path, corpus: 
     assert "discrepancy" in done.stdout
     assert "Traceback" not in done.stderr
     card = (out / "students" / "0.5" / "README.md").read_text()
-    assert "--target 0.75 --target 0.5 --steps 4" in card
+    assert "target:\n- '0.75'\n- '0.5'\n" in card
     assert "| parameters |" in card
 
 
@@ -219,6 +219,7 @@ def test_a_tilde_is_the_home_wherever_a_folder_is_named(
         (["distil", "x", "--data", "y", "--target", "0.5", "--out"], "--out without a value"),
         (["distil", "x", "--data", "y", "--target", "0.5", "--preset"], "--preset without a value"),
         (["distil", "--config"], "--config without a value"),
+        (["distil", "--resume"], "--resume without a value"),
         (["distil", "nowhere/at/all", "--data", "y", "--out", "z", "--target", "0.5"], "Cannot find the teacher"),
         (["distil", "--config", "no.yaml"], "Cannot read the recipe"),
         (["distil", "--resume", "nowhere"], "there is no run"),

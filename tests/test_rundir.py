@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from filelock import FileLock
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from homodistil.errors import UserError
-from homodistil.rundir import RunDir, disk_failure
+from homodistil.rundir import RunDir, disk_failure, writing_folder
 
 
 @pytest.mark.parametrize("kind", [OSError, SafetensorError])
@@ -79,6 +81,20 @@ with RunDir(Path(sys.argv[1])).alone():
     print("in", flush=True)
     time.sleep(60)
 """
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_files_may_be_read_by_whoever_may_look_into_their_folder(mask: int, tmp_path: Path) -> None:
+    """As any other file would be there: a student may be served by another user than the one who made it."""
+    before = os.umask(mask)
+    try:
+        (tmp_path / "plain").touch()
+        with writing_folder(tmp_path / "student") as folder:
+            save_file({"weight": torch.zeros(2)}, folder / "model.safetensors")
+    finally:
+        os.umask(before)
+    written, plain = tmp_path / "student" / "model.safetensors", tmp_path / "plain"
+    assert written.stat().st_mode & 0o777 == plain.stat().st_mode & 0o777
 
 
 def test_a_run_has_one_process_at_a_time(tmp_path: Path) -> None:

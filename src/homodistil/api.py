@@ -40,7 +40,8 @@ def distil(
         teacher: a folder or a hub name.
         data: a text file, a folder, a dataset (see `Recipe`), or the texts themselves: those of a list, an array or a
             column are shuffled, those of any other iterable come in its order, and its first ones are held out.
-        target: a keep ratio (0.5), a parameter budget (8_000_000 or "8M"), a shape or a preset, or several of them.
+        target: a keep ratio (0.5), a parameter budget (8_000_000 or "8M"), a shape or a published size, or several of
+            them.
         out: the run's folder; it must be new.
         display: where progress is shown; nowhere by default.
         preset: a recipe in part that comes with the package, such as `paper`; options win over it, one by one.
@@ -103,7 +104,8 @@ def plan(
 ) -> tuple[Planned, list[Planned]]:
     """What would come out of a teacher: its own figures, and those of each target, widest first. No training.
 
-    Reads the teacher's configuration and no weights. Bytes are of weights in float32.
+    Reads the teacher's configuration, and of a folder which weights its file holds, without loading them. Bytes are of
+    weights in float32.
 
     Args:
         teacher: a folder or a hub name.

@@ -76,6 +76,9 @@ def parser(**options: Any) -> ArgumentParser:
     made = ArgumentParser(exit_on_error=False, **options)
     made.add_argument("--config", action="config", help="a YAML file with any of the options below; options win")
     made.add_class_arguments(Recipe)
+    target = next(action for action in made._actions if action.dest == "target")
+    # the parser calls a list by brackets, in which nobody gives it
+    target.metavar = "TARGET"
     return made
 
 
@@ -226,7 +229,9 @@ def unreadable(message: str) -> UserError:
 
 def no_value(option: str) -> UserError:
     """What is said of an option that is the last word, or is followed by another option."""
-    example = _NEEDED.get(option[2:]) or {"preset": "paper", "config": "recipe.yaml"}.get(option[2:], "VALUE")
+    example = _NEEDED.get(option[2:]) or {"preset": "paper", "config": "recipe.yaml", "resume": "runs/half"}.get(
+        option[2:], "VALUE"
+    )
     return UserError(
         f"Cannot read {option} without a value.",
         "Each option is followed by its value, except one that is switched on.",

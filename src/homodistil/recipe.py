@@ -36,7 +36,8 @@ class Recipe:
             for teachers of images a folder of images, or a dataset with a column of them.
         out: the run's folder.
         target: keep ratio (0.5), parameter budget (17.3M), either of them with a depth (17.3M,layers=6), shape
-            (hidden=240,heads=12,ffn=960) or preset (homobert-small); give it several times to reach several in one run.
+            (hidden=240,heads=12,ffn=960) or published size (homobert-small); give it several times to reach several in
+            one run.
         student: where the student starts, if not as a copy of the teacher: a model of the same vocabulary, a language
             model of the same family as well, no larger. Targets are then shares of its widths.
         trim_vocab: drop the tokens that the data never uses, of the teacher as well; budgets count what is left.
@@ -55,7 +56,8 @@ class Recipe:
         log_every: steps between two lines of metrics.
         evaluations: how often held-out data is measured during the run, evenly; each target is measured as well.
         checkpoint_minutes: minutes between two checkpoints; 0 is one at each step.
-        trust_remote_code: run code that comes with a teacher's tokenizer or image processor; a model's own is not run.
+        trust_remote_code: run code that lies in the teacher's folder: of its tokenizer or image processor, its
+            configuration, or modules of sentence-transformers. The model is of a class of transformers all the same.
         family: a file that describes the teacher's family, where it is none of the package's.
     """
 
@@ -178,8 +180,11 @@ class Recipe:
         return int(count)
 
     def digest(self) -> str:
-        """A fingerprint of everything that a run's result depends on, and of nothing else."""
-        passing = {"out", "log_every", "checkpoint_minutes"}
+        """A fingerprint of everything that it decides of a run's result.
+
+        Models and data are told apart by what they are, wherever they lie.
+        """
+        passing = {"out", "log_every", "checkpoint_minutes", "teacher", "student", "family", "data"}
         decisive = {k: v for k, v in asdict(self).items() if k not in passing}
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -208,7 +213,7 @@ def targets_of(given: Target | Iterable[Target]) -> list[str]:
         raise UserError(
             f"Cannot read the target {' '.join(repr(strange[0]).split())[:200]}.",
             "Each target must be a keep ratio (0.5), a parameter budget (17.3M), a shape (hidden=240,heads=12,ffn=960) "
-            "or a preset (homobert-small), as a text or a number.",
+            "or a published size (homobert-small), as a text or a number.",
             "Give, for example, 0.5.",
         )
     return [as_written(target) for target in several]

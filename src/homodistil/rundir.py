@@ -176,7 +176,8 @@ class RunDir:
 def writing_folder(path: Path) -> Iterator[Path]:
     """A new folder to write into, which takes the place of `path` when the block ends, and vanishes if it fails.
 
-    Files are on the disk before the name is, so that a power cut leaves the old folder or the new one.
+    Files are on the disk before the name is, so that a power cut leaves the old folder or the new one. Whoever may look
+    into the folder may read them.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.writing")
@@ -184,7 +185,11 @@ def writing_folder(path: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
+        readers = temporary.stat().st_mode & 0o666
         for file in (f for f in temporary.rglob("*") if f.is_file()):
+            if file.stat().st_mode & 0o666 != readers:
+                # safetensors writes files that nobody else may read
+                file.chmod(readers)
             _sync(file)
         shutil.rmtree(path, ignore_errors=True)
         temporary.rename(path)

@@ -12,17 +12,17 @@ class Losses:
 
     Args:
         lm: L_lm, the student's own language modelling, masked or causal.
-        prediction: L_pred, divergence from the teacher's predictions; for a sentence encoder, and for an encoder of
-            images, from its similarities. By default 0.5 for these two, and 1 for all others.
+        prediction: L_pred, divergence from the teacher's predictions; for an encoder without a head, of text or of
+            images, from the similarities of its embeddings. By default 0.5 for these, and 1 for all others.
         hidden: L_hid, distance of each layer's hidden states; by default 120, and 20 where it is relative.
         attention: L_att, distance of each layer's attention; for encoders whose layers attend to the whole sequence by
-            default 0.25, or 0.1 where L_hid is relative, and 0 for all others.
+            default 0.25, or 0.1 where L_hid is relative, and 0 for all others, MPNet and DeBERTa among them.
         embedding: L_emb, distance of the embeddings.
         cosine: L_cos, one minus the cosine between the embeddings of a text, the student's mapped to the teacher's
             width; by default 1 for sentence encoders, and 0 for encoders that nobody has made into one.
         hidden_kind: what L_hid is: the mean squared error, or that relative to both sides' mean square at each token;
-            `auto` is relative for causal language models, some of whose states are a thousand times the others, and for
-            models of images.
+            `auto` is relative for decoders and encoder-decoders, some of whose states are a thousand times the others,
+            and for models of images.
         attention_kind: what L_att compares: scores before the softmax (faster), or probabilities after it.
         masked: the share of tokens that a masked language model predicts, of which L_lm and L_pred are; held-out text
             is always measured by the 0.15 of BERT.
@@ -112,8 +112,8 @@ class Cutting:
         ramp_end: t_f, the fraction at which the target's width is reached; left out, a tenth after it starts, and later
             in a language model's run of few steps.
         grain: hidden and ffn fall to multiples of it on the way.
-        every: units are cut, and importance is measured, at each so many-th step of the ramp; 0 is every eighth, of a
-            ramp of fewer than 128 steps 16 times in all.
+        every: units are cut, and importance is measured, at each so many-th step of the ramp; 0 is every eighth, or so
+            often that it is 16 times at least, as far as the ramp has steps.
         compensate: what layers take over from units that are cut: their best guess from the units that stay, the
             mean alone, or nothing.
     """

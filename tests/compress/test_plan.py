@@ -23,7 +23,7 @@ from homodistil.axes.layout import Layout, on_meta
 from homodistil.compress.plan import Planned, plan, refuse_growth, teacher_figures
 from homodistil.compress.shrink import shrink
 from homodistil.compress.targets import GRAIN
-from homodistil.compress.written import PRESETS
+from homodistil.compress.written import PUBLISHED
 from homodistil.errors import UserError
 from zoo import tiny
 
@@ -203,7 +203,7 @@ def _check_proportions(shape: dict[str, int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("preset", "parameters"),
+    ("size", "parameters"),
     [
         ("homobert-base", 66_075_840),
         ("homobert-small", 17_488_640),
@@ -211,14 +211,14 @@ def _check_proportions(shape: dict[str, int]) -> None:
         ("homobert-tiny", 14_263_200),
     ],
 )
-def test_published_sizes_have_names(base: Layout, preset: str, parameters: int) -> None:
-    """A preset is the published shape: its count is that of a real model of that configuration."""
-    planned = _one(base, preset)
+def test_published_sizes_have_names(base: Layout, size: str, parameters: int) -> None:
+    """It is the published shape: its count is that of a real model of that configuration."""
+    planned = _one(base, size)
     shape = planned.shape
     config = BertConfig(hidden_size=shape["hidden"], num_attention_heads=shape["heads"], intermediate_size=shape["ffn"])
     real = sum(p.numel() for p in on_meta(BertModel, config).parameters())
     assert planned.parameters == real == parameters
-    assert planned.shape == _one(base, PRESETS[preset]).shape
+    assert planned.shape == _one(base, PUBLISHED[size]).shape
 
 
 @pytest.mark.parametrize(
@@ -315,7 +315,7 @@ def test_several_targets_come_widest_first(base: Layout) -> None:
         (["ffn="], "Cannot make ffn=?.", "whole number", "Use ffn=3072"),
         (["ffn=²"], "Cannot make ffn=².", "whole number", "Use ffn=3072"),
         (["half"], "Cannot read the target 'half'.", "keep ratio (0.5)", "homobert-base"),
-        (["homobert-smal"], "'homobert-smal'", "a preset (homobert-base", "Did you mean 'homobert-small'?"),
+        (["homobert-smal"], "'homobert-smal'", "a published size (homobert-base", "Did you mean 'homobert-small'?"),
         (["-0.5"], "Cannot read the target '-0.5'.", "keep ratio", "--target 0.5"),
         (["1e6"], "Cannot read the target '1e6'.", "8600000", "--target 0.5"),
         ([""], "Cannot read the target ''.", "keep ratio", "--target 0.5"),

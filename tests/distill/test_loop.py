@@ -273,6 +273,27 @@ def test_a_run_does_not_go_on_with_data_that_was_changed_where_it_has_learnt(
     assert ours.read_bytes() == theirs.read_bytes()
 
 
+def test_a_run_goes_on_with_its_teacher_and_data_wherever_they_lie(
+    masked_lm: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As soon as its recipe says where; it ends as it would have."""
+    places = {"teacher": tmp_path / "teacher", "data": tmp_path / "data.txt"}
+    shutil.copytree(masked_lm, places["teacher"])
+    shutil.copy(corpus, places["data"])
+    whole = homodistil.distil(masked_lm, corpus, "0.5", tmp_path / "whole", **QUICK)
+    _stopped_at(5, monkeypatch)
+    with pytest.raises(RunStopped):
+        homodistil.distil(places["teacher"], places["data"], "0.5", tmp_path / "run", **QUICK)
+    monkeypatch.undo()
+    said = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
+    for name, place in places.items():
+        said[name] = str(place.rename(tmp_path / f"moved-{place.name}"))
+    (tmp_path / "run" / "recipe.yaml").write_text(yaml.safe_dump(said))
+    made = homodistil.resume(tmp_path / "run")
+    ours, theirs = (r.students["0.5"] / "model.safetensors" for r in (made, whole))
+    assert ours.read_bytes() == theirs.read_bytes()
+
+
 @pytest.fixture
 def _forget() -> Iterator[None]:
     """What a test registers is its own."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import shlex
+import re
+from pathlib import Path
 from typing import Any
 
+from homodistil.reading import load
 from homodistil.recipe import IN_MEMORY, Recipe
-from homodistil.report.card import card, command
-from homodistil.settings import Text
+from homodistil.report.card import card
+from homodistil.settings import Cutting, Losses
 
 FIGURES: dict[str, Any] = {
     "target": "0.5",
@@ -38,16 +40,16 @@ def test_a_width_that_only_one_of_both_has_stands_alone() -> None:
     ]  # fmt: skip
 
 
-def test_the_command_of_a_card_can_be_pasted() -> None:
-    """Paths with blanks are quoted, and what a run cannot be repeated without is named."""
-    options: dict[str, Any] = {"teacher": "some/teacher", "target": ["0.5"], "steps": 3, "trim_vocab": True}
-    said = command(Recipe(**options, data="two words.txt", out="runs/smäll one", text=Text(target="summary")))
-    assert shlex.split(said)[:9] == [
-        "homodistil", "distil", "some/teacher", "--data", "two words.txt", "--text.target", "summary", "--trim_vocab",
-        "true",
-    ]  # fmt: skip
-    assert shlex.split(said)[-2:] == ["--out", "runs/smäll one"]
-    assert "<" not in command(Recipe(**options, data=IN_MEMORY, out="run"))
+def test_the_recipe_of_a_card_makes_the_student_again_and_tells_no_places(tmp_path: Path) -> None:
+    """All of its options stand there, and what it read by name alone."""
+    folder = str(tmp_path)
+    options: dict[str, Any] = {"steps": 3, "target": ["0.5"], "losses": Losses(lm=0.5), "cutting": Cutting(grain=16)}
+    places: dict[str, Any] = {name: f"{folder}/{name}" for name in ("teacher", "data", "student", "family", "out")}
+    said = card(Recipe(**options, **places), FIGURES, FIGURES, [])
+    assert folder not in said
+    (tmp_path / "recipe.yaml").write_text(re.findall("```yaml\n(.*?)```", said, re.DOTALL)[0])
+    assert load(tmp_path / "recipe.yaml") == Recipe(**options | {name: name for name in places})
+    assert "<" not in card(Recipe(**options | places | {"data": IN_MEMORY}), FIGURES, FIGURES, []).split("```yaml")[1]
 
 
 def test_a_measure_that_was_not_taken_has_no_number() -> None:

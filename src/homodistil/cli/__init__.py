@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # a name or a sign that the terminal cannot show must end nothing
             stream.reconfigure(errors="backslashreplace")
     try:
-        if not words or words[0] in ("-h", "--help"):
+        if not words or words[0] in ("-h", "--help", "help"):
             print(USAGE, end="")
             return 0 if words else 2
         if words[0] == "--version":

@@ -17,8 +17,12 @@ def distil(words: list[str]) -> None:
     """Make students, or go on with a run."""
     if any(word.partition("=")[0] == "--resume" for word in words):
         parser = argparse.ArgumentParser("homodistil distil", usage="homodistil distil --resume FOLDER")
-        parser.add_argument("--resume", metavar="FOLDER")
+        parser.add_argument("--resume", metavar="FOLDER", nargs="?", help="the folder of a run that was stopped")
         known, others = parser.parse_known_args(words)
+        if known.resume is None:
+            from homodistil.reading import no_value
+
+            raise no_value("--resume")
         if others:
             raise UserError(
                 f"Cannot resume with other options ({' '.join(others)}).",
@@ -51,6 +55,8 @@ def read_recipe(words: list[str]) -> Recipe:
         usage="homodistil distil TEACHER --data TEXT --target 0.5 --out FOLDER [--preset paper] [options]\n"
         "       homodistil distil --config RECIPE.yaml [options]\n"
         "       homodistil distil --resume FOLDER",
+        description="Distil while cutting. --resume goes on with a run that was stopped, by its own recipe. --preset "
+        "paper cuts and learns as the paper does; options win over it.",
     )
     if words and not words[0].startswith("-"):
         words = ["--teacher", *words]

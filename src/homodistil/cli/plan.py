@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 TARGET_HELP = (
     "a keep ratio of the width (0.5), a parameter budget (17.3M), either of them with a depth (17.3M,layers=6), a "
-    "shape (hidden=240,heads=12,ffn=960) or a preset (homobert-base, homobert-small, homobert-xsmall, homobert-tiny); "
-    "several times for several"
+    "shape (hidden=240,heads=12,ffn=960) or a published size (homobert-base, homobert-small, homobert-xsmall, "
+    "homobert-tiny); several times for several"
 )
 
 
 def plan(words: list[str]) -> None:
     """Print what would come out."""
     parser = argparse.ArgumentParser("homodistil plan", description="What would come out of a teacher. No training.")
-    parser.add_argument("teacher", metavar="TEACHER", help="a folder or a hub name; only its configuration is read")
+    parser.add_argument("teacher", metavar="TEACHER", help="a folder or a hub name; no weights are loaded")
     parser.add_argument("--target", action="append", required=True, help=TARGET_HELP)
     parser.add_argument(
         "--data", metavar="TEXT", help="count only the tokens that this text uses, as --trim_vocab does"

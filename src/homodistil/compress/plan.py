@@ -11,7 +11,7 @@ from homodistil.axes.layout import Layout
 from homodistil.axes.shape import Shape, describe
 from homodistil.axes.stack import LAYERS
 from homodistil.compress.targets import clash, from_budget, from_ratio, uneven
-from homodistil.compress.written import PRESETS, from_shape
+from homodistil.compress.written import PUBLISHED, from_shape
 from homodistil.errors import UserError, nearest
 from homodistil.recipe import Target, targets_of
 
@@ -29,7 +29,7 @@ class Planned:
         parameters: all of them, tied ones once. Exact.
         flops_per_token: of a forward pass at `sequence` tokens a sequence, in matrix products, two a multiply-add.
         sequence: 128 for text; for images their class tokens and patches.
-        memory_bytes: of the weights as they are saved.
+        memory_bytes: of the weights in float32.
         missed: (parameters - budget) / budget; None if the target was no budget.
     """
 
@@ -113,7 +113,7 @@ def _planned(layout: Layout, teacher: Shape, text: str, weight_bytes: int) -> Pl
     written = text.strip()
     size, comma, rest = written.partition(",")
     match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([kKmMbB]?)", size.strip())
-    if match is None and "=" in PRESETS.get(written, written):
+    if match is None and "=" in PUBLISHED.get(written, written):
         shape = from_shape(layout, teacher, written)
         if alike := clash(layout, shape):
             raise UserError(
@@ -134,8 +134,10 @@ def _planned(layout: Layout, teacher: Shape, text: str, weight_bytes: int) -> Pl
         raise UserError(
             f"Cannot read the target {text!r}.",
             "A target is a keep ratio (0.5), a parameter budget (17.3M, 8600000), either of them with a depth "
-            "(17.3M,layers=6), a shape (hidden=240,heads=12,ffn=960) or a preset (" + ", ".join(PRESETS) + ").",
-            nearest(written, PRESETS) if written[:1].isalpha() else "Write, for example, --target 0.5.",
+            "(17.3M,layers=6), a shape (hidden=240,heads=12,ffn=960) or a published size ("
+            + ", ".join(PUBLISHED)
+            + ").",
+            nearest(written, PUBLISHED) if written[:1].isalpha() else "Write, for example, --target 0.5.",
         )
     within = _at_depth(layout, teacher, rest) if comma else teacher
     number, suffix = float(match[1]), match[2].upper()

@@ -32,7 +32,8 @@ def shrink(
 
     Args:
         model: any model of a known family.
-        target: a keep ratio, a parameter budget, a shape or a preset, as text or as a number; see `plan`.
+        target: a keep ratio, a parameter budget, a shape or a published size, as a text, a number or the widths by
+            name; see `plan`.
         scores: by axis (`hidden`, `ffn.3`; those of `Layout.of(model).axes`), how much each unit matters: (units,), or
             of an axis that is nested in another (parent units, units); under `layers` of each layer, (layers,). What
             scores highest stays. Axes without are ranked by the sum of their weights' magnitudes, and layers without

@@ -10,7 +10,7 @@ from homodistil.axes.stack import LAYERS
 from homodistil.compress.targets import grained, in_proportion, leading
 from homodistil.errors import UserError, nearest
 
-PRESETS: Mapping[str, str] = {
+PUBLISHED: Mapping[str, str] = {
     "homobert-base": "hidden=576,heads=12,ffn=2304",
     "homobert-small": "hidden=256,heads=8,ffn=1024",
     "homobert-xsmall": "hidden=240,heads=12,ffn=960",
@@ -20,13 +20,13 @@ PRESETS: Mapping[str, str] = {
 
 
 def from_shape(layout: Layout, teacher: Shape, text: str) -> dict[str, int]:
-    """A shape that is written out, or a preset; widths that it does not name follow those that it does.
+    """A shape that is written out, or a published size; widths that it does not name follow those that it does.
 
     Raises:
         UserError: it names what the family does not have, a width above the teacher's, or widths that do not fit
             together.
     """
-    pairs = [piece.partition("=") for piece in PRESETS.get(text, text).split(",")]
+    pairs = [piece.partition("=") for piece in PUBLISHED.get(text, text).split(",")]
     given: dict[str, int] = {}
     for name, _, value in ((n.strip(), e, v.strip()) for n, e, v in pairs):
         if name == LAYERS and name not in teacher:

@@ -160,7 +160,8 @@ def restore(folder: Path, state: State, digest: str, data: str, weights: str) ->
         raise UserError(
             f"Cannot resume from {path}: the teacher, or --student, has changed since it was saved.",
             "A run goes on with the models that it began with: their weights, configuration, pooling and family.",
-            "Put their folders, and the file of --family, back as they were, or start a new run with another --out.",
+            "Put their folders, and the file of --family, back as they were, or say in recipe.yaml where they lie; or "
+            "start a new run with another --out.",
         )
     if manifest["data"] != data:
         raise other_data(path)

@@ -80,8 +80,8 @@ def model_class_of(
     if model_class is None:
         raise UserError(
             f"Cannot load the teacher {source}: transformers has no class {name or type(config).__name__}.",
-            "Its configuration and what `architectures` names there must be classes of the installed transformers; "
-            "of code that comes with a model only its tokenizer is run.",
+            "Its configuration and what `architectures` names there must be classes of the installed transformers: "
+            "code of a model's own is never its model.",
             "Correct it, install the version of transformers that the model was saved with, or leave "
             "--trust_remote_code out.",
         )
@@ -99,8 +99,7 @@ def _refuse_own_code(source: str, raw: dict[str, Any], headless: bool) -> None:
     if headless and strange:
         raise UserError(
             f"Cannot load the teacher {source}: transformers has no class {strange[0]}.",
-            "A teacher must be computed as its users compute it, and of code that comes with a model only its "
-            "tokenizer is run.",
+            "A teacher must be computed as its users compute it, and code of a model's own is never its model.",
             "Use a model of a class of the installed transformers.",
         )
 

@@ -111,7 +111,7 @@ def prepare(recipe: Recipe, *, resume: bool, texts: Iterable[str] | None) -> Run
     try:
         processes.refuse_different(
             {
-                "the recipe": _apart_from_places(run.recipe).digest(),
+                "the recipe": run.recipe.digest(),
                 "the teacher, or --student,": run.weights,
                 "the data": run.corpus.identity,
                 "the step of the newest checkpoint": run.state.step,
@@ -123,11 +123,6 @@ def prepare(recipe: Recipe, *, resume: bool, texts: Iterable[str] | None) -> Run
             shutil.rmtree(run.dir.path)
         raise
     return run
-
-
-def _apart_from_places(recipe: Recipe) -> Recipe:
-    """The recipe without where models and data lie, which may be elsewhere on each machine: they are compared."""
-    return replace(recipe, teacher="", data="", student=None, family=None)
 
 
 def _prepared(recipe: Recipe, resume: bool, texts: Iterable[str] | None, processes: Processes) -> Run:

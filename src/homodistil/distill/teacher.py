@@ -167,13 +167,15 @@ def unloaded(
     """A teacher's model without storage, whose configuration has the precision of the file, tokenizer and prompts.
 
     Raises:
-        UserError: there is no configuration or tokenizer, its family is unknown, or it reads images.
+        UserError: there is no configuration or tokenizer, or one of another model, its family is unknown, or it reads
+            images.
     """
     folder, modules, embeds = folders_of(source, weights=False)
     model_class, config = model_class_of(source, folder, trust_remote_code, headless=embeds)
     if reads_of(model_class) == "images":
         raise no_tokenizer(source)
     tokenizer = load_tokenizer(source, folder, trust_remote_code)
+    check_vocabulary(source, tokenizer, config.vocab_size)
     return outline(model_class, config, folder), tokenizer, prompts_of(modules) if modules and embeds else ()
 
 

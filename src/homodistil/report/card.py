@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from os.path import exists
 from pathlib import Path
 from typing import Any, Literal
@@ -77,27 +76,24 @@ def card(
         "Losses compare with the teacher and are 0 for an exact copy, but for its own language modelling.",
         _along(measured),
         "## How it was made",
-        f"```\n{command(recipe)}\n```",
-        f"```yaml\n{recipe.to_yaml()}```",
+        "With this recipe, in a file `recipe.yaml`, and the places of teacher, data and out in it:",
+        "```\nhomodistil distil --config recipe.yaml\n```",
+        f"```yaml\n{_portable(recipe).to_yaml()}```",
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def command(recipe: Recipe) -> str:
-    """The command that makes the same student again, but for what the recipe below it says."""
-    length = ("--steps", str(recipe.steps)) if recipe.steps else ("--tokens", recipe.tokens)
-    named = (
-        *([("--student", _name(recipe.student))] if recipe.student else []),
+def _portable(recipe: Recipe) -> Recipe:
+    """The recipe with what it reads named alone, which lies elsewhere where the card is read."""
+    return replace(
+        recipe,
+        teacher=_name(recipe.teacher),
         # texts that were in memory lie in no file
-        ("--data", "texts.txt" if recipe.data == IN_MEMORY else _name(recipe.data)),
-        *([("--text.target", recipe.text.target)] if recipe.text.target else []),
-        *([("--trim_vocab", "true")] if recipe.trim_vocab else []),
-        *([("--family", _name(recipe.family))] if recipe.family else []),
-        *(("--target", target) for target in recipe.target),
-        length,
-        ("--out", recipe.out),
+        data="texts.txt" if recipe.data == IN_MEMORY else _name(recipe.data),
+        student=_name(recipe.student) if recipe.student else None,
+        family=_name(recipe.family) if recipe.family else None,
+        out=_name(recipe.out),
     )
-    return shlex.join(["homodistil", "distil", _name(recipe.teacher), *itertools.chain(*named)])
 
 
 def _start(recipe: Recipe) -> str:
