@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from homodistil.distill.trim import Trimmed
     from homodistil.errors import RunStopped, UserError
     from homodistil.recipe import Recipe
+    from homodistil.report.live import Display
 
 __version__ = "0.1.0"
 __all__ = [
+    "Display",
     "Family",
     "Planned",
     "Recipe",
@@ -39,6 +41,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Display": "homodistil.report.live",
     "Family": "homodistil.axes.families",
     "Planned": "homodistil.compress.plan",
     "Recipe": "homodistil.recipe",

@@ -43,7 +43,7 @@ def distil(
         target: a keep ratio (0.5), a parameter budget (8_000_000 or "8M"), a shape or a published size, or several of
             them.
         out: the run's folder; it must be new.
-        display: where progress is shown; nowhere by default.
+        display: where progress is shown, such as `homodistil.Display()`; nowhere by default.
         preset: a recipe in part that comes with the package, such as `paper`; options win over it, one by one.
         options: any other key of `Recipe`, such as `tokens="2M"` or `losses={"attention": 0}`.
 
@@ -71,13 +71,14 @@ def resume(out: str | PathLike[str], *, data: Iterable[str] | None = None, displ
     Args:
         out: the run's folder.
         data: the texts, for a run that was given texts and no file.
-        display: where progress is shown; nowhere by default.
+        display: where progress is shown, such as `homodistil.Display()`; nowhere by default.
 
     Returns:
         Where the students are, and what was measured.
 
     Raises:
-        UserError: there is no run, or its recipe has changed, or no checkpoint is whole.
+        UserError: there is no run, or its recipe, its teacher or its data has changed or is missing, or no checkpoint
+            is whole.
         RunStopped: SIGTERM or Ctrl-C; the state has been saved.
     """
     folder = RunDir(Path(expanduser(_folder(out))))

@@ -132,8 +132,10 @@ def _misfit(bound: _Bound, model_class: str) -> UserError:
     what = f"parameter {strangers[0]}" if strangers else f"nothing for the row {bound.broken[0]}"
     return UserError(
         f"Cannot cut this {model_class}: it has {what}"
-        + (f" and {len(strangers) - 1} more that no row describes." if strangers else "."),
+        + (f" and {len(strangers) - 1} more" if len(strangers) > 1 else "")
+        + (" that no row describes." if strangers else "."),
         f"The table of the {bound.family.name} family must describe every parameter, and every parameter must be "
         "there.",
-        "Use a plain model of the family, without adapters, cross-attention, quantised or removed layers.",
+        "Use a plain model of the family, without adapters, cross-attention, quantised or removed layers; in a table "
+        "of your own correct the row.",
     )

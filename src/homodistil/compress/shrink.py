@@ -34,11 +34,11 @@ def shrink(
         model: any model of a known family.
         target: a keep ratio, a parameter budget, a shape or a published size, as a text, a number or the widths by
             name; see `plan`.
-        scores: by axis (`hidden`, `ffn.3`; those of `Layout.of(model).axes`), how much each unit matters: (units,), or
-            of an axis that is nested in another (parent units, units); under `layers` of each layer, (layers,). What
-            scores highest stays. Axes without are ranked by the sum of their weights' magnitudes, and layers without
-            stay evenly spaced.
-        inputs: what linear layers read, to compensate with; see `InputMoments`.
+        scores: by axis (`hidden`, `ffn.3`; those of `homodistil.axes.layout.Layout.of(model).axes`), how much each unit
+            matters: (units,), or of an axis that is nested in another (parent units, units); under `layers` of each
+            layer, (layers,). What scores highest stays. Axes without are ranked by the sum of their weights'
+            magnitudes, and layers without stay evenly spaced.
+        inputs: what linear layers read, to compensate with; see `homodistil.compress.compensate.InputMoments`.
         optimizer: its moments follow the parameters.
 
     Returns:

@@ -116,7 +116,8 @@ def load_model(source: str, folder: str, model_class: type[PreTrainedModel], con
         raise UserError(
             f"Cannot load the teacher {source}: it holds no safetensors.",
             "Weights must be safetensors, because pickled ones run any code that was put into them.",
-            "If you trust the file, convert it: AutoModel.from_pretrained(...).save_pretrained(NEW_FOLDER).",
+            "If you trust the file, open it with the class that `architectures` of its config.json names, and save it: "
+            "CLASS.from_pretrained(...).save_pretrained(NEW_FOLDER). AutoModel would leave its head out.",
         )
     model = load_whole(source, model_class, folder, config=config, use_safetensors=True)
     _mend_generation(source, model)

@@ -69,5 +69,6 @@ def kind_of(model_class: type[PreTrainedModel], config: PretrainedConfig) -> Kin
         f"Cannot distil a {name}.",
         "A teacher must be a masked, causal or sequence-to-sequence language model, a bare encoder, or have a "
         "sequence, token, question or image classification head.",
-        "Save the model as one of them, for instance with AutoModel.from_pretrained(...).save_pretrained(...).",
+        "Save the model as one of them, for instance its encoder alone: AutoModel.from_pretrained(...).save_pretrained("
+        "...).",
     )

@@ -23,7 +23,7 @@ _ATTENTION = {"scores": losses.attention_scores, "probabilities": losses.attenti
 
 @dataclass(frozen=True)
 class Objective:
-    """L = L_lm + a_pred·L_pred + a_hid·L_hid + a_att·L_att + a_emb·L_emb + a_cos·L_cos (HomoDistil, section 2).
+    """L = a_lm·L_lm + a_pred·L_pred + a_hid·L_hid + a_att·L_att + a_emb·L_emb + a_cos·L_cos (HomoDistil, section 2).
 
     L_cos is ours.
 
