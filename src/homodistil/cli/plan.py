@@ -98,7 +98,10 @@ def _show_plan(teacher: Planned, targets: Sequence[Planned]) -> None:
 def families(words: list[str]) -> None:
     """List the families."""
     parser = argparse.ArgumentParser("homodistil families", description="Which models can be cut, along which axes.")
-    parser.add_argument("--family", help="a file of your own (docs/adding-a-family.md), checked and listed as well")
+    parser.add_argument(
+        "--family",
+        help="a file of your own (docs/adding-a-family.md), listed as well; `plan` checks that it fits a model",
+    )
     options = parser.parse_args(words)
 
     from rich import box
