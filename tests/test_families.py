@@ -491,6 +491,10 @@ def test_hidden_never_becomes_as_wide_as_embeddings_of_their_own() -> None:
     layout = Layout.of(model)
     whole = layout.shape(model)
     assert plan(layout, whole, ["0.5"])[0].shape["hidden"] == 28
+    count = layout.count(whole)
+    widths = {plan(layout, whole, [str(budget)])[0].shape["hidden"] for budget in range(count // 4, count, count // 80)}
+    assert 24 not in widths
+    assert {20, 28} <= widths
     with pytest.raises(UserError, match="hidden must not be 24"):
         plan(layout, whole, ["hidden=24,heads=4"])
 

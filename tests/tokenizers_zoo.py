@@ -53,7 +53,7 @@ def _surround(tokenizer: Tokenizer) -> None:
 
 
 def _surround_as_roberta(tokenizer: Tokenizer) -> None:
-    end, start = ((token, tokenizer.token_to_id(token)) for token in ("</s>", "<s>"))
+    end, start = ((token, tokenizer.token_to_id(token) or 0) for token in ("</s>", "<s>"))
     tokenizer.post_processor = processors.RobertaProcessing(end, start, add_prefix_space=False)
 
 

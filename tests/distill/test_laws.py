@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import shutil
 from collections.abc import Callable
@@ -28,7 +29,7 @@ from homodistil.distill.attention import IMPLEMENTATION, QueriesKeys, captured
 from homodistil.distill.collate import batches, draws, heldout_draws
 from homodistil.distill.descent import opposite
 from homodistil.distill.heldout import _answer, agreement
-from homodistil.distill.learning import calibrate
+from homodistil.distill.learning import calibrate, learn
 from homodistil.distill.leaving import descent
 from homodistil.distill.prepare import Run, prepare
 from homodistil.reading import build
@@ -180,6 +181,28 @@ def test_calibration_is_measured_like_whole_steps(ready: Callable[..., Run]) -> 
         scores.append(run.state.importance.ranking()["hidden"])
         shutil.rmtree(run.dir.path)
     torch.testing.assert_close(scores[0], scores[1])
+
+
+def test_the_gradients_of_a_step_are_the_mean_of_those_of_its_batches(ready: Callable[..., Run]) -> None:
+    """However the batches are learnt from: with units scored or not."""
+    run = ready(BertForMaskedLM, accumulate=2)
+    _cut(run)
+    both = [run.batch(draw) for draw in itertools.islice(draws(run.corpus.train, 4, start=0), 2)]
+
+    def gradients() -> list[Tensor]:
+        made = [p.grad.clone() for p in run.state.learnt if p.grad is not None]
+        run.state.optimizer.zero_grad()
+        return made
+
+    alone = []
+    for batch in both:
+        learn(run, batch, 1, scored=True, batches=1)
+        alone.append(gradients())
+    for scored in (True, False):
+        for batch in both:
+            learn(run, batch, 1, scored=scored)
+        for made, one, other in zip(gradients(), *alone, strict=True):
+            torch.testing.assert_close(made, (one + other) / 2, rtol=1e-4, atol=1e-6)
 
 
 def test_a_term_of_weight_zero_is_not_computed(ready: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:

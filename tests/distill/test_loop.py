@@ -676,18 +676,23 @@ def test_layers_take_over_what_is_cut_unless_they_are_told_not_to(
 def test_outputs_are_asked_of_the_uncut_student_alone(
     calibration: int, asked: int, encoder: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the calibration; where there is none, wherever importance is measured: at the first step and on the ramp."""
+    """In the calibration; where there is none, wherever importance is measured: at the first step and on the ramp.
+
+    Each time by noise of its own.
+    """
     widths: list[int] = []
+    seeds: list[int] = []
     measured = importance.output
 
-    def output(layout: Layout, student: PreTrainedModel, *others: Any) -> Any:
+    def output(layout: Layout, student: PreTrainedModel, hidden: Any, mask: Any, seed: int) -> Any:
         widths.append(layout.shape(student)["hidden"])
-        return measured(layout, student, *others)
+        seeds.append(seed)
+        return measured(layout, student, hidden, mask, seed)
 
     monkeypatch.setattr(importance, "output", output)
     cutting = {"calibration": calibration, "ramp_end": 0.34}
     homodistil.distil(encoder, corpus, "0.5", tmp_path / "run", cutting=cutting, **QUICK)
-    assert len(widths) == asked
+    assert len(widths) == asked == len(set(seeds))
     assert (set(widths) == {48}) == (calibration > 0)
 
 
