@@ -48,9 +48,13 @@ families = pytest.mark.parametrize("name", FAMILIES)
 every = pytest.mark.parametrize("name", EVERY)
 
 
-def _states(model: Any) -> list[Tensor]:
-    """What a model says at ordinary tokens: all hidden states, and logits where it has them."""
-    given, mask = inputs(model, padded=True)
+def _states(model: Any, *, padded: bool = True) -> list[Tensor]:
+    """What a model says at ordinary tokens: all hidden states, and logits where it has them.
+
+    Without padding it is given no mask either.
+    """
+    given, mask = inputs(model, padded=padded)
+    given = {name: value for name, value in given.items() if padded or "attention_mask" not in name}
     with torch.no_grad():
         out = model(**given, output_hidden_states=True)
     last = getattr(out, "last_hidden_state", None)
@@ -309,16 +313,17 @@ def test_predictions_are_what_the_model_says(name: str) -> None:
         torch.testing.assert_close(said, model(**given).logits.flatten(0, 1)[positions], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("padded", [True, False])
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 @families
-def test_a_run_attends_as_transformers_does(name: str, precision: torch.dtype) -> None:
-    """In the way of attending that runs choose, a model says what it says in any other."""
+def test_a_run_attends_as_transformers_does(name: str, precision: torch.dtype, padded: bool) -> None:
+    """In the way of attending that runs choose, a model says what it says in any other, with a mask and without."""
     model = tiny(name).to(precision)
     if not model._supports_sdpa:
         pytest.skip("keeps the attention that transformers chose for it")
-    before = _states(model)
+    before = _states(model, padded=padded)
     attend(model, IMPLEMENTATION)
-    for mine, other in zip(_states(model), before, strict=True):
+    for mine, other in zip(_states(model, padded=padded), before, strict=True):
         tolerance = 1e-5 if precision == torch.float32 else 0.05 * other.abs().max().item()
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=tolerance)
 
@@ -486,6 +491,10 @@ def test_hidden_never_becomes_as_wide_as_embeddings_of_their_own() -> None:
     layout = Layout.of(model)
     whole = layout.shape(model)
     assert plan(layout, whole, ["0.5"])[0].shape["hidden"] == 28
+    count = layout.count(whole)
+    widths = {plan(layout, whole, [str(budget)])[0].shape["hidden"] for budget in range(count // 4, count, count // 80)}
+    assert 24 not in widths
+    assert {20, 28} <= widths
     with pytest.raises(UserError, match="hidden must not be 24"):
         plan(layout, whole, ["hidden=24,heads=4"])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -41,10 +42,34 @@ def _train(tokenizer: Tokenizer, trainer: Any) -> None:
     # after training, as users do: numbers beyond those of the algorithm
     tokenizer.add_special_tokens(["<mask>"])
     tokenizer.add_tokens([AddedToken("<mark>", normalized=False)])
+    _surround(tokenizer)
+
+
+def _surround(tokenizer: Tokenizer) -> None:
     around = {token: tokenizer.token_to_id(token) for token in ("<s>", "</s>")}
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", pair="<s> $A </s> </s> $B:1 </s>:1", special_tokens=list(around.items())
     )
+
+
+def _surround_as_roberta(tokenizer: Tokenizer) -> None:
+    end, start = ((token, tokenizer.token_to_id(token) or 0) for token in ("</s>", "<s>"))
+    tokenizer.post_processor = processors.RobertaProcessing(end, start, add_prefix_space=False)
+
+
+def _special_last(tokenizer: Tokenizer) -> Tokenizer:
+    """The same tokens, of which the special ones have the highest numbers, so that those move where others go."""
+    spec = json.loads(tokenizer.to_str())
+    vocab = spec["model"]["vocab"]
+    ids = {token: at for at, token in enumerate(sorted(vocab, key=lambda token: (token in SPECIAL, vocab[token])))}
+    spec["model"]["vocab"], spec["post_processor"] = ids, None
+    for added in spec["added_tokens"]:
+        added["id"] = ids.get(added["content"], added["id"])
+    spec["added_tokens"].sort(key=lambda added: added["id"])
+    made = Tokenizer.from_str(json.dumps(spec))
+    surround = _surround_as_roberta if isinstance(tokenizer.post_processor, processors.RobertaProcessing) else _surround
+    surround(made)
+    return made
 
 
 def _wordpiece() -> Tokenizer:
@@ -62,9 +87,7 @@ def _byte_bpe() -> Tokenizer:
     made.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     _train(made, trainers.BpeTrainer(vocab_size=460, special_tokens=SPECIAL, initial_alphabet=alphabet))
-    ids = {token: made.token_to_id(token) or 0 for token in ("</s>", "<s>")}
-    end, start = ids.items()
-    made.post_processor = processors.RobertaProcessing(end, start, add_prefix_space=False)
+    _surround_as_roberta(made)
     return made
 
 
@@ -114,6 +137,8 @@ KINDS: dict[str, Callable[[], Tokenizer]] = {
     "BPE with a suffix": _suffix_bpe,
     "Unigram": _unigram,
     "WordLevel": _word_level,
+    "WordPiece with special tokens last": lambda: _special_last(_wordpiece()),
+    "byte-level BPE with special tokens last": lambda: _special_last(_byte_bpe()),
 }
 
 

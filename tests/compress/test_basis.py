@@ -110,6 +110,55 @@ def test_what_turned_heads_lose_to_a_cut_is_less(name: str) -> None:
     assert lost[1] < 0.7 * lost[0]
 
 
+@pytest.mark.parametrize("name", ["BERT", "GPT-2", "OPT", "T5", "ViT"])
+def test_what_turned_heads_say_has_the_same_falling_moments_on_both_sides(name: str) -> None:
+    """Of queries as they are, of keys about their mean, and of what is read too where a bias takes that over."""
+    model = tiny(name).double()
+    with torch.no_grad():
+        for weight in (p for n, p in model.named_parameters() if n.endswith("bias") and p.dim() == 1):
+            weight.add_(torch.randn_like(weight))
+    layout, moments = _heard(model)
+    turn(model, layout, moments)
+    _, again = _heard(model)
+    for heads in again.heads:
+        about_mean = name != "T5" or not heads.reads
+        right = again.second(heads.left if heads.reads else heads.right, centred=about_mean)
+        assert right is not None
+        falling = right.diagonal(dim1=1, dim2=2)
+        left = torch.diag_embed(falling) if heads.reads else again.second(heads.left, centred=False)
+        assert (falling.diff(dim=1) <= 0.02 * falling.max()).all()
+        for moment in (left, right):
+            torch.testing.assert_close(moment, torch.diag_embed(falling), rtol=0.02, atol=0.02 * falling.max().item())
+
+
+@pytest.mark.parametrize(
+    ("common", "turned"),
+    [("self.key.bias", "self.query.weight"), ("self.value.bias", "output.dense.weight")],
+)
+def test_what_all_tokens_have_in_common_turns_no_head(common: str, turned: str) -> None:
+    """No softmax sees it in keys, and biases take over what it adds to what values sum up to."""
+    made = []
+    for shift in (0.0, 3.0):
+        model = tiny("BERT").double()
+        with torch.no_grad():
+            model.bert.encoder.layer[0].attention.get_parameter(common).add_(shift)
+        turn(model, *_heard(model))
+        made.append(model.bert.encoder.layer[0].attention.get_parameter(turned))
+    torch.testing.assert_close(made[1], made[0], rtol=1e-3, atol=1e-3)
+
+
+def test_queries_keys_and_values_of_one_layer_are_told_apart() -> None:
+    """GPT-2 makes all three at once, and values are heard where they are read."""
+    model, said = tiny("GPT-2"), list[Tensor]()
+    model.transformer.h[0].attn.c_attn.register_forward_hook(lambda _, read, made: said.append(made.flatten(0, 1)))
+    _, moments = _heard(model)
+    thirds = said[0].chunk(3, -1)
+    heard = {part.number: sums for part, sums in moments._sums.items() if part.layer == "transformer.h.0.attn.c_attn"}
+    assert set(heard) == {0, 1}
+    for number, sums in heard.items():
+        torch.testing.assert_close(sums.values.flatten(), thirds[number].sum(0), rtol=1e-4, atol=1e-4)
+
+
 def test_padding_is_not_heard() -> None:
     """Moments are those of the tokens that count, whatever stands beside them."""
     model = tiny("BERT")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import random
 import weakref
@@ -230,9 +231,20 @@ def _loss(model: Any) -> Tensor:
     return loss
 
 
-def _trained() -> tuple[Any, torch.optim.AdamW]:
+OPTIMIZERS: dict[str, tuple[Any, dict[str, int]]] = {
+    "AdamW": (torch.optim.AdamW, {"exp_avg": -1, "exp_avg_sq": -2}),
+    "AMSGrad": (
+        functools.partial(torch.optim.AdamW, amsgrad=True),
+        {"exp_avg": -1, "exp_avg_sq": -2, "max_exp_avg_sq": -2},
+    ),
+    "SGD": (functools.partial(torch.optim.SGD, momentum=0.9), {"momentum_buffer": -1}),
+}
+"""Their moments, and how those go with the scale of a parameter."""
+
+
+def _trained(kind: str = "AdamW") -> tuple[Any, torch.optim.Optimizer]:
     model = make(BertForMaskedLM)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    optimizer = OPTIMIZERS[kind][0](model.parameters(), lr=1e-3)
     for _ in range(2):
         torch.autograd.backward(_loss(model))
         optimizer.step()
@@ -310,10 +322,11 @@ def test_an_optimizer_of_factored_moments_goes_on_after_a_cut() -> None:
     optimizer.step()  # type: ignore[no-untyped-call]
 
 
+@pytest.mark.parametrize("kind", OPTIMIZERS)
 @seeds
-def test_moments_are_sliced_like_their_parameters(seed: int) -> None:
+def test_moments_are_sliced_like_their_parameters(seed: int, kind: str) -> None:
     """Moments stay with their weights; a query scaled by c has gradients 1/c times as large, and moments too."""
-    model, optimizer = _trained()
+    model, optimizer = _trained(kind)
     old = {n: {k: v.clone() for k, v in optimizer.state[p].items()} for n, p in model.named_parameters()}
     keep = _draw({"hidden", "heads", "qk", "vo", "ffn"}, seed)
     cut(model, Layout.of(model), keep, optimizer=optimizer)
@@ -336,14 +349,14 @@ def test_moments_are_sliced_like_their_parameters(seed: int) -> None:
     ]
     named = dict(model.named_parameters())
     for name, first, second, scale in expected:
-        for key, power in (("exp_avg", -1), ("exp_avg_sq", -2)):
+        for key, power in OPTIMIZERS[kind][1].items():
             moment = old[name][key]
             moment = moment if first is None else moment.index_select(0, first)
             moment = moment if second is None else moment.index_select(1, second)
             # moments are tiny, so that no absolute difference may be forgiven
             now = optimizer.state[named[name]][key]
             torch.testing.assert_close(now, moment * scale**power, rtol=1e-5, atol=0, msg=name)
-        assert optimizer.state[named[name]]["step"] == 2
+        assert optimizer.state[named[name]].get("step") == (None if kind == "SGD" else 2)
 
 
 def test_scaled_queries_move_as_if_they_had_not_been() -> None:

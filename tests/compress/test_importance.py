@@ -164,6 +164,19 @@ def _output_scores(model: Any, ids: Tensor, mask: Tensor, seed: int) -> Scores:
     return importance.output(Layout.of(model), model, hidden, mask, seed)
 
 
+def test_output_scores_are_those_of_normal_noise_on_the_states() -> None:
+    """The sum of |weight x gradient| of the states at tokens, times what is drawn from the seed."""
+    model = _small(BertModel)
+    mask = torch.tensor([[1, 1, 1, 1, 1, 0], [1, 1, 1, 0, 0, 0]])
+    ids = torch.arange(12).reshape(2, 6)
+    scores = _output_scores(model, ids, mask, 3)
+    noise = torch.randn(2, 6, HIDDEN, generator=torch.Generator().manual_seed(3)) * mask[..., None]
+    torch.autograd.backward((model(ids, attention_mask=mask).last_hidden_state * noise).sum())
+    by_hand = importance.sensitivity(Layout.of(model), model)
+    for axis in AXES:
+        torch.testing.assert_close(scores[axis], by_hand[axis], rtol=1e-5, atol=1e-7)
+
+
 def test_output_scores_do_not_depend_on_padding() -> None:
     """What stands in padded places changes no score."""
     model = _small(BertModel)

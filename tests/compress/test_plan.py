@@ -392,6 +392,18 @@ def test_heads_divide_hidden_where_transformers_asks_for_it(heads: int, kv_heads
     assert plan(layout, whole, [proposed[1]])[0].shape["hidden"] <= hidden // 2
 
 
+@pytest.mark.parametrize(
+    ("target", "hidden", "kv_heads"),
+    [("hidden=24", 24, 1), ("hidden=24,kv_heads=2", 24, 2), ("kv_heads=1", 48, 1), ("hidden=48,kv_heads=1", 48, 1)],
+)
+def test_groups_of_heads_follow_the_width_unless_they_are_named(target: str, hidden: int, kv_heads: int) -> None:
+    """Of a Llama with two of them, and 48 units."""
+    model = tiny("Llama")
+    shape = shrink(model, target).shape
+    assert (shape["hidden"], shape["kv_heads"]) == (hidden, kv_heads)
+    assert (model.config.hidden_size, model.config.num_key_value_heads) == (hidden, kv_heads)
+
+
 @pytest.mark.parametrize("head_dim", [1, 3, 12])
 def test_the_least_ratio_that_is_proposed_is_possible(head_dim: int) -> None:
     """Where a ratio is refused as too small, the one that is proposed is accepted."""

@@ -15,6 +15,7 @@ from transformers import (
 from conftest import HEAD_CLASSES, make, tiny_config
 from homodistil.axes.layout import Layout, on_meta
 from homodistil.compress import importance
+from homodistil.compress.compensate import InputMoments
 from homodistil.compress.shrink import shrink
 from homodistil.errors import UserError
 
@@ -95,6 +96,24 @@ def test_scores_may_be_lists_and_arrays() -> None:
         shrink(model, half, scores={"hidden": scores})
     first, *others = ([*model.parameters()] for model in made)
     assert all(torch.equal(a, b) for other in others for a, b in zip(first, other, strict=True))
+
+
+def test_what_layers_read_and_the_moments_of_an_optimizer_go_with_a_cut() -> None:
+    """The layer that loses inputs takes over what they say; each moment is as large as its parameter."""
+    model, bare = make(BertModel), make(BertModel)
+    moments = InputMoments(model, Layout.of(model))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.0)
+    with moments.listening(torch.ones(3, 7)):
+        model(IDS).last_hidden_state.square().sum().backward()
+    optimizer.step()
+    shrink(model, "ffn=48", inputs=moments.inputs, optimizer=optimizer)
+    shrink(bare, "ffn=48")
+    ours, theirs = (m.encoder.layer[0].output.dense for m in (model, bare))
+    assert ours.weight.shape == theirs.weight.shape
+    assert not torch.allclose(ours.weight, theirs.weight, atol=1e-4)
+    assert not torch.allclose(ours.bias, theirs.bias, atol=1e-4)
+    assert {id(p) for p in model.parameters()} == {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert optimizer.state[ours.weight]["exp_avg"].shape == ours.weight.shape
 
 
 def test_a_model_without_its_weights_is_refused() -> None:

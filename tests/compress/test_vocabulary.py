@@ -38,8 +38,8 @@ MODELS = {
     "XLM-R": "Unigram",
     "ELECTRA generator": "WordPiece",
     "ELECTRA small": "WordPiece",
-    "DistilBERT": "WordPiece",
-    "ModernBERT": "byte-level BPE",
+    "DistilBERT": "WordPiece with special tokens last",
+    "ModernBERT": "byte-level BPE with special tokens last",
     "DeBERTa": "Unigram",
     "GPT-2": "byte-level BPE",
     "OPT": "byte-level BPE",
@@ -179,6 +179,16 @@ def test_any_text_is_split_as_before_by_any_tokenizer(kind: str) -> None:
     assert dropped > 100
 
 
+def test_an_unknown_character_costs_what_it_did() -> None:
+    """Of Unigram, whose lowest score it hangs on: without its piece, a text would be read as known but rare ones."""
+    pieces = [("<unk>", 0.0), *zip("abc", (-15.0, -20.0, -20.0), strict=True)]
+    pieces += [("ab", -1.0), ("bd", -30.0), ("ccc", -100.0)]
+    vocabulary, whole, made = _trim(wrapped(Tokenizer(models.Unigram(vocab=pieces, unk_id=0))), ["abd", "ab"])
+    assert _tokens(made, "abd") == _tokens(whole, "abd") == ["a", "bd"]
+    assert "ccc" in made.get_vocab()
+    assert len(vocabulary.rows) == len(made) <= len(whole)
+
+
 @pytest.mark.parametrize("kind", ["BPE", "WordPiece"])
 def test_a_split_that_changed_is_refused(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the tokens on the way to those that are used, texts would be read otherwise, and it is found out."""
@@ -253,6 +263,22 @@ def test_a_row_that_the_configuration_names_stays_without_a_token(
     assert model.generation_config.eos_token_id == [made.eos_token_id, len(made)]
     assert model.generation_config.suppress_tokens == [made.bos_token_id]
     assert model.config.sep_token_id == 50_000
+
+
+def test_a_token_that_ends_what_is_generated_stays_though_no_text_has_it(
+    tokenizers: dict[str, PreTrainedTokenizerBase],
+) -> None:
+    """Where the configuration of generation alone names it."""
+    whole = tokenizers["byte-level BPE"]
+    model = _model("GPT-2", whole)
+    layout = Layout.of(model)
+    unused = min(set(range(len(whole))) - set(vocabulary_of(NARROW, whole, model, layout)[0].rows))
+    model.generation_config.eos_token_id = [whole.eos_token_id, unused]
+    vocabulary, made = vocabulary_of(NARROW, whole, model, layout)
+    narrow(model, layout, vocabulary)
+    named = whole.convert_ids_to_tokens(unused)
+    assert model.generation_config.eos_token_id == [made.eos_token_id, made.convert_tokens_to_ids(named)]
+    assert made.get_vocab()[named] == vocabulary.rows.index(unused)
 
 
 def test_words_that_generation_forbids_or_favours_keep_their_tokens(

@@ -53,13 +53,25 @@ def _advance(run: Run, shape: dict[str, int]) -> State:
     return state
 
 
+def _tensors(state: State) -> dict[str, dict[str, torch.Tensor]]:
+    """Whatever a state holds, by what holds it."""
+    scores, moments, moved = state.importance, state.moments, state.optimizer.state
+    weights = {"student": dict(state.student.named_parameters()), "W": dict(state.projections.named_parameters())}
+    own = {f"optimizer of {k} {name}": moved.get(p, {}) for k, named in weights.items() for name, p in named.items()}
+    read = {"read": moments.sums, "products": moments.products, "tokens": moments.counts}
+    smoothed = {"sum": scores.sum, "mean": scores.mean, "uncertainty": scores.uncertainty}
+    return {**weights, **own, **read, **smoothed, "origin": state.origin}
+
+
 def _same(one: State, other: State) -> None:
-    ours, theirs = checkpoint._tensors(one), checkpoint._tensors(other)
+    ours, theirs = _tensors(one), _tensors(other)
+    assert ours.keys() == theirs.keys()
     for group, tensors in ours.items():
         assert tensors.keys() == theirs[group].keys()
         for name, tensor in tensors.items():
             assert torch.equal(tensor, theirs[group][name]), f"{group}: {name}"
-    assert [getattr(one, n) for n in checkpoint.COUNTERS] == [getattr(other, n) for n in checkpoint.COUNTERS]
+    counted = [(s.step, s.tokens, s.sums, s.batches, s.seen, s.importance.count) for s in (one, other)]
+    assert counted[0] == counted[1]
     assert one.layout.shape(one.student) == other.layout.shape(other.student)
 
 

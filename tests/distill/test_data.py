@@ -26,7 +26,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from conftest import WORDS
-from homodistil.distill.collate import Collator, batches, draws, heldout_draws, of_batch
+from homodistil.distill.collate import Collator, Draw, batches, draws, heldout_draws, of_batch, seen_after
 from homodistil.distill.cutter import Blocks, Cutter
 from homodistil.distill.data import STREAM_HELDOUT, Corpus, heldout_count, load_corpus, tokenise
 from homodistil.distill.sources import of_epoch
@@ -223,6 +223,18 @@ def test_text_is_tokenised_once(tokenizer: Any, tmp_path: Path, monkeypatch: pyt
     assert len(calls) > made
 
 
+@pytest.mark.parametrize("changed", ["column", "target"])
+def test_another_column_is_tokenised_anew(changed: str, tokenizer: Any, tmp_path: Path) -> None:
+    """Of the same file: what is read of it, and what is said to it."""
+    path, columns = tmp_path / "columns.jsonl", {"column": "a", "target": "a"}
+    path.write_text("\n".join(json.dumps({"a": "the red cat", "b": "a big dog"}) for _ in range(20)))
+    read = []
+    for name in ("a", "b"):
+        options: dict[str, Any] = columns | {changed: name}
+        read.append(_sequences(load_corpus(str(path), tokenizer, length=16, packed=False, batch=4, **options), 1))
+    assert read[0] != read[1]
+
+
 def test_texts_that_end_otherwise_are_tokenised_anew(tokenizer: Any, tmp_path: Path) -> None:
     """Two tokenizers with one backend, and another token between two texts."""
     data, ended = _write("txt", tmp_path), []
@@ -303,6 +315,15 @@ def test_any_seed_draws() -> None:
         assert len(lots) == 2 * len(seeds)
 
 
+def test_what_has_been_learnt_is_told_from_all_else() -> None:
+    """By each batch, the first as well as the last, by their order, and by what of them; not by when it was asked."""
+    first, second, third = (Draw([[word]], number) for number, word in enumerate((5, 6, 7)))
+    whole = seen_after("", [first, second])
+    assert seen_after(seen_after("", [first]), [second]) == whole
+    others = [[third, second], [first, third], [second, first], [first], [second], [first, second, second]]
+    assert len({whole, *(seen_after("", other) for other in others)}) == 1 + len(others)
+
+
 def test_a_tokenizer_that_makes_nothing_of_any_text_is_refused() -> None:
     """Where its special tokens stand could only be guessed."""
     backend = Tokenizer(BPE({"[CLS]": 0, "M": 1}, merges=[]))
@@ -375,6 +396,20 @@ def test_a_stream_that_ends_and_cannot_be_read_again_says_so(tokenizer: Any) -> 
     corpus = load_corpus((t for t in TEXTS * 3), tokenizer, length=32, packed=False)
     with pytest.raises(UserError, match="has ended"):
         _sequences(corpus, 10_000)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_what_is_held_out_of_a_stream_is_never_learnt_from(packed: bool, tokenizer: Any) -> None:
+    """Of one that can be read once, too: all that comes after it is learnt from, in its order."""
+    texts = [" ".join(random.Random(k).choices(WORDS, k=12)) for k in range(200)]
+    corpus = load_corpus(iter(texts), tokenizer, length=14, packed=packed)
+    cutter = Cutter(tokenizer, "text", 14, packed)
+    expected = [ids for ids, _ in cutter.stream(texts)]
+    held = [tuple(s) for s in corpus.heldout]
+    assert sorted(held) == sorted(map(tuple, expected[:STREAM_HELDOUT]))
+    seen = _sequences(corpus, 100)
+    assert seen == expected[STREAM_HELDOUT : STREAM_HELDOUT + 100]
+    assert not set(map(tuple, seen)) & set(held)
 
 
 class _Passes:

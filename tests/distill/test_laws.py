@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from homodistil.distill.attention import IMPLEMENTATION, QueriesKeys, captured
 from homodistil.distill.collate import batches, draws, heldout_draws
 from homodistil.distill.descent import opposite
 from homodistil.distill.heldout import _answer, agreement
-from homodistil.distill.learning import calibrate
+from homodistil.distill.learning import calibrate, learn
 from homodistil.distill.leaving import descent
 from homodistil.distill.prepare import Run, prepare
 from homodistil.reading import build
@@ -100,10 +100,12 @@ def test_an_uncut_student_has_exactly_zero_distillation_loss(
     assert not any(bool(gradient.any()) for gradient in gradients)
 
 
+@pytest.mark.parametrize("distance", ["mse", "relative"])
 @pytest.mark.parametrize("model_class", CLASSES)
-def test_padding_changes_no_loss(model_class: type[PreTrainedModel], ready: Callable[..., Run]) -> None:
+def test_padding_changes_no_loss(model_class: type[PreTrainedModel], distance: str, ready: Callable[..., Run]) -> None:
     """The same texts in a longer batch have the same losses."""
-    run = ready(model_class, text={"length": 32, "packing": "texts"}, losses=COSINE if model_class is BertModel else {})
+    weights = {"hidden_kind": distance} | (COSINE if model_class is BertModel else {})
+    run = ready(model_class, text={"length": 32, "packing": "texts"}, losses=weights)
     _cut(run)
     short = _batch(run)
     rows, width = short["input_ids"].shape
@@ -179,6 +181,28 @@ def test_calibration_is_measured_like_whole_steps(ready: Callable[..., Run]) -> 
         scores.append(run.state.importance.ranking()["hidden"])
         shutil.rmtree(run.dir.path)
     torch.testing.assert_close(scores[0], scores[1])
+
+
+def test_the_gradients_of_a_step_are_the_mean_of_those_of_its_batches(ready: Callable[..., Run]) -> None:
+    """However the batches are learnt from: with units scored or not."""
+    run = ready(BertForMaskedLM, accumulate=2)
+    _cut(run)
+    both = [run.batch(draw) for draw in itertools.islice(draws(run.corpus.train, 4, start=0), 2)]
+
+    def gradients() -> list[Tensor]:
+        made = [p.grad.clone() for p in run.state.learnt if p.grad is not None]
+        run.state.optimizer.zero_grad()
+        return made
+
+    alone = []
+    for batch in both:
+        learn(run, batch, 1, scored=True, batches=1)
+        alone.append(gradients())
+    for scored in (True, False):
+        for batch in both:
+            learn(run, batch, 1, scored=scored)
+        for made, one, other in zip(gradients(), *alone, strict=True):
+            torch.testing.assert_close(made, (one + other) / 2, rtol=1e-4, atol=1e-6)
 
 
 def test_a_term_of_weight_zero_is_not_computed(ready: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -375,6 +399,21 @@ def test_answers_are_compared_at_any_temperature(temperature: float, ready: Call
     assert all(bool(p.grad.isfinite().all()) for p in run.state.student.parameters() if p.grad is not None)
 
 
+def test_a_head_of_one_number_learns_by_the_squared_difference(
+    ready: Callable[..., Run], save_teacher: Callable[..., Path]
+) -> None:
+    """The softmax of one number is 1 whatever it is."""
+    run = ready(BertForSequenceClassification, teacher=str(save_teacher(BertForSequenceClassification, num_labels=1)))
+    _cut(run)
+    batch = _batch(run)
+    mine, theirs = (run.runner(model, batch).prediction for model in (run.state.student, run.teacher.model))
+    assert mine is not None
+    assert theirs is not None
+    expected = (mine - theirs).square().mean()
+    assert expected > 1e-4
+    torch.testing.assert_close(_terms(run, batch)["prediction"], expected)
+
+
 def test_labels_that_do_not_exclude_each_other_are_told_by_sigmoids(
     ready: Callable[..., Run], save_teacher: Callable[..., Path]
 ) -> None:
@@ -426,7 +465,15 @@ def test_lost_heads_are_left_out_of_the_comparison(ready: Callable[..., Run]) ->
     mine, theirs = run.runner(student, batch), run.runner(run.teacher.model, batch)
     kept = descent(run).heads[0]
     torch.testing.assert_close(mine.attention[0].queries, theirs.attention[0].queries[:, kept], rtol=1e-5, atol=1e-5)
-    assert replace(run.objective).terms(mine, theirs, batch, descent(run))["attention"].isfinite()
+    distances = []
+    for k, (student_s, teacher_s) in enumerate(zip(mine.attention, theirs.attention, strict=True)):
+        scores = student_s.queries @ student_s.keys.mT * student_s.scaling
+        others = (teacher_s.queries @ teacher_s.keys.mT * teacher_s.scaling)[:, descent(run).heads[k]]
+        pairs = (batch["attention_mask"][:, :, None] * batch["attention_mask"][:, None, :])[:, None].expand_as(scores)
+        distances.append((scores - others)[pairs > 0].square().mean())
+    assert distances[0] < 1e-8 < distances[1]
+    made = run.objective.terms(mine, theirs, batch, descent(run))["attention"]
+    torch.testing.assert_close(made, torch.stack(distances).mean(), rtol=1e-4, atol=1e-6)
 
 
 def test_calibration_measures_and_changes_nothing(ready: Callable[..., Run]) -> None:
@@ -514,6 +561,18 @@ def test_predictions_of_tokens_in_chunks_equal_all_logits_at_once(monkeypatch: p
         torch.testing.assert_close(gradient, gradients[0])
 
 
+def test_embeddings_are_compared_as_states_are(ready: Callable[..., Run], tmp_path: Path) -> None:
+    """Relative to their size or not, as the weights say."""
+    for distance in ("mse", "relative"):
+        run = ready(BertModel, out=str(tmp_path / distance), losses={"hidden_kind": distance})
+        _cut(run)
+        batch = _batch(run)
+        mine, theirs = (run.runner(model, batch).hidden[0] for model in (run.state.student, run.teacher.model))
+        projection, relative = run.objective.projections[0], distance == "relative"
+        expected = losses.hidden(mine, theirs, projection, batch["attention_mask"], relative=relative)
+        torch.testing.assert_close(_terms(run, batch)["embedding"], expected)
+
+
 def test_relative_distances_do_not_see_the_scale_of_a_token() -> None:
     """A token a thousand times as loud counts like another, on either side; equal states have none."""
     torch.manual_seed(0)
@@ -522,4 +581,5 @@ def test_relative_distances_do_not_see_the_scale_of_a_token() -> None:
     plain = losses.hidden(student, teacher, eye, mask, relative=True)
     torch.testing.assert_close(losses.hidden(student * loud, teacher * loud, eye, mask, relative=True), plain)
     assert losses.hidden(student * loud, teacher, eye, mask, relative=True) <= 4
+    assert losses.hidden(-teacher, teacher, eye, mask, relative=True).item() == pytest.approx(4)
     assert losses.hidden(teacher, teacher, eye, mask, relative=True) == 0

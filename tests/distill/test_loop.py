@@ -10,9 +10,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -36,7 +38,7 @@ from homodistil.axes.families.encoders import BERT
 from homodistil.axes.layout import Layout
 from homodistil.compress import importance
 from homodistil.compress.schedule import Schedule, Stage
-from homodistil.distill import arrival, heldout, learning, loop
+from homodistil.distill import arrival, checkpoint, heldout, learning, loop
 from homodistil.distill.data import STREAM_HELDOUT
 from homodistil.distill.defaults import batch_for
 from homodistil.distill.prepare import prepare
@@ -642,22 +644,55 @@ def test_a_stream_with_as_much_text_as_the_run_learns_from_is_enough(masked_lm: 
     assert result.students["0.5"].exists()
 
 
+def test_everything_is_saved_every_few_minutes(
+    masked_lm: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A minute has passed since the start, or since the last time, at every second step of 40 seconds."""
+    clock, saved = itertools.count(0, 40), []
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=clock.__next__, perf_counter=time.perf_counter))
+    monkeypatch.setattr(checkpoint, "save", lambda folder, state, *_: saved.append(state.step))
+    homodistil.distil(masked_lm, corpus, "0.5", tmp_path / "run", checkpoint_minutes=1, **QUICK)
+    assert saved == [2, 4, 6, 8, 10]
+
+
+@pytest.mark.parametrize(("kind", "taken_over"), [("least-squares", True), ("mean", True), ("none", False)])
+def test_layers_take_over_what_is_cut_unless_they_are_told_not_to(
+    kind: str, taken_over: bool, masked_lm: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whenever units leave."""
+    asked: list[bool] = []
+    shrink = checkpoint.State.shrink
+
+    def spied(state: checkpoint.State, keep: Any, *, compensate: bool) -> None:
+        asked.append(compensate)
+        shrink(state, keep, compensate=compensate)
+
+    monkeypatch.setattr(checkpoint.State, "shrink", spied)
+    homodistil.distil(masked_lm, corpus, "0.5", tmp_path / "run", cutting={"compensate": kind}, **QUICK)
+    assert set(asked) == {taken_over}
+
+
 @pytest.mark.parametrize(("calibration", "asked"), [(3, 3), (0, 4)])
 def test_outputs_are_asked_of_the_uncut_student_alone(
     calibration: int, asked: int, encoder: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the calibration; where there is none, wherever importance is measured: at the first step and on the ramp."""
+    """In the calibration; where there is none, wherever importance is measured: at the first step and on the ramp.
+
+    Each time by noise of its own.
+    """
     widths: list[int] = []
+    seeds: list[int] = []
     measured = importance.output
 
-    def output(layout: Layout, student: PreTrainedModel, *others: Any) -> Any:
+    def output(layout: Layout, student: PreTrainedModel, hidden: Any, mask: Any, seed: int) -> Any:
         widths.append(layout.shape(student)["hidden"])
-        return measured(layout, student, *others)
+        seeds.append(seed)
+        return measured(layout, student, hidden, mask, seed)
 
     monkeypatch.setattr(importance, "output", output)
     cutting = {"calibration": calibration, "ramp_end": 0.34}
     homodistil.distil(encoder, corpus, "0.5", tmp_path / "run", cutting=cutting, **QUICK)
-    assert len(widths) == asked
+    assert len(widths) == asked == len(set(seeds))
     assert (set(widths) == {48}) == (calibration > 0)
 
 

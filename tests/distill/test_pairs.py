@@ -58,14 +58,19 @@ def _pieces(tokens: list[int], marks: list[int]) -> tuple[list[list[int]], list[
     return pieces, met
 
 
+@pytest.mark.parametrize(("length", "most"), [(40, 6), (200, 30)])
 @pytest.mark.parametrize("sentinels", [SENTINELS, PIECES])
-def test_source_and_target_told_by_sentinels_are_the_text_together(sentinels: list[str], tokenizer: Any) -> None:
-    """Each span stands in the target behind the sentinel that stands for it in the source; one more ends the target."""
+def test_source_and_target_told_by_sentinels_are_the_text_together(
+    sentinels: list[str], length: int, most: int, tokenizer: Any
+) -> None:
+    """Each span stands in the target behind the sentinel that stands for it in the source; one more ends the target,
+    also where there are fewer sentinels than spans.
+    """
     made = _with_sentinels(tokenizer, sentinels)
     marks = made.convert_tokens_to_ids(sentinels)
     special = {*made.all_special_ids, *marks}
     divide, generator = noise_of(made), torch.Generator().manual_seed(1)
-    for block in _blocks(made):
+    for block in _blocks(made, length=length):
         source, target = divide(block, generator)
         kept, met = _pieces(source, marks)
         (before, *spans, after), said = _pieces(target, marks)
@@ -75,8 +80,8 @@ def test_source_and_target_told_by_sentinels_are_the_text_together(sentinels: li
         assert after == ([made.eos_token_id] if made.eos_token_id is not None else [])
         assert all(span and not special & set(span) for span in spans)
         assert [*kept[0], *(t for s, k in zip(spans, kept[1:], strict=True) for t in (*s, *k))] == block
-        # 15 % of 37 ordinary tokens, unless sentinels run out
-        assert sum(map(len, spans)) <= 6
+        # 15 % of 37 ordinary tokens, or of 197, unless sentinels run out
+        assert sum(map(len, spans)) <= most
 
 
 @pytest.mark.parametrize("sentinels", [SENTINELS, PIECES])
@@ -90,13 +95,14 @@ def test_a_sentinel_in_a_text_is_never_taken_out(sentinels: list[str], tokenizer
 
 
 def test_a_mask_stands_for_each_span_and_the_target_is_the_whole_text(tokenizer: Any) -> None:
-    """Three of ten ordinary tokens are gone, and no special one."""
+    """Three of ten ordinary tokens are gone, by threes on average, and no special one."""
     divide, generator = noise_of(tokenizer), torch.Generator().manual_seed(1)
     for block in _blocks(tokenizer):
         source, target = divide(block, generator)
         kept, met = _pieces(source, [tokenizer.mask_token_id])
         assert target == block
-        assert len(met) > 1
+        # four spans, of which the token between two texts may part one
+        assert len(met) in (4, 5)
         assert len(block) - sum(map(len, kept)) == round(0.3 * 37)
         assert source.count(tokenizer.sep_token_id) == 2
         assert source[0] == tokenizer.cls_token_id
@@ -160,6 +166,9 @@ def test_pair_batches_are_a_function_of_seed_and_index(tokenizer: Any) -> None:
     labels = batch["labels"].view(6, 40)
     assert torch.equal(read[:, 1:40], labels[:, :-1])
     assert torch.equal(batch["positions"], batch["decoder_attention_mask"].flatten().nonzero()[:, 0])
+    # the five special tokens of the vocabulary are its first
+    for side in ("", "decoder_"):
+        assert torch.equal(batch[f"{side}ordinary"], (batch[f"{side}input_ids"] >= 5).long())
 
 
 def test_given_pairs_reach_the_model_as_they_are(tokenizer: Any, tmp_path: Path) -> None:
@@ -264,6 +273,19 @@ def test_a_decoder_is_listened_to_by_its_own_tokens() -> None:
     counts = {name: int(count) for name, count in moments.counts.items()}
     assert {count for name, count in counts.items() if name.startswith("encoder.")} == {mask.numel()}
     assert {count for name, count in counts.items() if name.startswith("decoder.")} == {2}
+
+
+def test_what_looks_across_is_listened_to_by_the_tokens_of_the_source() -> None:
+    """Keys and values of BART's cross-attention read what the encoder made, its queries what the decoder did."""
+    model = tiny("BART")
+    moments = InputMoments(model, Layout.of(model))
+    batch, mask = inputs(model)
+    few = torch.zeros_like(mask)
+    few[0, :2] = 1
+    with torch.no_grad(), moments.listening(mask, few):
+        model(**batch)
+    counts = {name.partition("encoder_attn.")[2]: int(count) for name, count in moments.counts.items()}
+    assert (counts["k_proj"], counts["v_proj"], counts["q_proj"]) == (mask.numel(), mask.numel(), 2)
 
 
 def test_a_head_apart_from_the_embeddings_stays_apart(tmp_path: Path) -> None:

@@ -147,6 +147,21 @@ def test_torn_images_are_not_held_out(pictures: Path, image_processor: Any, tmp_
         load_views(str(folder), image_processor, **options)  # type: ignore[arg-type]
 
 
+def test_a_corpus_of_images_is_told_by_each_of_them(pictures: Path, image_processor: Any, tmp_path: Path) -> None:
+    """Also by one that is learnt from."""
+    folder = tmp_path / "pictures"
+    shutil.copytree(pictures, folder)
+    options = {"channels": 3, "tokens": 17, "class_tokens": 1, "options": Images(), "seed": 0}
+    before, _ = load_views(str(folder), image_processor, **options)  # type: ignore[arg-type]
+    again, _ = load_views(str(folder), image_processor, **options)  # type: ignore[arg-type]
+    files = sorted(folder.rglob("*.png"))
+    learnt = next(row for row in range(len(files)) if View(row) not in before.heldout)
+    shutil.copy(files[learnt - 1], files[learnt])
+    after, _ = load_views(str(folder), image_processor, **options)  # type: ignore[arg-type]
+    assert before.heldout == after.heldout
+    assert before.identity == again.identity != after.identity
+
+
 def test_order_depends_on_the_seed() -> None:
     """Another seed, another order."""
     orders = [[v.row for v in itertools.islice(Views(range(50), seed).sequences(0), 50)] for seed in (0, 1)]
