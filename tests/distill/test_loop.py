@@ -489,7 +489,9 @@ def test_a_name_that_is_no_text_costs_no_run(masked_lm: Path, corpus: Path, tmp_
 
 
 def test_accumulated_batches_make_the_step_of_one_large_batch(encoder: Path, corpus: Path, tmp_path: Path) -> None:
-    """Without a similarity loss, which compares within a batch, two halves learn what the whole learns."""
+    """Without a similarity loss, which compares within a batch, two halves learn what the whole learns, and tell the
+    same losses, which are means over steps and batches.
+    """
     options = QUICK | {"text": {"length": 16, "packing": "blocks"}, "losses": {"prediction": 0}, "steps": 6,
                        "cutting": {"importance": "magnitude", "compensate": "none", "basis": "teacher"}}  # fmt: skip
     one = homodistil.distil(encoder, corpus, "0.5", tmp_path / "one", **options | {"batch": 8})
@@ -497,6 +499,11 @@ def test_accumulated_batches_make_the_step_of_one_large_batch(encoder: Path, cor
     ours, theirs = (load_file(r.students["0.5"] / "model.safetensors") for r in (one, two))
     for name, value in ours.items():
         torch.testing.assert_close(value, theirs[name], rtol=1e-3, atol=1e-4)
+    told, same = ([json.loads(line) for line in (r.out / "metrics.jsonl").read_text().splitlines()] for r in (one, two))
+    # before the first cut there is none
+    assert all(term > 0 for term in told[-1]["terms"].values())
+    for record, other in zip(told, same, strict=True):
+        assert other["terms"] == pytest.approx(record["terms"], rel=1e-3, abs=1e-5)
 
 
 def test_tokens_and_streams_set_the_length_of_a_run(encoder: Path, tmp_path: Path) -> None:
@@ -752,12 +759,14 @@ def test_a_run_may_start_from_a_student_of_its_teacher(masked_lm: Path, corpus: 
 def test_a_student_with_fewer_layers_learns_from_its_teacher(
     masked_lm: Path, save_teacher: Callable[..., Path], corpus: Path, tmp_path: Path
 ) -> None:
-    """Half the layers, random weights: every loss is there, and falls."""
+    """Half the layers, random weights: every loss is there, and falls, as often as it was asked for."""
     shallow = save_teacher(BertForMaskedLM, num_hidden_layers=1)
     options = {**QUICK, "steps": 60, "evaluations": 12, "student": str(shallow)}
     homodistil.distil(masked_lm, corpus, "1.0", tmp_path / "run", **options)
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    held = [json.loads(line)["heldout"] for line in lines if "heldout" in line]
+    measured = [record for line in lines if "heldout" in (record := json.loads(line))]
+    assert [record["step"] for record in measured] == list(range(5, 61, 5))
+    held = [record["heldout"] for record in measured]
     for name in ("hidden", "attention", "prediction"):
         assert held[-1][name] < held[0][name]
 

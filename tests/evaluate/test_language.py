@@ -181,7 +181,9 @@ def test_a_model_agrees_with_itself(kind: str, request: pytest.FixtureRequest) -
 def test_classifiers_agree_by_what_they_say_of_texts(
     name: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
-    """A copy wholly, another head less, by the divergence of what it says; labels that do not exclude each other, and numbers, are not compared."""
+    """A copy wholly, another head less, by how far it diverges; labels that do not exclude each other, and numbers, are
+    not compared.
+    """
     opened = []
     for place, changes in (("one", {}), ("two", {}), ("many", {"problem_type": "multi_label_classification"})):
         model = tiny(name, num_labels=3, **changes)
