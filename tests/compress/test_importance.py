@@ -94,7 +94,7 @@ def test_importance_is_the_sum_of_weights_times_gradients(model_class: Any) -> N
 
 
 def test_magnitude_is_the_sum_of_absolute_weights() -> None:
-    """Without a gradient a unit's score is the sum of its weights' magnitudes."""
+    """Without a gradient a unit's score is the sum of its weights' magnitudes, in float32 whatever they lie in."""
     model = _small()
     scores = importance.magnitude(Layout.of(model), model)
     for axis in AXES:

@@ -71,7 +71,9 @@ def test_a_probe_is_chosen_by_what_it_is_scored_by(encoder: Path) -> None:
 
 def test_numbers_are_probed_at_the_strengths_that_classes_are() -> None:
     """Of a ridge the strength itself is asked for, of a logistic regression its inverse."""
-    number, classes = (replace(_splits(lambda a, _: len(a), "one").task, labels=labels) for labels in ("number", "classes"))
+    number, classes = (
+        replace(_splits(lambda a, _: len(a), "one").task, labels=labels) for labels in ("number", "classes")
+    )
     ridge, logistic = (_linear(task, [0, 1] * 9)[-1] for task in (number, classes))
     np.testing.assert_allclose(np.sort(1 / ridge.alphas), np.sort(logistic.param_grid["C"]))
 
