@@ -94,13 +94,21 @@ def test_importance_is_the_sum_of_weights_times_gradients(model_class: Any) -> N
 
 
 def test_magnitude_is_the_sum_of_absolute_weights() -> None:
-    """Without a gradient a unit's score is the sum of its weights' magnitudes, in float32 whatever they lie in."""
+    """Without a gradient a unit's score is the sum of its weights' magnitudes."""
     model = _small()
     scores = importance.magnitude(Layout.of(model), model)
     for axis in AXES:
         for unit in _units(axis):
             by_hand = sum(float(t[place].detach().abs().sum()) for t, place in _weights_of(model, axis, unit))
             assert float(scores[axis][unit]) == pytest.approx(by_hand, rel=1e-5), (axis, unit)
+
+
+def test_scores_of_weights_in_bf16_are_sums_in_float32() -> None:
+    """Or units would rank as coarsely as bf16 can tell large numbers apart."""
+    half = _small().bfloat16()
+    layout, whole = Layout.of(half), copy.deepcopy(half).float()
+    for axis, scores in importance.magnitude(layout, half).items():
+        torch.testing.assert_close(scores, importance.magnitude(layout, whole)[axis], rtol=1e-5, atol=1e-5)
 
 
 def test_tied_weights_count_once() -> None:
