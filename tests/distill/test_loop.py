@@ -35,6 +35,7 @@ from homodistil.axes.families import own
 from homodistil.axes.families.encoders import BERT
 from homodistil.axes.layout import Layout
 from homodistil.compress import importance
+from homodistil.compress.compensate import FADING
 from homodistil.compress.schedule import Schedule, Stage
 from homodistil.distill import arrival, heldout, learning, loop
 from homodistil.distill.data import STREAM_HELDOUT
@@ -666,6 +667,29 @@ def test_outputs_are_asked_of_the_uncut_student_alone(
     homodistil.distil(encoder, corpus, "0.5", tmp_path / "run", cutting=cutting, **QUICK)
     assert len(widths) == asked
     assert (set(widths) == {48}) == (calibration > 0)
+
+
+def test_what_layers_read_weighs_less_at_each_later_measurement(
+    encoder: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nine tenths of it each time, because a student that is cut reads something else."""
+    read, kept = list[int](), list[float]()
+    learn, score = learning.learn, learning.score
+
+    def reading(run: Any, batch: Any, *rest: Any, **options: Any) -> Any:
+        read.append(int(batch["ordinary"].sum()))
+        return learn(run, batch, *rest, **options)
+
+    def scoring(state: Any) -> None:
+        kept.append(max(float(count) for count in state.moments.counts.values()))
+        score(state)
+
+    monkeypatch.setattr(loop, "learn", reading)
+    monkeypatch.setattr(loop, "score", scoring)
+    homodistil.distil(encoder, corpus, "0.5", tmp_path / "run", cutting={"ramp_end": 0.5}, **QUICK)
+    assert len(kept) == 6
+    for before, now, new in zip(kept[:-1], kept[1:], read[1:], strict=False):
+        assert now == pytest.approx(FADING * before + new)
 
 
 def _stages(*targets: str, steps: int) -> tuple[Stage, ...]:
