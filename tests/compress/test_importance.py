@@ -103,6 +103,14 @@ def test_magnitude_is_the_sum_of_absolute_weights() -> None:
             assert float(scores[axis][unit]) == pytest.approx(by_hand, rel=1e-5), (axis, unit)
 
 
+def test_scores_of_weights_in_bf16_are_sums_in_float32() -> None:
+    """Or units would rank as coarsely as bf16 can tell large numbers apart."""
+    half = _small().bfloat16()
+    layout, whole = Layout.of(half), copy.deepcopy(half).float()
+    for axis, scores in importance.magnitude(layout, half).items():
+        torch.testing.assert_close(scores, importance.magnitude(layout, whole)[axis], rtol=1e-5, atol=1e-5)
+
+
 def test_tied_weights_count_once() -> None:
     """The vocabulary's matrix, tied or not, adds to a hidden unit's score what it weighs, and once if it is tied."""
     tied, untied = make(BertForMaskedLM, **SMALL), make(BertForMaskedLM, **SMALL, tie_word_embeddings=False)

@@ -184,7 +184,9 @@ def test_printed_without_torch() -> None:
 
 
 def test_cuts_at_intervals_follow_the_same_ramp_and_reach_the_same_shapes() -> None:
-    """Between two of them nothing changes; at each the widths are those of the ramp, and targets are exact."""
+    """Between two of them nothing changes; at each the widths are those of the ramp, and targets are exact. Before
+    the first one, importance is known from the first step on.
+    """
     each = _several()
     some = replace(each, every=8)
     for step in range(each.steps + 1):
@@ -194,4 +196,5 @@ def test_cuts_at_intervals_follow_the_same_ramp_and_reach_the_same_shapes() -> N
     assert all(step % 8 == 0 or step in ends for step, _ in some.changes())
     assert len(list(some.changes())) < len(list(each.changes()))
     assert all(some.measured(step) for step, _ in some.changes())
+    assert [step for step in range(1, 17) if some.measured(step)] == [1, 8, 16]
     assert sum(some.measured(step) for step in range(1, some.steps + 1)) < some.steps / 6

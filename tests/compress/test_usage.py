@@ -61,7 +61,8 @@ def test_texts_are_read_whole_also_by_a_tokenizer_that_cuts_or_fills_them(kind: 
 
 
 def test_a_word_that_no_token_stands_for_is_told_as_the_algorithm_was_given_it() -> None:
-    assert usage_of(["the \u4e2d cat", "\u4e2d"], _spec("WordPiece")).unread == {"\u4e2d"}
+    texts = ["the \u4e2d cat", "\u4e2d", "the \u041c\u0418\u0420 cat"]
+    assert usage_of(texts, _spec("WordPiece")).unread == {"\u4e2d", "\u043c\u0438\u0440"}
 
 
 def test_what_is_no_text_is_passed_over() -> None:

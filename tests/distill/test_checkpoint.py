@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import BertForMaskedLM
+from transformers import BertForMaskedLM, PreTrainedTokenizerBase
 
 from homodistil.compress.cut import select
 from homodistil.compress.importance import magnitude, sensitivity
@@ -21,16 +21,17 @@ from homodistil.distill.learning import learn
 from homodistil.distill.prepare import Run, prepare
 from homodistil.errors import UserError
 from homodistil.reading import build
+from zoo import deep
 
 
 @pytest.fixture
-def fresh(save_teacher: Callable[..., Path], corpus: Path, tmp_path: Path) -> Callable[[], Run]:
+def fresh(save_teacher: Callable[..., Path], corpus: Path, tmp_path: Path) -> Callable[..., Run]:
     """A run at step 0; each call gives another of the same recipe."""
     teacher = save_teacher(BertForMaskedLM, num_hidden_layers=4)
     count = iter(range(100))
 
-    def make_run() -> Run:
-        values = {"teacher": str(teacher), "data": str(corpus), "target": "0.5", "steps": 10, "batch": 4,
+    def make_run(source: Path = teacher) -> Run:
+        values = {"teacher": str(source), "data": str(corpus), "target": "0.5", "steps": 10, "batch": 4,
                   "out": str(tmp_path / f"run{next(count)}"), "precision": "fp32", "text": {"length": 32}}  # fmt: skip
         return prepare(build(values), resume=False, texts=None)
 
@@ -87,6 +88,24 @@ def test_what_is_saved_comes_back_to_the_bit(fresh: Callable[[], Run], tmp_path:
     for either in (run, again):
         _advance(either, {"hidden": 24, "heads": 2, "head_dim": 8, "ffn": 64, "layers": 1})
     _same(run.state, again.state)
+
+
+@torch.no_grad()
+def test_layers_come_back_as_what_they_were(
+    fresh: Callable[..., Run], tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """Where they attend in turns, those that are left do so as before."""
+    deep("Gemma2").save_pretrained(tmp_path / "teacher")
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    run, again = (fresh(tmp_path / "teacher") for _ in range(2))
+    run.state.shrink({"layers": torch.tensor([1, 3])}, compensate=False)
+    checkpoint.save(tmp_path, run.state, "digest", "data", "weights")
+    checkpoint.restore(tmp_path, again.state, "digest", "data", "weights")
+    ours, theirs = run.state.student, again.state.student
+    assert theirs.config.layer_types == ours.config.layer_types == ["full_attention"] * 2
+    batch = next(batches(run.corpus.train, run.collate, 4, start=0))
+    mine, other = (run.runner(student, batch).hidden[-1] for student in (ours, theirs))
+    assert torch.equal(mine, other)
 
 
 def test_only_the_two_newest_are_kept(fresh: Callable[[], Run], tmp_path: Path) -> None:

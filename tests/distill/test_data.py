@@ -29,7 +29,7 @@ from conftest import WORDS
 from homodistil.distill.collate import Collator, Draw, batches, draws, heldout_draws, of_batch, seen_after
 from homodistil.distill.cutter import Blocks, Cutter
 from homodistil.distill.data import STREAM_HELDOUT, Corpus, heldout_count, load_corpus, tokenise
-from homodistil.distill.sources import of_epoch
+from homodistil.distill.sources import Cropper, Pieces, of_epoch
 from homodistil.errors import UserError
 from homodistil.text import open_text
 
@@ -156,10 +156,11 @@ def test_texts_of_one_length_come_together_in_every_epoch(tokenizer: Any, tmp_pa
     ],
 )
 def test_held_out_batches_are_of_one_size(texts: int, size: int, batches_of: list[int]) -> None:
-    """Each text beside two others where batches are so large."""
+    """Each text beside two others where batches are so large; each batch is masked in its own way, every time."""
     made = list(heldout_draws(list(range(texts)), size))
     assert [len(draw.sequences) for draw in made] == batches_of
     assert [n for draw in made for n in draw.sequences] == list(range(texts))
+    assert [draw.number for draw in made] == [-1 - k for k in range(len(made))]
 
 
 def test_masks_fall_on_ordinary_tokens_and_labels_are_what_was_there(tokenizer: Any) -> None:
@@ -456,6 +457,19 @@ def test_crops_are_pieces_of_texts_and_the_same_each_time(tokenizer: Any, tmp_pa
     assert _sequences(corpus, 60, start=137) == seen[137:197]
     mean = sum(map(len, seen)) / len(seen)
     assert corpus.mean_tokens == pytest.approx(mean, rel=0.05)
+
+
+def test_pieces_reach_from_a_texts_beginning_to_its_end_and_are_others_in_another_epoch() -> None:
+    """Every place of a text is learnt from, and each time in another company."""
+    pieces = Pieces(Cropper(1.0, [3], seed=0), np.full(2000, 1), np.full(2000, 14))
+    firsts, lengths = pieces.of(0)
+    left = 14 - lengths - firsts
+    cut = lengths < 14
+    assert firsts[cut].min() == left[cut].min() == 0
+    again, other = pieces.of(0), pieces.of(1)
+    assert np.array_equal(lengths, again[1])
+    assert not np.array_equal(lengths, other[1])
+    assert not np.array_equal(firsts, other[0])
 
 
 def test_streams_are_cropped_too_and_blocks_never(tokenizer: Any, tmp_path: Path) -> None:

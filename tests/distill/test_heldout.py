@@ -14,7 +14,7 @@ from transformers import BertForMaskedLM, BertForSequenceClassification, BertMod
 from homodistil.compress.cut import select
 from homodistil.compress.importance import magnitude
 from homodistil.distill.collate import heldout_draws
-from homodistil.distill.heldout import measure
+from homodistil.distill.heldout import agreement, measure
 from homodistil.distill.leaving import descent
 from homodistil.distill.prepare import Run, prepare
 from homodistil.recipe import Recipe
@@ -50,11 +50,14 @@ def _texts(run: Run) -> list[Any]:
     return [sequence for _, sequence in zip(range(37), run.corpus.train.sequences(0), strict=False)]
 
 
-@pytest.mark.parametrize(
+KINDS = pytest.mark.parametrize(
     ("model_class", "weights"),
     [(BertForSequenceClassification, {}), (BertModel, {"cosine": 1.0})],
     ids=["classes", "similarities"],
 )
+
+
+@KINDS
 def test_each_figure_is_the_same_in_batches_of_any_size(
     model_class: type[PreTrainedModel], weights: dict[str, float], cut_run: Callable[..., Run]
 ) -> None:
@@ -69,6 +72,33 @@ def test_each_figure_is_the_same_in_batches_of_any_size(
         # its pooler is once a text in the mean over tokens
         assert other.pop("hidden") == pytest.approx(whole["hidden"], rel=5e-3)
         assert other == pytest.approx({name: value for name, value in whole.items() if name != "hidden"}, rel=1e-4)
+
+
+@KINDS
+@torch.no_grad()
+def test_of_a_single_batch_each_figure_is_the_loss_itself(
+    model_class: type[PreTrainedModel], weights: dict[str, float], cut_run: Callable[..., Run]
+) -> None:
+    """Of as many texts as are compared with each other; no fewer losses are told than are learnt from."""
+    run = cut_run(model_class, **weights)
+    batch = run.collate(_texts(run)[:20], -1)
+    batch["tokens"] = batch["attention_mask"].sum()
+    mine, theirs = (run.runner(model, batch) for model in (run.state.student, run.teacher.model))
+    terms = run.objective.terms(mine, theirs, batch, descent(run))
+    found = _held(run, [batch])
+    assert found.keys() == {*terms, "agreement"}
+    assert {name: found[name] for name in terms} == pytest.approx({n: t.item() for n, t in terms.items()}, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["similarity", "labels"])
+def test_what_is_constant_agrees_with_nothing_that_varies(kind: Any) -> None:
+    """With a constant it does: texts that are all alike to a teacher should be so to its student."""
+    varied = torch.nn.functional.normalize(torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), dim=-1)
+    constant = varied[:1].expand(6, -1)
+    ours, others = (constant, varied) if kind == "similarity" else (constant[:, 0], varied[:, 0])
+    assert agreement(kind, ours, others) == agreement(kind, others, ours) == 0
+    assert agreement(kind, ours, ours) == 1
+    assert agreement(kind, others, others) == pytest.approx(1)
 
 
 def test_what_is_predicted_counts_alike_wherever_it_stands(cut_run: Callable[..., Run]) -> None:

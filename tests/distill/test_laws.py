@@ -205,6 +205,12 @@ def test_the_gradients_of_a_step_are_the_mean_of_those_of_its_batches(ready: Cal
             torch.testing.assert_close(made, (one + other) / 2, rtol=1e-4, atol=1e-6)
 
 
+def test_the_discrepancy_is_the_weighted_sum_without_the_students_own_language_model(ready: Callable[..., Run]) -> None:
+    """Which is no comparison with the teacher."""
+    objective = ready(BertForMaskedLM, losses={"hidden": 0.5, "embedding": 3.0}).objective
+    assert objective.discrepancy({"hidden": 1.0, "embedding": 0.5, "lm": 9.0}) == 0.5 + 1.5
+
+
 def test_a_term_of_weight_zero_is_not_computed(ready: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
     """Without their weights no loss function is called, no attention is kept, and no logits are made."""
     run = ready(BertForMaskedLM, losses={"lm": 0, "prediction": 0, "attention": 0, "embedding": 0, "hidden": 1})

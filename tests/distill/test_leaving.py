@@ -75,6 +75,27 @@ def test_layers_that_do_nothing_leave_first_and_are_not_missed(idle: Path, corpu
     assert all_but_one(run, [batch])[1].min() > 0
 
 
+def test_layers_are_weighed_on_what_was_just_learnt(
+    four: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What comes next has not been read by then."""
+    learnt, weighed = list[torch.Tensor](), list[bool]()
+    learn, choose = learning.learn, all_but_one
+
+    def learning_it(run: Run, batch: Any, step: int, **options: Any) -> Any:
+        learnt.append(batch["input_ids"].clone())
+        return learn(run, batch, step, **options)
+
+    def choosing(run: Run, read: Any) -> Any:
+        weighed.append(torch.equal(read[0]["input_ids"], learnt[-1]))
+        return choose(run, read)
+
+    monkeypatch.setattr(loop, "learn", learning_it)
+    monkeypatch.setattr(loop, "all_but_one", choosing)
+    homodistil.distil(four, corpus, "layers=2", tmp_path / "run", cutting={"ramp_end": 0.8}, **QUICK)
+    assert weighed == [True, True]
+
+
 @pytest.mark.parametrize("model_class", [BertForMaskedLM, BertModel])
 def test_choosing_changes_nothing_and_is_what_leaving_does(
     model_class: Any, save_teacher: Callable[..., Path], corpus: Path, tmp_path: Path

@@ -37,6 +37,7 @@ from homodistil.axes.families import own
 from homodistil.axes.families.encoders import BERT
 from homodistil.axes.layout import Layout
 from homodistil.compress import importance
+from homodistil.compress.compensate import FADING
 from homodistil.compress.schedule import Schedule, Stage
 from homodistil.distill import arrival, checkpoint, heldout, learning, loop
 from homodistil.distill.data import STREAM_HELDOUT
@@ -491,7 +492,9 @@ def test_a_name_that_is_no_text_costs_no_run(masked_lm: Path, corpus: Path, tmp_
 
 
 def test_accumulated_batches_make_the_step_of_one_large_batch(encoder: Path, corpus: Path, tmp_path: Path) -> None:
-    """Without a similarity loss, which compares within a batch, two halves learn what the whole learns."""
+    """Without a similarity loss, which compares within a batch, two halves learn what the whole learns, and tell the
+    same losses, which are means over steps and batches.
+    """
     options = QUICK | {"text": {"length": 16, "packing": "blocks"}, "losses": {"prediction": 0}, "steps": 6,
                        "cutting": {"importance": "magnitude", "compensate": "none", "basis": "teacher"}}  # fmt: skip
     one = homodistil.distil(encoder, corpus, "0.5", tmp_path / "one", **options | {"batch": 8})
@@ -499,6 +502,11 @@ def test_accumulated_batches_make_the_step_of_one_large_batch(encoder: Path, cor
     ours, theirs = (load_file(r.students["0.5"] / "model.safetensors") for r in (one, two))
     for name, value in ours.items():
         torch.testing.assert_close(value, theirs[name], rtol=1e-3, atol=1e-4)
+    told, same = ([json.loads(line) for line in (r.out / "metrics.jsonl").read_text().splitlines()] for r in (one, two))
+    # before the first cut there is none
+    assert all(term > 0 for term in told[-1]["terms"].values())
+    for record, other in zip(told, same, strict=True):
+        assert other["terms"] == pytest.approx(record["terms"], rel=1e-3, abs=1e-5)
 
 
 def test_tokens_and_streams_set_the_length_of_a_run(encoder: Path, tmp_path: Path) -> None:
@@ -696,6 +704,29 @@ def test_outputs_are_asked_of_the_uncut_student_alone(
     assert (set(widths) == {48}) == (calibration > 0)
 
 
+def test_what_layers_read_weighs_less_at_each_later_measurement(
+    encoder: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nine tenths of it each time, because a student that is cut reads something else."""
+    read, kept = list[int](), list[float]()
+    learn, score = learning.learn, learning.score
+
+    def reading(run: Any, batch: Any, *rest: Any, **options: Any) -> Any:
+        read.append(int(batch["ordinary"].sum()))
+        return learn(run, batch, *rest, **options)
+
+    def scoring(state: Any) -> None:
+        kept.append(max(float(count) for count in state.moments.counts.values()))
+        score(state)
+
+    monkeypatch.setattr(loop, "learn", reading)
+    monkeypatch.setattr(loop, "score", scoring)
+    homodistil.distil(encoder, corpus, "0.5", tmp_path / "run", cutting={"ramp_end": 0.5}, **QUICK)
+    assert len(kept) == 6
+    for before, now, new in zip(kept[:-1], kept[1:], read[1:], strict=False):
+        assert now == pytest.approx(FADING * before + new)
+
+
 def _stages(*targets: str, steps: int) -> tuple[Stage, ...]:
     widths = {"hidden": 48}
     return Schedule.over(widths, [(t, widths) for t in targets], steps=steps, ramp=(0.0, 0.1), grain=8).stages
@@ -787,12 +818,14 @@ def test_a_run_may_start_from_a_student_of_its_teacher(masked_lm: Path, corpus: 
 def test_a_student_with_fewer_layers_learns_from_its_teacher(
     masked_lm: Path, save_teacher: Callable[..., Path], corpus: Path, tmp_path: Path
 ) -> None:
-    """Half the layers, random weights: every loss is there, and falls."""
+    """Half the layers, random weights: every loss is there, and falls, as often as it was asked for."""
     shallow = save_teacher(BertForMaskedLM, num_hidden_layers=1)
     options = {**QUICK, "steps": 60, "evaluations": 12, "student": str(shallow)}
     homodistil.distil(masked_lm, corpus, "1.0", tmp_path / "run", **options)
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    held = [json.loads(line)["heldout"] for line in lines if "heldout" in line]
+    measured = [record for line in lines if "heldout" in (record := json.loads(line))]
+    assert [record["step"] for record in measured] == list(range(5, 61, 5))
+    held = [record["heldout"] for record in measured]
     for name in ("hidden", "attention", "prediction"):
         assert held[-1][name] < held[0][name]
 

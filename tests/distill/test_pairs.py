@@ -86,12 +86,13 @@ def test_source_and_target_told_by_sentinels_are_the_text_together(
 
 @pytest.mark.parametrize("sentinels", [SENTINELS, PIECES])
 def test_a_sentinel_in_a_text_is_never_taken_out(sentinels: list[str], tokenizer: Any) -> None:
-    """It has no word to tell of, and would stand for two spans."""
+    """It has no word to tell of, and would stand for two spans; neither inside a text nor at its end."""
     made = _with_sentinels(tokenizer, sentinels)
     own = made.convert_tokens_to_ids(sentinels[4])
     for seed in range(20):
-        source, _ = noise_of(made)([7, own, 8, own, 9], torch.Generator().manual_seed(seed))
-        assert source.count(own) == 2
+        for text in ([7, own, 8, own, 9], [7, own, 8, own]):
+            source, _ = noise_of(made)(text, torch.Generator().manual_seed(seed))
+            assert source.count(own) == 2
 
 
 def test_a_mask_stands_for_each_span_and_the_target_is_the_whole_text(tokenizer: Any) -> None:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,9 @@ def test_each_epoch_has_each_image_once_and_none_that_is_held_out(pictures: Path
 
 
 def test_a_piece_keeps_its_share_and_another_draw_is_another_piece(pictures: Path, image_processor: Any) -> None:
-    """At least the asked-for share of the area, to a row or column of pixels; never outside; the same draw the same."""
+    """At least the asked-for share of the area, to a row or column of pixels; never outside; the same draw the same,
+    and of another seed another.
+    """
     collate = _collator(pictures, image_processor, crop=0.4, flip=0.0)
     for size in ((60, 40), (200, 9), (1, 1)):
         rows, columns = np.mgrid[: size[1], : size[0]]
@@ -105,6 +108,8 @@ def test_a_piece_keeps_its_share_and_another_draw_is_another_piece(pictures: Pat
         again = [collate.look(image, draw) for draw in range(30)]
         assert [p.tobytes() for p in pieces] == [p.tobytes() for p in again]
         assert len({p.tobytes() for p in pieces}) > 20 or size == (1, 1)
+        others = [replace(collate, seed=4).look(image, draw).tobytes() for draw in range(30)]
+        assert others != [p.tobytes() for p in pieces] or size == (1, 1)
 
 
 def test_without_crops_and_flips_every_view_is_the_image(pictures: Path, image_processor: Any) -> None:

@@ -126,6 +126,23 @@ def test_the_grid_chooses_on_training_rows_alone(encoder: Path, monkeypatch: pyt
         assert sorted(used) == sorted(splits.train["text"])
 
 
+def test_a_class_of_a_single_row_is_not_what_a_learning_rate_is_chosen_by(
+    encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where that row is held out, nothing could be learnt of it."""
+    alone = _rows(256, 0, len).train_test_split(test_size=finetuning.GRID_HELDOUT, seed=0)["test"][3]["text"]
+    splits, held = _splits(lambda text: 2 if text == alone else int("cat" in text)), list[list[Any]]()
+
+    def spy(_: Path, inner: Splits, settings: Settings, **__: Any) -> dict[str, float]:
+        held.append(inner.evaluated["held"]["label"][:])
+        return {"score": 0.0}
+
+    monkeypatch.setattr(finetuning, "finetune", spy)
+    best_of_grid(encoder, splits, EASY)
+    assert [set(labels) for labels in held] == [{0, 1}] * 3
+    assert len(held[0]) == 25
+
+
 def test_small_tasks_get_more_epochs_and_narrow_models_higher_rates() -> None:
     """Epochs fall with the rows between 10 and 3; the rate is 3e-5 at 768 and grows as the width falls."""
     task = TASKS["rte"]

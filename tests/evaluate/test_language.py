@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import shutil
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
@@ -32,7 +34,14 @@ from homodistil.evaluate import agreement as agreement_of
 from homodistil.evaluate import language as language_of
 from homodistil.evaluate.agreement import agreement, linear_cka, pairs_correlation
 from homodistil.evaluate.evaluation import evaluate
-from homodistil.evaluate.language import LOGITS, blocks, language, masked_positions, masked_predictions
+from homodistil.evaluate.language import (
+    LOGITS,
+    blocks,
+    language,
+    masked_positions,
+    masked_predictions,
+    pseudo_perplexity,
+)
 from homodistil.evaluate.models import Opened, open_model
 from zoo import tiny
 
@@ -124,6 +133,34 @@ def test_a_model_that_knows_nothing_is_as_perplexed_as_the_vocabulary_is_large(m
         assert language(opened, blocks(opened, TEXTS, 16, 3))[name] == pytest.approx(VOCABULARY, rel=1e-4)
 
 
+@torch.no_grad()
+def test_a_decoder_is_asked_for_each_token_that_follows(causal: Path) -> None:
+    """Its accuracy is the share that it finds, and its perplexity goes by the mean over them."""
+    opened = open_model(str(causal))
+    # it says each token once more, as the texts do
+    opened.model.transformer.wte.weight.mul_(20)
+    ids = blocks(opened, [text.replace(" ", " a a ") for text in TEXTS], 16, 4)
+    said, right = opened.model(input_ids=ids).logits[:, :-1].transpose(1, 2), ids[:, 1:]
+    hits = (said.argmax(1) == right).float().mean().item()
+    assert 0 < hits < 1
+    loss = F.cross_entropy(said, right).item()
+    assert language(opened, ids) == pytest.approx({"perplexity": math.exp(loss), "next_accuracy": hits}, rel=1e-4)
+
+
+@torch.no_grad()
+def test_pseudo_perplexity_is_of_each_word_masked_alone(masked_lm: Path) -> None:
+    """Of no special token, as those are known; a plain loop says the same."""
+    opened = open_model(str(masked_lm))
+    ids = blocks(opened, TEXTS, 16, 3)
+    found = []
+    for row, place in itertools.product(range(3), range(16)):
+        if ids[row, place] not in opened.tokenizer.all_special_ids:
+            hidden = ids[row : row + 1].clone()
+            hidden[0, place] = opened.tokenizer.mask_token_id
+            found.append(F.cross_entropy(opened.model(input_ids=hidden).logits[0, place], ids[row, place]))
+    assert pseudo_perplexity(opened, ids) == pytest.approx(math.exp(sum(found) / len(found)), rel=1e-4)
+
+
 def test_an_encoder_has_no_language(encoder: Path) -> None:
     """Without a language-model head there is nothing to measure, and no error."""
     opened = open_model(str(encoder))
@@ -144,7 +181,9 @@ def test_a_model_agrees_with_itself(kind: str, request: pytest.FixtureRequest) -
 def test_classifiers_agree_by_what_they_say_of_texts(
     name: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
-    """A copy wholly, another head less; labels that do not exclude each other, and numbers, are not compared."""
+    """A copy wholly, another head less, by how far it diverges; labels that do not exclude each other, and numbers, are
+    not compared.
+    """
     opened = []
     for place, changes in (("one", {}), ("two", {}), ("many", {"problem_type": "multi_label_classification"})):
         model = tiny(name, num_labels=3, **changes)
@@ -161,6 +200,8 @@ def test_classifiers_agree_by_what_they_say_of_texts(
     assert same["kl"] == pytest.approx(0, abs=1e-6)
     assert other["top1"] < 0.5
     assert other["hidden_cka"] == pytest.approx(1)
+    said, right = (agreement_of._classes(one, TEXTS[:9]).log_softmax(-1) for one in (opened[1], opened[0]))
+    assert other["kl"] == pytest.approx(F.kl_div(said, right, log_target=True, reduction="batchmean").item())
     assert "top1" not in many
 
 
@@ -275,6 +316,15 @@ def test_divergence_is_zero_only_for_the_teacher(masked_lm: Path) -> None:
     assert found["top1"] < 1
 
 
+def test_a_text_is_embedded_as_if_alone(encoder: Path) -> None:
+    """By the mean over its own tokens: padding beside a longer text is none of them."""
+    opened = open_model(str(encoder))
+    texts = ["one dog", " ".join(WORDS)]
+    both = agreement_of._embeddings(opened, texts)
+    for text, row in zip(texts, both, strict=True):
+        torch.testing.assert_close(agreement_of._embeddings(opened, [text])[0], row, atol=1e-5, rtol=1e-5)
+
+
 def test_alignment_sees_through_rotation_and_width() -> None:
     """Rotated, scaled and moved states are the same; independent ones are not; widths need not agree."""
     torch.manual_seed(0)
@@ -283,6 +333,13 @@ def test_alignment_sees_through_rotation_and_width() -> None:
     assert linear_cka(states, 3 * states @ rotation + 2) == pytest.approx(1, abs=1e-6)
     assert linear_cka(states, torch.randn(500, 12)) < 0.1
     assert pairs_correlation(states, 2 * states @ rotation) == pytest.approx(1, abs=1e-4)
+
+
+def test_constant_states_are_aligned_with_nothing() -> None:
+    """Neither with other states nor with themselves, whatever rounding leaves of them."""
+    states, constant = torch.randn(500, 8, generator=torch.Generator().manual_seed(0)), torch.rand(8).expand(500, -1)
+    assert linear_cka(constant, states) == linear_cka(states, constant) == linear_cka(constant, constant) == 0
+    assert pairs_correlation(torch.eye(8)[:1].expand(9, -1), states[:9]) == 0
 
 
 def test_models_with_other_vocabularies_are_not_compared(masked_lm: Path, save_teacher: Callable[..., Path]) -> None:

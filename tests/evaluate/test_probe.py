@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from datasets import Dataset
 from conftest import WORDS
 from homodistil.errors import UserError
 from homodistil.evaluate.evaluation import evaluate
-from homodistil.evaluate.probe import _best, probe
+from homodistil.evaluate.probe import _best, _features, _fitted, _linear, layer, probe
+from homodistil.evaluate.similarity import open_encoder
 from homodistil.evaluate.tasks import Splits, Task
 
 
@@ -65,6 +67,28 @@ def test_a_probe_is_chosen_by_what_it_is_scored_by(encoder: Path) -> None:
         by[metric] = probe(encoder, splits)[metric]
     assert by["accuracy"] == pytest.approx(1 - np.mean(splits.evaluated["validation"]["label"][:]))
     assert by["matthews"] > 0.1
+
+
+def test_numbers_are_probed_at_the_strengths_that_classes_are() -> None:
+    """Of a ridge the strength itself is asked for, of a logistic regression its inverse."""
+    number, classes = (
+        replace(_splits(lambda a, _: len(a), "one").task, labels=labels) for labels in ("number", "classes")
+    )
+    ridge, logistic = (_linear(task, [0, 1] * 9)[-1] for task in (number, classes))
+    np.testing.assert_allclose(np.sort(1 / ridge.alphas), np.sort(logistic.param_grid["C"]))
+
+
+@pytest.mark.parametrize("words", [["cat"], ["cat", "dog"]])
+def test_a_probe_is_a_layer_that_says_the_same(words: list[str], encoder: Path) -> None:
+    """Each class alike likely, where there are two as well, of which one weight tells both."""
+    splits = _splits(lambda a, _: next((word for word in words if word in a.split()), "none"), "one")
+    opened = open_encoder(encoder)
+    weight, bias, mean, scale = layer(opened, splits)
+    rows = splits.evaluated["validation"]
+    features = _features(opened, splits.task, rows)
+    likely = np.exp((features - mean) / scale @ weight.T + bias)
+    expected = _fitted(opened, splits).predict_proba(features)
+    np.testing.assert_allclose(likely / likely.sum(1, keepdims=True), expected, atol=1e-4)
 
 
 def test_of_probes_that_score_alike_the_likelier_is_chosen() -> None:

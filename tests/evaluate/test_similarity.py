@@ -31,6 +31,13 @@ def test_unrelated_encoders_do_not_follow_each_other() -> None:
     assert abs(follows(_embeddings(2, 8), _embeddings(3, 16))) < 0.15
 
 
+def test_an_encoder_to_which_all_texts_are_alike_follows_nothing() -> None:
+    """What is constant says nothing about an order, and is no reason for a figure that is no number."""
+    own = _embeddings(0, 16)
+    constant = np.repeat(np.eye(16, dtype=np.float32)[:1], 40, axis=0)
+    assert follows(constant, own) == follows(own, constant) == follows(constant, constant) == 0
+
+
 def test_embeddings_are_normalised_and_in_order(encoder: Path) -> None:
     """One row a text, of norm 1, the same whatever stands beside it."""
     texts = ["the man sees a cat", "one dog", "the big red house near the tree"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import time
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from conftest import WORDS
 from homodistil.evaluate import speed
 from homodistil.evaluate.evaluation import evaluate
 from homodistil.evaluate.models import open_model
-from homodistil.evaluate.speed import forward_seconds, sentences_per_second
+from homodistil.evaluate.speed import forward_seconds, in_turns, sentences_per_second
 from homodistil.report.tables import written
 
 
@@ -19,6 +21,25 @@ def test_every_model_gets_a_positive_speed(encoder: Path, masked_lm: Path) -> No
     speeds = sentences_per_second([encoder, masked_lm], ["the man sees a cat"] * 4, batch=2, rounds=1)
     assert len(speeds) == 2
     assert all(speed > 0 for speed in speeds)
+
+
+def test_what_comes_first_is_not_counted_and_what_is_short_is_done_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An action that takes a second to warm up and a hundredth after that takes a hundredth, each time."""
+    clock, done = [0.0], itertools.count()
+
+    def action() -> None:
+        clock[0] += 0.01 if next(done) else 1.0
+
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    assert in_turns([action], 3) == [pytest.approx([0.01] * 3)]
+    quick = itertools.count()
+
+    def short() -> None:
+        next(quick)
+        clock[0] += 0.01
+
+    assert in_turns([short], 3) == [pytest.approx([0.01] * 3)]
+    assert next(quick) == 1 + 3 * round(speed.SECONDS / 0.01)
 
 
 def test_a_large_vocabulary_is_timed_in_equal_passes_of_the_same_sequences(

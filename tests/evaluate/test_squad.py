@@ -79,6 +79,30 @@ def test_spans_never_end_before_they_start_nor_leave_the_context() -> None:
     assert squad.answers(["the old man"], windows, start, end, False) == ["the"]
 
 
+def test_an_answer_has_so_many_tokens_at_most() -> None:
+    """A better pair that is one token longer is passed over."""
+    count = squad.LONGEST + 1
+    spans = [[-1, -1], *([2 * k, 2 * k + 1] for k in range(count))]
+    windows, start, end = Dataset.from_dict({"question": [0], "spans": [spans]}), *np.zeros((2, 1, count + 1))
+    start[0, 1], end[0, count - 1], end[0, count] = 5, 1, 5
+    assert squad.answers(["a " * count], windows, start, end, False) == [" ".join("a" * squad.LONGEST)]
+
+
+@pytest.mark.parametrize("order", [[0, 1], [1, 0]])
+def test_nothing_is_said_only_where_every_window_says_so(order: list[int]) -> None:
+    """A window without the answer is surer of that than the one that has it, in whatever order they come."""
+    windows = Dataset.from_dict({"question": [0, 0], "spans": [[[-1, -1], [0, 3], [4, 7]]] * 2})
+    start, end = np.array([[-5.0, 1, 0], [5.0, 0, 0]])[order], np.array([[-5.0, 0, 1], [5.0, 0, 0]])[order]
+    assert squad.answers(["the old"], windows, start, end, True) == ["the old"]
+
+
+def test_an_answer_that_a_window_cuts_is_not_there() -> None:
+    """On either side; one that it has to the letter is."""
+    window = [None, (4, 7), (8, 11), None]
+    for text, start, place in (("old man", 4, (1, 2)), ("the old", 0, (0, 0)), ("man sees", 8, (0, 0))):
+        assert squad._place(window, {"text": [text], "answer_start": [start]}) == place
+
+
 def test_answers_are_compared_as_the_official_scripts_do() -> None:
     """Case, punctuation and articles do not count; the nearest right answer does; F1 is over words."""
     assert squad.normalised("The  Old, man!") == "old man"

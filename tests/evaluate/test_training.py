@@ -63,3 +63,21 @@ def test_a_step_has_the_stated_examples_however_many_gpus_there_are(
     net = BertForSequenceClassification(tiny_config())
     train_and_predict(net, counted, rows, {"same": rows}, settings, seed=0)
     assert seen == [8] * 6
+
+
+def test_the_learning_rate_rises_over_a_tenth_of_the_steps(
+    tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of all epochs together, the last batches of which are smaller."""
+    given: dict[str, Any] = {}
+
+    def kept(**options: Any) -> Any:
+        given.update(options)
+        return TrainingArguments(**options)
+
+    monkeypatch.setattr(training, "TrainingArguments", kept)
+    rows = Dataset.from_dict({**tokenizer(["the cat", "a dog"] * 5), "labels": [0, 1] * 5})
+    settings = Settings(learning_rate=1e-3, epochs=9, batch=4)
+    net = BertForSequenceClassification(tiny_config(num_hidden_layers=1))
+    train_and_predict(net, DataCollatorWithPadding(tokenizer), rows, {}, settings, seed=0)
+    assert given["warmup_steps"] == 2

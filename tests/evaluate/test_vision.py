@@ -9,12 +9,17 @@ from typing import Any
 
 import datasets
 import pytest
+import torch
+from scipy.stats import spearmanr
 
 from homodistil.axes.layout import Layout
 from homodistil.cli import main
 from homodistil.compress.shrink import shrink
 from homodistil.errors import UserError
+from homodistil.evaluate.agreement import image_agreement
 from homodistil.evaluate.evaluation import evaluate
+from homodistil.evaluate.models import open_model
+from homodistil.images import open_images
 from zoo import tiny
 
 
@@ -52,6 +57,22 @@ def test_size_speed_and_agreement_are_measured(
     assert said[half]["size"]["parameters"] == planned.parameters
     assert said[half]["size"]["flops_per_token"] == pytest.approx(planned.flops_per_token)
     assert planned.sequence == Layout.of(smaller).sequence == (18 if name == "DeiT" else 17)
+
+
+@torch.no_grad()
+def test_images_are_as_similar_as_their_class_tokens_say(image_processor: Any, pictures: Path, tmp_path: Path) -> None:
+    """Over all pairs, in the order in which their cosines come."""
+    smaller = tiny("ViT encoder")
+    shrink(smaller, "0.5")
+    folders = [_saved(m, tmp_path / str(k), image_processor) for k, m in enumerate((tiny("ViT encoder"), smaller))]
+    images = open_images(str(pictures), "image")
+    seen = [image for row in range(12) if (image := images.read(row))]
+    opened = [open_model(str(folder)) for folder in folders]
+    pixels, pairs = image_processor(seen, return_tensors="pt")["pixel_values"], torch.triu_indices(12, 12, 1)
+    tokens = [one.model(pixel_values=pixels).last_hidden_state[:, 0] for one in opened]
+    cosines = [torch.cosine_similarity(t[pairs[0]], t[pairs[1]], dim=-1).numpy() for t in tokens]
+    found = image_agreement(opened[1], opened[0], seen)["similarity"]
+    assert found == pytest.approx(spearmanr(*cosines).statistic, abs=1e-3)
 
 
 @pytest.mark.parametrize(

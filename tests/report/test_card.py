@@ -30,6 +30,16 @@ def test_a_card_says_what_the_student_began_as() -> None:
     assert "began as the student `some/student`" in said
 
 
+def test_a_card_tells_operations_and_all_that_was_learnt_from() -> None:
+    """In millions of operations for each of both, and as of the last record."""
+    recipe = Recipe(teacher="some/teacher", data="corpus.txt", target=["0.5"], out="run", steps=9)
+    metrics = [{"step": step, "tokens": 1000 * step} for step in (3, 9)]
+    said = card(recipe, FIGURES | {"flops_per_token": 4.25e6}, FIGURES, metrics)
+    assert "| MFLOPs a token, 128 tokens a sequence | 4.2 | 1.0 |" in said
+    assert "Learnt from 9,000 tokens in 9 steps." in said
+    assert "base_model: some/teacher\n" in said
+
+
 def test_a_width_that_only_one_of_both_has_stands_alone() -> None:
     """A student that was given may be of another family."""
     recipe = Recipe(teacher="some/teacher", data="corpus.txt", target=["0.5"], out="run", steps=3, student="other")
@@ -47,6 +57,7 @@ def test_the_recipe_of_a_card_makes_the_student_again_and_tells_no_places(tmp_pa
     places: dict[str, Any] = {name: f"{folder}/{name}" for name in ("teacher", "data", "student", "family", "out")}
     said = card(Recipe(**options, **places), FIGURES, FIGURES, [])
     assert folder not in said
+    assert "base_model" not in said
     (tmp_path / "recipe.yaml").write_text(re.findall("```yaml\n(.*?)```", said, re.DOTALL)[0])
     assert load(tmp_path / "recipe.yaml") == Recipe(**options | {name: name for name in places})
     assert "<" not in card(Recipe(**options | places | {"data": IN_MEMORY}), FIGURES, FIGURES, []).split("```yaml")[1]

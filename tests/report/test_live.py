@@ -43,9 +43,11 @@ def test_a_file_gets_a_line_a_record_and_no_control_codes() -> None:
     assert "\x1b" not in file.getvalue()
 
 
-def test_a_resumed_run_says_where_it_goes_on() -> None:
-    """The first line of a resumed run names the step."""
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_resumed_run_says_where_it_goes_on(terminal: bool) -> None:
+    """The first line of a resumed run names the step, at which the bar of a terminal begins."""
     file = io.StringIO()
-    with Display(Console(file=file)).showing(7, 20):
+    with Display(Console(file=file, force_terminal=terminal, width=200, color_system=None)).showing(7, 20):
         pass
     assert "from step 7 of 20" in file.getvalue()
+    assert ("7/20" in file.getvalue()) == terminal

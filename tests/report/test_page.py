@@ -57,6 +57,8 @@ def test_the_page_holds_all_of_its_pictures(run: Path, tmp_path: Path, capsys: p
     assert len(files) == 4
     assert "x 0.25" in text
     assert "0.75" in text
+    for fact in ("<dt>steps</dt><dd>12</dd>", "<dt>ffn</dt><dd>96 to 48</dd>"):
+        assert fact in text
 
 
 def test_the_page_opens_in_a_browser(run: Path, tmp_path: Path) -> None:
@@ -77,12 +79,16 @@ def test_the_page_opens_in_a_browser(run: Path, tmp_path: Path) -> None:
 
 
 def test_the_path_is_drawn_as_it_was_logged(run: Path) -> None:
-    """The discrepancy's line has a point for each record, and both targets are marked."""
+    """The discrepancy's line has a point for each record, that of a width its share of the start's, and both targets
+    are marked.
+    """
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     above, below = curves.path(metrics, {"hidden": 48, "heads": 4, "head_dim": 12, "ffn": 96}).axes
     line = next(found for found in above.lines if found.get_label() == "discrepancy, weighted")
     assert _points(line) == [[r["step"], r["discrepancy"]] for r in metrics]
     assert {text.get_text().strip() for text in below.texts} == {"0.75", "0.5"}
+    line = next(found for found in below.lines if found.get_label() == "ffn, of 96")
+    assert _points(line) == [[0, 1], *([r["step"], r["widths"]["ffn"] / 96] for r in metrics)]
 
 
 def test_units_are_drawn_where_they_stayed(run: Path) -> None:
@@ -198,6 +204,15 @@ def test_a_name_is_no_formula() -> None:
     figure = curves.quality(records)
     assert figure is not None
     figure.savefig(io.BytesIO())
+
+
+def test_a_name_is_no_markup_of_the_page(run: Path, tmp_path: Path) -> None:
+    """What stands in angle brackets is shown with them."""
+    record = {"model": "m", "role": "model", "measure": "<b>rte</b>", "seed": 0, "values": {"score": 60.0}}
+    (tmp_path / "numbers.json").write_text(json.dumps({"records": [record]}))
+    page = report([run], [tmp_path / "numbers.json"], tmp_path / "report").read_text()
+    assert "&lt;b&gt;rte&lt;/b&gt;" in page
+    assert "<b>" not in page
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:

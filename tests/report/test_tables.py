@@ -116,6 +116,12 @@ def test_the_teacher_is_what_a_model_is_compared_with_whichever_was_measured_fir
         assert written([{**r, "role": role} for r in RECORDS])[0] == ["", "", "half", "teacher"]
 
 
+def test_nothing_is_so_many_times_nothing() -> None:
+    """Beside a teacher's zero a model's number stands alone."""
+    records = [_record("half", "size", file_bytes=4e6), _record("teacher", "size", file_bytes=0)]
+    assert written(records)[1] == [["size", "MB on disk", "4.0", "0.0", ""]]
+
+
 def test_a_name_in_brackets_is_shown_as_it_is() -> None:
     """Models and tasks are no markup of the terminal's."""
     console = Console(width=80, record=True)

@@ -135,7 +135,12 @@ def _of_classes(mine: Tensor, theirs: Tensor) -> dict[str, float]:
 
 
 def linear_cka(a: Tensor, b: Tensor) -> float:
-    """Linear centred kernel alignment of (rows, width a) and (rows, width b): ‖AᵀB‖² / (‖AᵀA‖ ‖BᵀB‖), 0 to 1."""
+    """Linear centred kernel alignment of (rows, width a) and (rows, width b): ‖AᵀB‖² / (‖AᵀA‖ ‖BᵀB‖), 0 to 1.
+
+    It is 0 if all rows of one are alike: what is constant agrees with nothing.
+    """
+    if any(bool((x == x[:1]).all()) for x in (a, b)):
+        return 0.0
     a, b = (x.double() - x.double().mean(0) for x in (a, b))
     return float((a.T @ b).square().sum() / ((a.T @ a).norm() * (b.T @ b).norm()))
 

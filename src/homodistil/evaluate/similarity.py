@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import is_sentence_transformer_model, load_file_path
 
@@ -73,7 +72,8 @@ def embed(
 
 
 def follows(student: NDArray[np.float32], teacher: NDArray[np.float32]) -> float:
-    """Spearman's correlation between the cosine similarities of all pairs of texts: 1 if the order is the same.
+    """Spearman's correlation between the cosine similarities of all pairs of texts: 1 if the order is the same, 0 if
+    all of one are alike.
 
     Args:
         student: normalised embeddings, (texts, hidden).
@@ -81,7 +81,7 @@ def follows(student: NDArray[np.float32], teacher: NDArray[np.float32]) -> float
     """
     first, second = np.triu_indices(len(student), k=1)
     pairs = [(e @ e.T)[first, second] for e in (student, teacher)]
-    return float(spearmanr(*pairs).statistic)
+    return METRICS["spearman"](*pairs)
 
 
 def judged_pairs(model: Path | str, task: Task, rows: Dataset, *, trust_remote_code: bool = False) -> float:
