@@ -207,6 +207,7 @@ def test_a_tilde_is_the_home_wherever_a_folder_is_named(
     ("words", "expected"),
     [
         (["distill"], "Did you mean 'distil'"),
+        (["resume", "runs/half"], "distil --resume"),
         (["distil"], "teacher"),
         (["distil", "x", "--dat", "y"], "Did you mean 'data'"),
         (["distil", "x", "--losses.hiden", "1"], "Did you mean 'losses.hidden'"),

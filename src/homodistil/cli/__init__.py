@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError(
                 f"There is no verb {words[0]!r}.",
                 f"The verbs are {', '.join(VERBS)}.",
-                nearest(words[0], VERBS),
+                "Use `homodistil distil --resume FOLDER`." if words[0] == "resume" else nearest(words[0], VERBS),
             )
         VERBS[words[0]](words[1:])
         if sys.stdout is not None:
