@@ -102,6 +102,13 @@ def test_a_teacher_that_cannot_be_used_is_refused(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_plan_for_a_text_asks_for_the_models_own_tokenizer(corpus: Path, tmp_path: Path, tokenizer: Any) -> None:
+    """By another one it would count tokens that the run refuses to read."""
+    _broken_teacher("tokenizer of another", tmp_path / "teacher", tokenizer)
+    with pytest.raises(UserError, match=r"its tokenizer has \d+ tokens, its embeddings 20"):
+        homodistil.plan(tmp_path / "teacher", "0.5", data=corpus)
+
+
 @pytest.mark.parametrize("teacher", ["/nowhere/at/all", "./nowhere", "nobody/nothing"])
 def test_a_teacher_that_does_not_exist_is_refused(
     teacher: str, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

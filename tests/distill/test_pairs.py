@@ -262,31 +262,30 @@ def test_a_bare_encoder_decoder_is_refused_as_one(tokenizer: Any, corpus: Path, 
         homodistil.distil(tmp_path / "teacher", corpus, "0.5", tmp_path / "run", text={"length": 32})
 
 
-def test_a_decoder_is_listened_to_by_its_own_tokens() -> None:
-    """Moments of each side count that side's tokens, whether the two are equally long or not."""
-    model = tiny("T5 v1.1")
+def _counted(name: str) -> tuple[dict[str, int], int]:
+    """By how many tokens each layer was listened to, two of which are the target's, and how many the source has."""
+    model = tiny(name)
     moments = InputMoments(model, Layout.of(model))
     batch, mask = inputs(model)
     few = torch.zeros_like(mask)
     few[0, :2] = 1
     with torch.no_grad(), moments.listening(mask, few):
         model(**batch)
-    counts = {name: int(count) for name, count in moments.counts.items()}
-    assert {count for name, count in counts.items() if name.startswith("encoder.")} == {mask.numel()}
+    return {layer: int(count) for layer, count in moments.counts.items()}, mask.numel()
+
+
+def test_a_decoder_is_listened_to_by_its_own_tokens() -> None:
+    """Moments of each side count that side's tokens, whether the two are equally long or not."""
+    counts, source = _counted("T5 v1.1")
+    assert {count for name, count in counts.items() if name.startswith("encoder.")} == {source}
     assert {count for name, count in counts.items() if name.startswith("decoder.")} == {2}
 
 
 def test_what_looks_across_is_listened_to_by_the_tokens_of_the_source() -> None:
     """Keys and values of BART's cross-attention read what the encoder made, its queries what the decoder did."""
-    model = tiny("BART")
-    moments = InputMoments(model, Layout.of(model))
-    batch, mask = inputs(model)
-    few = torch.zeros_like(mask)
-    few[0, :2] = 1
-    with torch.no_grad(), moments.listening(mask, few):
-        model(**batch)
-    counts = {name.partition("encoder_attn.")[2]: int(count) for name, count in moments.counts.items()}
-    assert (counts["k_proj"], counts["v_proj"], counts["q_proj"]) == (mask.numel(), mask.numel(), 2)
+    counts, source = _counted("BART")
+    across = {name.partition("encoder_attn.")[2]: count for name, count in counts.items()}
+    assert (across["k_proj"], across["v_proj"], across["q_proj"]) == (source, source, 2)
 
 
 def test_a_head_apart_from_the_embeddings_stays_apart(tmp_path: Path) -> None:
