@@ -26,7 +26,7 @@ import torch
 
 import steps
 from harness import Action, parser, print_table, products, report
-from homodistil.distill import fused
+from homodistil import fused
 from homodistil.distill.prepare import Run
 from homodistil.distill.recorder import SETTLED
 

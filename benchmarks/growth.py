@@ -24,10 +24,10 @@ from transformers import AutoTokenizer
 import steps
 from harness import OURS, Action, Contender, in_turns, medians, parser, report
 from homodistil.assets import fetch
-from homodistil.distill.collate import MEASURED, Collator, batches
-from homodistil.distill.cutter import Cutter
-from homodistil.distill.data import tokenise
-from homodistil.distill.sources import Shuffled
+from homodistil.data.collate import MEASURED, Collator, batches
+from homodistil.data.corpus import tokenise
+from homodistil.data.cutter import Cutter
+from homodistil.data.sources import Shuffled
 from homodistil.text import open_text
 
 BASE = steps.MINILM | {"vocab_size": 30522}

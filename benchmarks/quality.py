@@ -26,7 +26,6 @@ from filelock import FileLock, Timeout
 import homodistil
 from harness import RESULTS
 from homodistil.assets import fetch
-from homodistil.distill.teacher import load_teacher
 from homodistil.evaluate.agreement import agreement
 from homodistil.evaluate.finetune import defaults, finetune, hidden_size
 from homodistil.evaluate.language import blocks, masked_predictions
@@ -35,6 +34,7 @@ from homodistil.evaluate.probe import probe
 from homodistil.evaluate.records import machine
 from homodistil.evaluate.similarity import judged_pairs
 from homodistil.evaluate.tasks import TASKS, open_task
+from homodistil.models.teacher import load_teacher
 from homodistil.rundir import writing_folder
 from quality_arms import ARMS, BEFORE, ONLY, TEACHER, Run, budget, reactions, text_of
 

@@ -13,8 +13,8 @@ import torch
 from homodistil.assets import fetch
 from homodistil.compress.plan import plan
 from homodistil.compress.shrink import shrink
-from homodistil.distill.student import save_student
-from homodistil.distill.teacher import Teacher, copy_of
+from homodistil.models.student import save_student
+from homodistil.models.teacher import Teacher, copy_of
 from homodistil.recipe import Recipe
 
 HELDOUT_REACTIONS = 0.2

@@ -20,7 +20,7 @@ from homodistil.assets import fetch
 from homodistil.compress.cut import select
 from homodistil.compress.importance import magnitude
 from homodistil.compress.plan import plan
-from homodistil.distill.collate import MEASURED, draws
+from homodistil.data.collate import MEASURED, draws
 from homodistil.distill.learning import learn, read_off, score
 from homodistil.distill.prepare import Run, prepare
 from homodistil.reading import build

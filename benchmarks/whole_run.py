@@ -22,7 +22,7 @@ import homodistil
 import steps
 from harness import OURS, Action, Contender, in_turns, medians, parser, report
 from homodistil.assets import fetch
-from homodistil.distill.collate import MEASURED
+from homodistil.data.collate import MEASURED
 
 TARGET = "0.3333"
 SAMPLED = 10

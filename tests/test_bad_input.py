@@ -27,8 +27,9 @@ from transformers import (
 import homodistil
 from conftest import make
 from homodistil.cli import main
-from homodistil.distill import arrival, losses
+from homodistil.distill import arrival
 from homodistil.errors import UserError
+from homodistil.losses import losses
 
 QUICK: dict[str, Any] = {"steps": 4, "batch": 4, "text": {"length": 32}, "precision": "fp32"}
 

@@ -27,11 +27,11 @@ from homodistil.compress.compensate import InputMoments
 from homodistil.compress.cut import Keep, cut
 from homodistil.compress.plan import plan
 from homodistil.compress.shrink import shrink
-from homodistil.distill.attention import IMPLEMENTATION
-from homodistil.distill.kind import Kind
-from homodistil.distill.outputs import Runner
-from homodistil.distill.teacher import attend
 from homodistil.errors import UserError
+from homodistil.losses.outputs import Runner
+from homodistil.models.attention import IMPLEMENTATION
+from homodistil.models.kind import Kind
+from homodistil.models.teacher import attend
 from zoo import EVERY, FAMILIES, LAYERS, deep, inputs, loses_layers, reads_images, reads_pairs, tiny
 
 ALSO_DISTILLED = ["RoBERTa encoder", "RoBERTa sequence", "ELECTRA encoder", "DistilBERT encoder", "DistilBERT token",

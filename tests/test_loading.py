@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from transformers import BertForMaskedLM, BertForTokenClassification, BertModel, PreTrainedModel
 
-from homodistil.distill.teacher import load_teacher
 from homodistil.errors import UserError
 from homodistil.evaluate.models import open_model
+from homodistil.models.teacher import load_teacher
 
 
 def _as_teacher(folder: Path) -> PreTrainedModel:

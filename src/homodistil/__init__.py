@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from homodistil.compress.plan import Planned
     from homodistil.compress.shrink import shrink
     from homodistil.distill.arrival import Result
-    from homodistil.distill.trim import Trimmed
     from homodistil.errors import RunStopped, UserError
+    from homodistil.models.trim import Trimmed
     from homodistil.recipe import Recipe
     from homodistil.report.live import Display
 
@@ -47,7 +47,7 @@ _HOMES = {
     "Recipe": "homodistil.recipe",
     "Result": "homodistil.distill.arrival",
     "RunStopped": "homodistil.errors",
-    "Trimmed": "homodistil.distill.trim",
+    "Trimmed": "homodistil.models.trim",
     "UserError": "homodistil.errors",
     "distil": "homodistil.api",
     "plan": "homodistil.api",

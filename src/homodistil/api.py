@@ -14,9 +14,9 @@ from homodistil.compress import plan as planning
 from homodistil.compress.plan import Planned
 from homodistil.distill import loop
 from homodistil.distill.arrival import Result
-from homodistil.distill.teacher import architecture
-from homodistil.distill.trim import Texts, Trimmed, trim_folder, trimmed_architecture
 from homodistil.errors import UserError
+from homodistil.models.teacher import architecture
+from homodistil.models.trim import Texts, Trimmed, trim_folder, trimmed_architecture
 from homodistil.reading import build, load, over
 from homodistil.reading import preset as presets
 from homodistil.recipe import IN_MEMORY, Target

@@ -18,13 +18,13 @@ from homodistil.compress import importance
 from homodistil.compress.compensate import InputMoments
 from homodistil.compress.importance import Importance
 from homodistil.compress.shrink import shrink
-from homodistil.distill.collate import Collator, batches
-from homodistil.distill.data import load_corpus
-from homodistil.distill.outputs import Runner
-from homodistil.distill.student import save_student
-from homodistil.distill.teacher import copy_of, load_teacher
+from homodistil.data.collate import Collator, batches
+from homodistil.data.corpus import load_corpus
 from homodistil.evaluate.similarity import embed, follows
 from homodistil.evaluate.speed import sentences_per_second
+from homodistil.losses.outputs import Runner
+from homodistil.models.student import save_student
+from homodistil.models.teacher import copy_of, load_teacher
 from homodistil.recipe import Recipe
 from homodistil.report.live import Display
 from homodistil.rundir import RunDir, disk_failure

@@ -14,9 +14,9 @@ from transformers import BertForMaskedLM, PreTrainedTokenizerBase
 
 from homodistil.compress.cut import select
 from homodistil.compress.importance import magnitude, sensitivity
+from homodistil.data.collate import batches
 from homodistil.distill import checkpoint
 from homodistil.distill.checkpoint import State
-from homodistil.distill.collate import batches
 from homodistil.distill.learning import learn
 from homodistil.distill.prepare import Run, prepare
 from homodistil.errors import UserError

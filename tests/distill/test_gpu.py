@@ -21,15 +21,15 @@ from transformers import (
 )
 
 import homodistil
-from homodistil.distill import maps
-from homodistil.distill.attention import QueriesKeys
-from homodistil.distill.collate import draws
-from homodistil.distill.kernels import over_vocabulary, squared_distance
+from homodistil.data.collate import draws
 from homodistil.distill.layers import Head, quicken
 from homodistil.distill.learning import learn, read_off
 from homodistil.distill.optimizer import Muon
 from homodistil.distill.prepare import Run, prepare
 from homodistil.distill.recorder import SETTLED
+from homodistil.losses import maps
+from homodistil.losses.kernels import over_vocabulary, squared_distance
+from homodistil.models.attention import QueriesKeys
 from homodistil.reading import build
 from zoo import tiny
 

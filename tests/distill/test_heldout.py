@@ -13,7 +13,7 @@ from transformers import BertForMaskedLM, BertForSequenceClassification, BertMod
 
 from homodistil.compress.cut import select
 from homodistil.compress.importance import magnitude
-from homodistil.distill.collate import heldout_draws
+from homodistil.data.collate import heldout_draws
 from homodistil.distill.heldout import agreement, measure
 from homodistil.distill.leaving import descent
 from homodistil.distill.prepare import Run, prepare

@@ -19,7 +19,7 @@ import torch
 import homodistil
 from homodistil import rundir
 from homodistil.distill import arrival, checkpoint, loop
-from homodistil.distill.projections import Projections
+from homodistil.losses.projections import Projections
 
 torch.set_num_threads(1)
 teacher, corpus, out, place, count = sys.argv[1:6]

@@ -16,12 +16,12 @@ from transformers import BertForMaskedLM, BertModel, PreTrainedTokenizerBase
 
 import homodistil
 from homodistil.axes.layout import Layout
+from homodistil.data.collate import batches
 from homodistil.distill import learning, loop
-from homodistil.distill.collate import batches
-from homodistil.distill.descent import Descent
 from homodistil.distill.leaving import all_but_one, apart, descent
 from homodistil.distill.prepare import Run, prepare
 from homodistil.errors import RunStopped
+from homodistil.losses.descent import Descent
 from homodistil.reading import build
 from homodistil.report.curves import units
 from homodistil.report.page import report

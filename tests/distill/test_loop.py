@@ -39,13 +39,13 @@ from homodistil.axes.layout import Layout
 from homodistil.compress import importance
 from homodistil.compress.compensate import FADING
 from homodistil.compress.schedule import Schedule, Stage
+from homodistil.data.corpus import STREAM_HELDOUT
 from homodistil.distill import arrival, checkpoint, heldout, learning, loop
-from homodistil.distill.data import STREAM_HELDOUT
 from homodistil.distill.defaults import batch_for
 from homodistil.distill.prepare import prepare
-from homodistil.distill.student import save_student
-from homodistil.distill.teacher import load_teacher
 from homodistil.errors import RunStopped, UserError
+from homodistil.models.student import save_student
+from homodistil.models.teacher import load_teacher
 from homodistil.reading import load
 from homodistil.recipe import Recipe
 from homodistil.settings import Cutting, Optim, Text

@@ -19,8 +19,8 @@ from homodistil.compress.importance import magnitude
 from homodistil.distill import optimizer as module
 from homodistil.distill.optimizer import BLOCK, NARROW, Muon, between_widths
 from homodistil.distill.prepare import Run, prepare
-from homodistil.distill.projections import Projections
 from homodistil.distill.start import _optimizer
+from homodistil.losses.projections import Projections
 from homodistil.reading import build
 from homodistil.settings import Optim
 

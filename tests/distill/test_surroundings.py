@@ -15,8 +15,8 @@ from transformers import BertModel
 
 import homodistil
 from conftest import make
-from homodistil.distill.attention import IMPLEMENTATION, captured, without_padding
-from homodistil.distill.teacher import attend
+from homodistil.models.attention import IMPLEMENTATION, captured, without_padding
+from homodistil.models.teacher import attend
 
 OPTIONS: dict[str, Any] = {"steps": 6, "batch": 4, "text": {"length": 24}, "precision": "fp32"}
 SURROUNDINGS: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {

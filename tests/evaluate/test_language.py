@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from conftest import WORDS
-from homodistil.distill.cutter import Cutter
+from homodistil.data.cutter import Cutter
 from homodistil.errors import UserError
 from homodistil.evaluate import agreement as agreement_of
 from homodistil.evaluate import language as language_of

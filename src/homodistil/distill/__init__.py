@@ -1,1 +1,1 @@
-"""Teacher, data, losses, and the loop that distils a student out of them while it is cut."""
+"""One run: it is prepared, its student learns and is cut, and leaves itself at every target."""

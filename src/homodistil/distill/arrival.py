@@ -13,8 +13,8 @@ from homodistil.axes.stack import LAYERS
 from homodistil.distill import checkpoint
 from homodistil.distill.ending import disk_explained
 from homodistil.distill.prepare import Run
-from homodistil.distill.student import save_student
 from homodistil.errors import UserError
+from homodistil.models.student import save_student
 from homodistil.recipe import Recipe
 from homodistil.report.card import card
 from homodistil.report.live import Display

@@ -27,8 +27,8 @@ from homodistil.compress.cut import Keep, cut, narrowed, stays
 from homodistil.compress.depth import moved_up
 from homodistil.compress.importance import Importance
 from homodistil.distill.optimizer import Muon
-from homodistil.distill.projections import Projections
 from homodistil.errors import UserError
+from homodistil.losses.projections import Projections
 from homodistil.rundir import disk_failure, writing_folder
 
 MANIFEST = "manifest.json"

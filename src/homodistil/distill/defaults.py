@@ -10,13 +10,13 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from homodistil.compress.plan import Planned
 from homodistil.compress.schedule import Schedule
-from homodistil.distill.collate import COMPARED
-from homodistil.distill.data import Corpus
-from homodistil.distill.inputs import packs
-from homodistil.distill.kind import LANGUAGE_MODELS
-from homodistil.distill.sentence import counts_prompts
-from homodistil.distill.teacher import Teacher
+from homodistil.data.collate import COMPARED
+from homodistil.data.corpus import Corpus
+from homodistil.data.inputs import packs
 from homodistil.errors import UserError
+from homodistil.models.kind import LANGUAGE_MODELS
+from homodistil.models.sentence import counts_prompts
+from homodistil.models.teacher import Teacher
 from homodistil.recipe import Recipe
 from homodistil.settings import Cutting, Losses, Optim
 

@@ -12,13 +12,13 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from homodistil.distill import losses
-from homodistil.distill.collate import COMPARED, heldout_draws
+from homodistil.data.collate import COMPARED, heldout_draws
 from homodistil.distill.defaults import BATCH
-from homodistil.distill.descent import Descent
-from homodistil.distill.kind import LANGUAGE_MODELS, Kind
-from homodistil.distill.objective import Objective
-from homodistil.distill.outputs import Batch, Runner, TokenPredictions
+from homodistil.losses import losses
+from homodistil.losses.descent import Descent
+from homodistil.losses.objective import Objective
+from homodistil.losses.outputs import Batch, Runner, TokenPredictions
+from homodistil.models.kind import LANGUAGE_MODELS, Kind
 
 GROUP = BATCH
 """Texts whose similarities are compared with each other, in a run's own batches or not."""

@@ -18,7 +18,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
-from homodistil.distill import fused
+from homodistil import fused
 
 ALIGNED = 8
 """Numbers of 16 bits in 16 bytes: for matrices with another number of columns the library has slower products only."""

@@ -15,13 +15,13 @@ from torch import Tensor
 from homodistil.compress import importance
 from homodistil.compress.basis import HeadMoments, turn, turnable
 from homodistil.compress.schedule import Stage
+from homodistil.data.collate import Draw, draws, seen_after
 from homodistil.distill.checkpoint import State, other_data
-from homodistil.distill.collate import Draw, draws, seen_after
-from homodistil.distill.descent import Descent
 from homodistil.distill.ending import refuse_nonfinite
 from homodistil.distill.leaving import descent
-from homodistil.distill.outputs import Batch, Outputs
 from homodistil.distill.prepare import Run
+from homodistil.losses.descent import Descent
+from homodistil.losses.outputs import Batch, Outputs
 from homodistil.settings import Optim
 
 Values = dict[str, float]

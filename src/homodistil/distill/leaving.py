@@ -11,11 +11,11 @@ from torch import Tensor
 from homodistil.axes.stack import LAYERS
 from homodistil.compress.cut import Keep
 from homodistil.compress.depth import stay, weigh
-from homodistil.distill import losses
-from homodistil.distill.descent import Descent
-from homodistil.distill.objective import Objective
-from homodistil.distill.outputs import Batch, Outputs
 from homodistil.distill.prepare import Run
+from homodistil.losses import losses
+from homodistil.losses.descent import Descent
+from homodistil.losses.objective import Objective
+from homodistil.losses.outputs import Batch, Outputs
 
 PROBES = 2
 """Batches, at most, on which the student is tried without each of its layers."""

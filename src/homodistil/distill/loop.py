@@ -17,8 +17,8 @@ from homodistil.axes.stack import LAYERS
 from homodistil.compress.compensate import FADING
 from homodistil.compress.cut import select
 from homodistil.compress.targets import CLOSE
+from homodistil.data.collate import Draw, heldout_draws, seen_after
 from homodistil.distill.arrival import Result, refuse_missing, result_of, write
-from homodistil.distill.collate import Draw, heldout_draws, seen_after
 from homodistil.distill.defaults import BATCH
 from homodistil.distill.ending import disk_explained, stop_requested
 from homodistil.distill.heldout import measure
@@ -26,9 +26,9 @@ from homodistil.distill.learning import calibrate, drawn, feed_of, learn, rate, 
 from homodistil.distill.leaving import PROBES, all_but_one, descent
 from homodistil.distill.prepare import Run, prepare
 from homodistil.distill.processes import Processes
-from homodistil.distill.student import rounded
 from homodistil.distill.surroundings import undisturbed
 from homodistil.errors import RunStopped, UserError
+from homodistil.models.student import rounded
 from homodistil.recipe import IN_MEMORY, Recipe
 from homodistil.report.live import Display
 from homodistil.rundir import RunDir

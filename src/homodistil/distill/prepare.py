@@ -16,10 +16,11 @@ from homodistil.axes.families import read_family, register
 from homodistil.compress.plan import Planned, plan, refuse_growth, teacher_figures
 from homodistil.compress.schedule import Schedule
 from homodistil.compress.vocabulary import Vocabulary
+from homodistil.data.collate import Collate, Draw
+from homodistil.data.corpus import Corpus
+from homodistil.data.inputs import read, refuse_other_options
 from homodistil.distill import checkpoint
 from homodistil.distill.checkpoint import State
-from homodistil.distill.collate import Collate, Draw
-from homodistil.distill.data import Corpus
 from homodistil.distill.defaults import (
     accumulate_for,
     batch_for,
@@ -31,18 +32,17 @@ from homodistil.distill.defaults import (
     schedule_for,
     steps_for,
 )
-from homodistil.distill.inputs import read, refuse_other_options
-from homodistil.distill.kind import INPUTS, LANGUAGE_MODELS
 from homodistil.distill.layers import quicken
-from homodistil.distill.objective import Objective
-from homodistil.distill.outputs import Runner
 from homodistil.distill.processes import Processes
 from homodistil.distill.recorder import Recorder
 from homodistil.distill.start import first_state, first_student, round_products, weights_of
 from homodistil.distill.surroundings import keep_freed_memory
-from homodistil.distill.teacher import Teacher, load_teacher
-from homodistil.distill.trim import Texts, trim, trim_to
 from homodistil.errors import UserError
+from homodistil.losses.objective import Objective
+from homodistil.losses.outputs import Runner
+from homodistil.models.kind import INPUTS, LANGUAGE_MODELS
+from homodistil.models.teacher import Teacher, load_teacher
+from homodistil.models.trim import Texts, trim, trim_to
 from homodistil.recipe import Recipe
 from homodistil.rundir import RunDir, write_text
 

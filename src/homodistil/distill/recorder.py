@@ -14,8 +14,8 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from homodistil.distill.outputs import Batch, unpadded
 from homodistil.errors import first_line
+from homodistil.losses.outputs import Batch, unpadded
 
 T = TypeVar("T")
 Play = Callable[[], Any]

@@ -15,12 +15,12 @@ from homodistil.compress.compensate import InputMoments
 from homodistil.compress.importance import Importance, Method
 from homodistil.compress.vocabulary import Vocabulary
 from homodistil.distill.checkpoint import State, every_unit
-from homodistil.distill.kind import LABELLED, LANGUAGE_MODELS
 from homodistil.distill.optimizer import Muon, between_widths
-from homodistil.distill.projections import Projections
-from homodistil.distill.teacher import Teacher, copy_of, load_teacher
-from homodistil.distill.trim import trim
 from homodistil.errors import UserError
+from homodistil.losses.projections import Projections
+from homodistil.models.kind import LABELLED, LANGUAGE_MODELS
+from homodistil.models.teacher import Teacher, copy_of, load_teacher
+from homodistil.models.trim import trim
 from homodistil.recipe import Recipe
 from homodistil.settings import Losses, Optim
 

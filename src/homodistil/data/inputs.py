@@ -1,0 +1,159 @@
+"""What a run learns from: the user's text or images, read for one teacher, and what makes batches of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import fields, replace
+
+from homodistil.data.collate import UNLIMITED, Collate, Collator
+from homodistil.data.corpus import Corpus, load_corpus
+from homodistil.data.pairs import PairCollator, given, noise_of
+from homodistil.data.views import load_views
+from homodistil.errors import UserError
+from homodistil.loading import unused_positions
+from homodistil.models.kind import LANGUAGE_MODELS
+from homodistil.models.teacher import Teacher, no_tokenizer
+from homodistil.recipe import Recipe
+from homodistil.settings import Images, Text
+
+
+def read(recipe: Recipe, teacher: Teacher, origin: Teacher, texts: Iterable[str] | None) -> tuple[Corpus, Collate]:
+    """Open and read the data of a recipe.
+
+    Args:
+        recipe: says what and how.
+        teacher: reads it.
+        origin: the student, or the teacher itself: reads it too.
+        texts: the data itself, where it is no file.
+
+    Raises:
+        UserError: the data cannot be found, read or used with this teacher.
+    """
+    if teacher.reads == "text":
+        return _text(recipe, teacher, min(teacher, origin, key=_positions), texts)
+    return _images(recipe, teacher, texts)
+
+
+def packs(recipe: Recipe, teacher: Teacher) -> bool:
+    """Whether text is joined and cut into blocks of one length; pairs never are."""
+    packing, wanted = recipe.text.packing, teacher.kind in LANGUAGE_MODELS
+    return recipe.text.target is None and (packing == "blocks" or (packing == "auto" and wanted))
+
+
+def _text(recipe: Recipe, teacher: Teacher, shorter: Teacher, texts: Iterable[str] | None) -> tuple[Corpus, Collate]:
+    """Tokenised text, and what makes batches of it, no longer than the model with fewer positions reads."""
+    longest = _positions(shorter)
+    if recipe.text.length > longest:
+        raise UserError(
+            f"Cannot make sequences of {recipe.text.length} tokens.",
+            f"The {'teacher' if shorter is teacher else 'student'} has positions for {longest}.",
+            f"Use --text.length {longest} or less.",
+        )
+    target = recipe.text.target
+    if target is not None and texts is not None:
+        raise UserError(
+            f"Cannot read pairs from texts in memory (text.target = {target}).",
+            "Pairs are columns of a file or of a dataset.",
+            "Save them as .jsonl, with one column of sources and one of targets.",
+        )
+    corpus = load_corpus(
+        texts if texts is not None else recipe.data,
+        teacher.tokenizer,
+        column=recipe.text.column,
+        target=target,
+        length=recipe.text.length,
+        packed=packs(recipe, teacher),
+        heldout=recipe.text.heldout,
+        stream=recipe.text.stream,
+        workers=recipe.text.workers,
+        crops=recipe.text.crops if teacher.kind == "similarity" else 0.0,
+        prompts=recipe.text.prompts or (),
+        batch=recipe.batch,
+        seed=recipe.seed,
+    )
+    collate = _collator(recipe, teacher, longest)
+    return (corpus if teacher.kind != "seq2seq-lm" else _of_both_sides(corpus, collate)), collate
+
+
+def _of_both_sides(corpus: Corpus, collate: Collate) -> Corpus:
+    """The corpus, whose sequences are as long as source and target are together, by the noise of those held out."""
+    batch = collate(list(corpus.heldout), -1)
+    tokens = sum(int(batch[name].sum()) for name in ("attention_mask", "decoder_attention_mask"))
+    return replace(corpus, mean_tokens=tokens / len(corpus.heldout))
+
+
+def _positions(teacher: Teacher) -> int:
+    """Tokens that a model has positions for."""
+    assert teacher.layout.family is not None
+    unused = max(teacher.layout.family.offset, unused_positions(teacher.model))
+    return int(getattr(teacher.model.config, "max_position_embeddings", UNLIMITED) - unused)
+
+
+def _collator(recipe: Recipe, teacher: Teacher, longest: int) -> Collate:
+    """What makes batches of tokens."""
+    if teacher.kind != "seq2seq-lm":
+        masked, causal = recipe.losses.masked if teacher.kind == "masked-lm" else 0.0, teacher.kind == "causal-lm"
+        return Collator(teacher.tokenizer, masked, recipe.seed, causal=causal, longest=longest)
+    said = (teacher.model.config, getattr(teacher.model, "generation_config", None))
+    start = next((i for c in said if (i := getattr(c, "decoder_start_token_id", None)) is not None), None)
+    if start is None:
+        raise UserError(
+            f"Cannot distil {teacher.source}: its configuration has no decoder_start_token_id.",
+            "It must say which token the decoder reads before the first one of its target.",
+            "Add it to config.json; for T5 it is that of the padding, 0.",
+        )
+    divide = noise_of(teacher.tokenizer) if recipe.text.target is None else given
+    return PairCollator(teacher.tokenizer, divide, start, recipe.seed, longest)
+
+
+def _images(recipe: Recipe, teacher: Teacher, texts: Iterable[str] | None) -> tuple[Corpus, Collate]:
+    """Images, and what makes batches of them."""
+    layout = teacher.layout
+    assert layout.family is not None
+    assert layout.sequence is not None
+    if texts is not None:
+        raise UserError(
+            f"Cannot read texts with {teacher.source}.",
+            "This teacher reads images, which must lie on a disk.",
+            "Give a folder of images, or a dataset with a column of them.",
+        )
+    return load_views(
+        recipe.data,
+        teacher.processor,
+        channels=teacher.model.config.num_channels,
+        tokens=layout.sequence,
+        class_tokens=layout.family.class_tokens,
+        options=recipe.images,
+        seed=recipe.seed,
+    )
+
+
+def refuse_other_options(recipe: Recipe, teacher: Teacher) -> None:
+    """Options for what this teacher does not read, or that do not go together, would be passed over in silence.
+
+    Raises:
+        UserError: one of them is given.
+    """
+    group, said, default = (
+        ("images", recipe.images, Images()) if teacher.reads == "text" else ("text", recipe.text, Text())
+    )
+    if recipe.trim_vocab and teacher.reads == "images":
+        raise no_tokenizer(recipe.teacher)
+    if changed := [f.name for f in fields(said) if getattr(said, f.name) != getattr(default, f.name)]:
+        raise UserError(
+            f"Cannot use {group}.{changed[0]} = {getattr(said, changed[0])} with {recipe.teacher}.",
+            f"This teacher reads {teacher.reads}, to which the options {group}.* do not apply.",
+            f"Leave it out; `homodistil distil --help` lists those of {teacher.reads}.*.",
+        )
+    if recipe.text.target is not None and teacher.kind != "seq2seq-lm":
+        raise UserError(
+            f"Cannot use text.target = {recipe.text.target} with {recipe.teacher}.",
+            "Only an encoder-decoder reads a text and says another one to it.",
+            "Leave it out.",
+        )
+    if recipe.text.target is not None and recipe.text.packing == "blocks":
+        raise UserError(
+            f"Cannot join pairs into blocks (text.packing = blocks, text.target = {recipe.text.target}).",
+            "What is said belongs to one text, so that pairs are kept apart.",
+            "Leave --text.packing out.",
+        )
