@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from homodistil.evaluate.records import machine
+from homodistil.evaluation.records import machine
 
 Action = Callable[[], object]
 RESULTS = Path(__file__).parent / "results"

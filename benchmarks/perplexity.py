@@ -14,7 +14,7 @@ from typing import Any
 import homodistil
 from harness import RESULTS, report
 from homodistil.assets import fetch
-from homodistil.evaluate.evaluation import evaluate
+from homodistil.evaluation.evaluation import evaluate
 
 UNSEEN = 300
 AT_ONCE = {"ramp_end": 0.0, "calibration": 16}

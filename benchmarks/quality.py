@@ -26,14 +26,14 @@ from filelock import FileLock, Timeout
 import homodistil
 from harness import RESULTS
 from homodistil.assets import fetch
-from homodistil.evaluate.agreement import agreement
-from homodistil.evaluate.finetune import defaults, finetune, hidden_size
-from homodistil.evaluate.language import blocks, masked_predictions
-from homodistil.evaluate.models import open_model
-from homodistil.evaluate.probe import probe
-from homodistil.evaluate.records import machine
-from homodistil.evaluate.similarity import judged_pairs
-from homodistil.evaluate.tasks import TASKS, open_task
+from homodistil.evaluation.agreement import agreement
+from homodistil.evaluation.finetune import defaults, finetune, hidden_size
+from homodistil.evaluation.language import blocks, masked_predictions
+from homodistil.evaluation.models import open_model
+from homodistil.evaluation.probe import probe
+from homodistil.evaluation.records import machine
+from homodistil.evaluation.similarity import judged_pairs
+from homodistil.evaluation.tasks import TASKS, open_task
 from homodistil.models.teacher import load_teacher
 from homodistil.rundir import writing_folder
 from quality_arms import ARMS, BEFORE, ONLY, TEACHER, Run, budget, reactions, text_of

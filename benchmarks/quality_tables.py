@@ -19,8 +19,8 @@ from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 from PIL import Image
 
 from harness import RESULTS
-from homodistil.report.curves import INK, SERIES
-from homodistil.report.tables import markdown
+from homodistil.reports.curves import INK, SERIES
+from homodistil.reports.tables import markdown
 from quality import finished, metrics_of, path_of
 from quality_arms import ARMS, TEACHER, Run, budget
 

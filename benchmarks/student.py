@@ -17,7 +17,7 @@ from transformers import BertConfig, BertModel
 
 from harness import parser, report
 from homodistil.axes.layout import Layout
-from homodistil.evaluate.speed import in_turns
+from homodistil.evaluation.speed import in_turns
 
 HEADS, LAYERS, WHOLE = 12, 6, 384
 BATCHES = {"32 x 128": (32, 128), "1 x 128": (1, 128)}

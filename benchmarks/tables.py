@@ -9,7 +9,7 @@ import json
 from typing import Any
 
 from harness import RESULTS, said
-from homodistil.report.tables import markdown
+from homodistil.reports.tables import markdown
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ import pytest
 from transformers import BertForMaskedLM, BertForTokenClassification, BertModel, PreTrainedModel
 
 from homodistil.errors import UserError
-from homodistil.evaluate.models import open_model
+from homodistil.evaluation.models import open_model
 from homodistil.models.teacher import load_teacher
 
 

@@ -88,5 +88,6 @@ def test_python_of_the_readme_runs(
     assert len(blocks) == 1
     for block in blocks:
         code = block.replace("path/to/teacher", str(encoder)).replace("corpus.txt", str(corpus))
+        code = code.replace("held-out.txt", str(corpus)).replace('numbers.json"', 'numbers.json", lengths=[16]')
         code = code.replace('tokens="2M"', 'tokens="4k", text={"length": 32}')
         exec(compile(code, "README.md", "exec"), {})

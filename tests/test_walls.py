@@ -23,13 +23,13 @@ FLOORS = [
     {"files"},
     {"text"},
     {"reading", "images", "tokenizer", "loading"},
-    {"report"},
+    {"reports"},
     {"axes"},
     {"compress"},
     {"models", "fused"},
     {"data", "losses"},
     {"distill"},
-    {"evaluate"},
+    {"evaluation"},
     {"assets"},
     {"api"},
     {"demo"},
@@ -47,7 +47,7 @@ def _part(path: Path) -> str:
 
 LIGHT = [
     Path("compress/schedule.py"),
-    *(p for p in FILES if _part(p) in ("errors", "kinds", "settings", "recipe", "reading", "rundir", "report")),
+    *(p for p in FILES if _part(p) in ("errors", "kinds", "settings", "recipe", "reading", "rundir", "reports")),
 ]
 """What answers `--help` and refuses a wrong recipe, and must not wait seconds for torch."""
 
@@ -121,7 +121,7 @@ def test_the_cut_knows_no_familys_names(path: Path) -> None:
     assert not [text for text in strings if any(name in text for name in names)]
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if p.parts[0] == "evaluate"], ids=str)
+@pytest.mark.parametrize("path", [p for p in FILES if p.parts[0] == "evaluation"], ids=str)
 def test_evaluation_knows_nothing_of_how_a_model_was_made(path: Path) -> None:
     """Numbers about a model folder come from the folder alone: no distillation and no compression."""
     assert not _parts(path) & {"axes", "compress", "models", "fused", "data", "losses", "distill"}

@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from homodistil.compress.shrink import shrink
     from homodistil.distill.arrival import Result
     from homodistil.errors import RunStopped, UserError
+    from homodistil.evaluation.evaluation import evaluate
     from homodistil.models.trim import Trimmed
     from homodistil.recipe import Recipe
-    from homodistil.report.live import Display
+    from homodistil.reports.live import Display
+    from homodistil.reports.page import report
 
 __version__ = "0.1.0"
 __all__ = [
@@ -32,16 +34,18 @@ __all__ = [
     "Trimmed",
     "UserError",
     "distil",
+    "evaluate",
     "plan",
     "read_family",
     "register",
+    "report",
     "resume",
     "shrink",
     "trim_vocabulary",
 ]
 
 _HOMES = {
-    "Display": "homodistil.report.live",
+    "Display": "homodistil.reports.live",
     "Family": "homodistil.axes.families",
     "Planned": "homodistil.compress.plan",
     "Recipe": "homodistil.recipe",
@@ -50,9 +54,11 @@ _HOMES = {
     "Trimmed": "homodistil.models.trim",
     "UserError": "homodistil.errors",
     "distil": "homodistil.api",
+    "evaluate": "homodistil.evaluation.evaluation",
     "plan": "homodistil.api",
     "read_family": "homodistil.axes.families",
     "register": "homodistil.axes.families",
+    "report": "homodistil.reports.page",
     "resume": "homodistil.api",
     "shrink": "homodistil.compress.shrink",
     "trim_vocabulary": "homodistil.api",

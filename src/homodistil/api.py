@@ -15,12 +15,13 @@ from homodistil.compress.plan import Planned
 from homodistil.distill import loop
 from homodistil.distill.arrival import Result
 from homodistil.errors import UserError
+from homodistil.kinds import called, folder_named, model_named, named
 from homodistil.models.teacher import architecture
 from homodistil.models.trim import Texts, Trimmed, trim_folder, trimmed_architecture
 from homodistil.reading import build, load, over
 from homodistil.reading import preset as presets
 from homodistil.recipe import IN_MEMORY, Target
-from homodistil.report.live import Display
+from homodistil.reports.live import Display
 from homodistil.rundir import RunDir
 
 
@@ -56,10 +57,10 @@ def distil(
     """
     texts = _texts(data)
     values = {
-        "teacher": _model(teacher),
+        "teacher": model_named(teacher),
         "data": texts if isinstance(texts, str) else IN_MEMORY,
         "target": target,
-        "out": _folder(out),
+        "out": folder_named(out),
         **over(presets(preset) if preset else {}, options),
     }
     return loop.distil(build(values).resolved(), texts=None if isinstance(texts, str) else texts, display=display)
@@ -81,7 +82,7 @@ def resume(out: str | PathLike[str], *, data: Iterable[str] | None = None, displ
             is whole.
         RunStopped: SIGTERM or Ctrl-C; the state has been saved.
     """
-    folder = RunDir(Path(expanduser(_folder(out))))
+    folder = RunDir(Path(expanduser(folder_named(out))))
     if not exists(folder.recipe):
         raise UserError(
             f"Cannot resume {out}: there is no run.",
@@ -125,12 +126,12 @@ def plan(
         UserError: the teacher, a target or the data cannot be used.
     """
     if family is not None:
-        register(read_family(_named("family", family, "'family.yaml'")))
-    layout, shape = architecture(_model(teacher), trust_remote_code=trust_remote_code)
+        register(read_family(named("family", family, "'family.yaml'")))
+    layout, shape = architecture(model_named(teacher), trust_remote_code=trust_remote_code)
     figures = planning.teacher_figures(layout, shape)
     if data is not None:
         layout, _ = trimmed_architecture(
-            _model(teacher),
+            model_named(teacher),
             _columns(data, column, target_column),
             prompts=_before(prompts, target_column),
             trust_remote_code=trust_remote_code,
@@ -171,11 +172,11 @@ def trim_vocabulary(
         UserError: the model or the text cannot be used, the tokenizer is no fast one, or `out` is taken.
     """
     if family is not None:
-        register(read_family(_named("family", family, "'family.yaml'")))
+        register(read_family(named("family", family, "'family.yaml'")))
     return trim_folder(
-        _model(model),
+        model_named(model),
         _columns(data, column, target_column),
-        Path(expanduser(_folder(out))),
+        Path(expanduser(folder_named(out))),
         prompts=_before(prompts, target_column),
         trust_remote_code=trust_remote_code,
     )
@@ -188,7 +189,7 @@ def _texts(data: str | PathLike[str] | Iterable[str]) -> str | Iterable[str]:
     # of a mapping, such as a dataset in splits, the names would be read
     if not isinstance(data, Iterable) or isinstance(data, Mapping | bytes):
         raise UserError(
-            f"Cannot read text from {_called(data)}.",
+            f"Cannot read text from {called(data)}.",
             "Data must be a path or the name of a dataset, as a text or a Path, or texts, each a string.",
             "Give, for example, 'corpus.txt' or dataset['train']['text'].",
         )
@@ -217,26 +218,3 @@ def _before(prompts: Sequence[str] | None, target: str | None) -> Sequence[str] 
             "Give, for example, prompts=['query: ', 'passage: '].",
         )
     return prompts if target is None else [*prompts, ""]
-
-
-def _model(source: object) -> str:
-    return _named("model", source, "the folder that its `save_pretrained` wrote")
-
-
-def _folder(out: object) -> str:
-    return _named("folder", out, "'runs/half'")
-
-
-def _named(what: str, value: object, example: str) -> str:
-    if not isinstance(value, str | PathLike):
-        raise UserError(
-            f"Cannot use {_called(value)} as the {what}.",
-            f"A {what} is given by its path or its name, as a text or a Path.",
-            f"Give, for example, {example}.",
-        )
-    return str(value)
-
-
-def _called(value: object) -> str:
-    """A value that may be as long as a model's description."""
-    return repr(value) if value is None or isinstance(value, bool | int | float) else f"a {type(value).__name__}"

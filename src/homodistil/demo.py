@@ -20,13 +20,13 @@ from homodistil.compress.importance import Importance
 from homodistil.compress.shrink import shrink
 from homodistil.data.collate import Collator, batches
 from homodistil.data.corpus import load_corpus
-from homodistil.evaluate.similarity import embed, follows
-from homodistil.evaluate.speed import sentences_per_second
+from homodistil.evaluation.similarity import embed, follows
+from homodistil.evaluation.speed import sentences_per_second
 from homodistil.losses.outputs import Runner
 from homodistil.models.student import save_student
 from homodistil.models.teacher import copy_of, load_teacher
 from homodistil.recipe import Recipe
-from homodistil.report.live import Display
+from homodistil.reports.live import Display
 from homodistil.rundir import RunDir, disk_failure
 
 TARGET = "0.5"

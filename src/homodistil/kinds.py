@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from numbers import Integral, Real
+from os import PathLike
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from homodistil.errors import UserError
+
+Names = str | PathLike[str] | Sequence[str | PathLike[str]]
+"""One name or path, or several."""
 
 _KINDS: dict[Any, tuple[Any, str, str]] = {
     int: (Integral, "a whole number", "8"),
@@ -72,3 +77,38 @@ def _fits(value: object, kind: Any) -> bool:
         return isinstance(value, kind)  # type: ignore[arg-type]
     # Python counts true and false as numbers
     return isinstance(value, _KINDS[kind][0]) and (kind is bool or not isinstance(value, bool))
+
+
+def several(given: Names) -> list[str]:
+    """One name or path, or several, as texts."""
+    return [str(given)] if isinstance(given, str | PathLike) else [str(name) for name in given]
+
+
+def model_named(source: object) -> str:
+    """The folder or the hub name of a model, as a text."""
+    return named("model", source, "the folder that its `save_pretrained` wrote")
+
+
+def folder_named(out: object) -> str:
+    """The path of a folder, as a text."""
+    return named("folder", out, "'runs/half'")
+
+
+def named(what: str, value: object, example: str) -> str:
+    """A path or a name, as a text.
+
+    Raises:
+        UserError: it is neither, such as a model itself.
+    """
+    if not isinstance(value, str | PathLike):
+        raise UserError(
+            f"Cannot use {called(value)} as the {what}.",
+            f"A {what} is given by its path or its name, as a text or a Path.",
+            f"Give, for example, {example}.",
+        )
+    return str(value)
+
+
+def called(value: object) -> str:
+    """A value that may be as long as a model's description, in words."""
+    return repr(value) if value is None or isinstance(value, bool | int | float) else f"a {type(value).__name__}"

@@ -23,8 +23,8 @@ from homodistil.distill.prepare import Run, prepare
 from homodistil.errors import RunStopped
 from homodistil.losses.descent import Descent
 from homodistil.reading import build
-from homodistil.report.curves import units
-from homodistil.report.page import report
+from homodistil.reports.curves import units
+from homodistil.reports.page import report
 from zoo import deep
 
 QUICK: dict[str, Any] = {"steps": 12, "batch": 4, "text": {"length": 32}, "precision": "fp32", "log_every": 3}

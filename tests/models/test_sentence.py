@@ -24,9 +24,9 @@ from conftest import WORDS, make
 from homodistil.data.collate import padded
 from homodistil.distill.defaults import losses_for
 from homodistil.errors import UserError
-from homodistil.evaluate.agreement import agreement
-from homodistil.evaluate.language import blocks
-from homodistil.evaluate.models import open_model
+from homodistil.evaluation.agreement import agreement
+from homodistil.evaluation.language import blocks
+from homodistil.evaluation.models import open_model
 from homodistil.losses import losses
 from homodistil.losses.objective import Objective
 from homodistil.losses.outputs import Runner

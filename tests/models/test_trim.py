@@ -29,9 +29,9 @@ from conftest import WORDS
 from homodistil.cli import main
 from homodistil.distill import learning, loop
 from homodistil.errors import RunStopped, UserError
-from homodistil.evaluate.agreement import agreement
-from homodistil.evaluate.language import blocks
-from homodistil.evaluate.models import open_model
+from homodistil.evaluation.agreement import agreement
+from homodistil.evaluation.language import blocks
+from homodistil.evaluation.models import open_model
 from zoo import tiny
 
 QUICK: dict[str, Any] = {"steps": 8, "batch": 4, "text": {"length": 32}, "precision": "fp32", "log_every": 3}

@@ -31,14 +31,14 @@ def distil(words: list[str]) -> None:
             )
 
         from homodistil.api import resume
-        from homodistil.report.live import Display
+        from homodistil.reports.live import Display
 
         _show_result(resume(known.resume, display=Display()))
         return
     recipe = read_recipe(words)
 
     from homodistil.distill.loop import distil
-    from homodistil.report.live import Display
+    from homodistil.reports.live import Display
 
     _show_result(distil(recipe, display=Display()))
 

@@ -21,12 +21,9 @@ def report(words: list[str]) -> None:
     parser.add_argument("--out", default="report", help="the folder of index.html and its pictures (default: report)")
     options = parser.parse_args(words)
 
-    from pathlib import Path
+    from homodistil.reports.page import report
 
-    from homodistil.report.page import report
-
-    page = report([Path(run) for run in options.runs], [Path(f) for f in options.evaluation], Path(options.out))
-    print(page)
+    print(report(options.runs, options.evaluation, options.out))
 
 
 def demo(words: list[str]) -> None:

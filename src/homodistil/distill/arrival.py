@@ -16,8 +16,8 @@ from homodistil.distill.prepare import Run
 from homodistil.errors import UserError
 from homodistil.models.student import save_student
 from homodistil.recipe import Recipe
-from homodistil.report.card import card
-from homodistil.report.live import Display
+from homodistil.reports.card import card
+from homodistil.reports.live import Display
 from homodistil.rundir import RunDir, write_text
 
 

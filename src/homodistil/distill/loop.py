@@ -30,7 +30,7 @@ from homodistil.distill.surroundings import undisturbed
 from homodistil.errors import RunStopped, UserError
 from homodistil.models.student import rounded
 from homodistil.recipe import IN_MEMORY, Recipe
-from homodistil.report.live import Display
+from homodistil.reports.live import Display
 from homodistil.rundir import RunDir
 
 

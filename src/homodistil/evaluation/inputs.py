@@ -1,0 +1,115 @@
+"""What is given to be measured on, and the refusals of what cannot be, before anything is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from numbers import Integral
+
+from PIL import Image
+
+from homodistil.errors import UserError
+from homodistil.evaluation.models import Opened
+from homodistil.evaluation.tasks import Splits
+from homodistil.images import open_images
+from homodistil.text import each_text, open_text
+
+IMAGES = 256
+"""Images that are compared at most."""
+
+
+def refuse_other_data(opened: Sequence[Opened], text: Mapping[str, object], images: Mapping[str, object]) -> None:
+    """Text is for models of text, images are for models of images, and two models read the same."""
+    first = opened[0]
+    if given := next((name for name, value in (text if first.reads_images else images).items() if value), None):
+        reads = "images" if first.reads_images else "text"
+        raise UserError(
+            f"Cannot use {given} with {first.source}.",
+            f"This model reads {reads}.",
+            "Leave it out" + (", or give --images." if first.reads_images else "."),
+        )
+    if len({one.reads_images for one in opened}) > 1:
+        raise UserError(
+            f"Cannot measure {first.source} beside {opened[1].source}.",
+            "One reads text, and the other images.",
+            "Name the teacher that the model was made of.",
+        )
+    if images["--images"] and len(opened) == 1:
+        raise UserError(
+            f"Cannot measure {first.source} on images alone.",
+            "On images without labels a model is compared with its teacher.",
+            "Add --against TEACHER.",
+        )
+
+
+def refuse_counts(given: Mapping[str, object]) -> None:
+    """Numbers of seeds, rows, threads and tokens, None left out."""
+    for option, value in given.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < 1):
+            raise UserError(
+                f"Cannot use {option} {value}.",
+                "It must be a whole number from 1 up.",
+                f"Use {option} {'32,128' if option == '--lengths' else 1}.",
+            )
+
+
+def refuse_unpaired(name: str, splits: Splits) -> None:
+    """Similarities are judged of two texts, by a number."""
+    if splits.task.labels != "number" or len(splits.task.columns) != 2:
+        raise UserError(
+            f"Cannot compare the pairs of {name}.",
+            "Pairs need two text columns and a number that says how alike they are.",
+            "Use --pairs stsb, or a file of one's own with two text columns and scores.",
+        )
+
+
+def refuse_too_long(opened: Sequence[Opened], lengths: Sequence[int]) -> None:
+    """No model is timed at a length that it cannot read; models of images have one size."""
+    for length in () if opened[0].reads_images else lengths:
+        if short := next((one for one in opened if length > one.longest), None):
+            raise UserError(
+                f"Cannot time {short.source} at {length} tokens.",
+                f"It reads at most {short.longest}.",
+                f"Use --lengths {short.longest}, or --no-speed.",
+            )
+
+
+def read_pictures(data: str, column: str, opened: Sequence[Opened]) -> list[Image.Image]:
+    """At most `IMAGES` images, evenly spaced."""
+    found = open_images(data, column, channels=opened[0].model.config.num_channels, option="--image-column")
+    rows = range(0, len(found), max(1, -(-len(found) // IMAGES)))
+    pictures = [picture for row in rows if (picture := found.read(row)) is not None]
+    if len(pictures) < 3:
+        raise UserError(
+            f"Cannot measure on {data}: it holds {len(pictures)} images that can be decoded.",
+            "There must be at least three, so that there are similarities to compare.",
+            "Give more images.",
+        )
+    return pictures
+
+
+def refuse_no_mask(opened: Sequence[Opened]) -> None:
+    """Refuse text for masked language models that cannot be asked for a token.
+
+    Raises:
+        UserError: the tokenizer of one has no mask token.
+    """
+    for one in opened:
+        if one.head == "masked" and one.tokenizer.mask_token_id is None:
+            raise UserError(
+                f"Cannot mask text for {one.source}.",
+                "A masked language model needs a tokenizer with a mask token, and this one has none.",
+                "Use the tokenizer that the model was trained with, or leave --text out.",
+            )
+
+
+def read_texts(data: str, column: str, most: int) -> list[str]:
+    """The first texts that are not empty."""
+    rows = open_text(data, column, stream=True, options="--text-")
+    found = [text for text in each_text(rows.take(most), column, data) if text.strip()]
+    if len(found) < 3:
+        raise UserError(
+            f"Cannot measure on {data}: it holds {len(found)} texts.",
+            "There must be at least three, so that there are similarities to compare.",
+            "Give more text, one a line.",
+        )
+    return found

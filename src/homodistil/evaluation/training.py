@@ -1,0 +1,96 @@
+"""Training and prediction by the transformers Trainer, in the precision and the way that suit the machine."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import nn
+from transformers import DataCollatorWithPadding, PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
+
+from homodistil.evaluation.towers import Collate
+
+BATCH = 32
+PLAIN = 128
+"""Sequences up to it attend by plain matrix products on a CPU: torch's kernel was measured to be slower there, by
+more the narrower heads are. Longer ones would store too large a map where nothing is dropped."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a model is fine-tuned.
+
+    Attributes:
+        learning_rate: at its highest; linear warm-up over a tenth of the steps, then linear decay.
+        epochs: passes over the training rows.
+        batch: examples in a step.
+        length: tokens of an example at most.
+    """
+
+    learning_rate: float
+    epochs: int
+    batch: int = BATCH
+    length: int = 128
+
+
+def train_and_predict(
+    net: nn.Module,
+    collate: DataCollatorWithPadding | Collate,
+    train: Dataset,
+    evaluated: Mapping[str, Dataset],
+    settings: Settings,
+    seed: int,
+) -> dict[str, Any]:
+    """Train in place, and what the model then says of each split."""
+    _attend(net, settings.length)
+    steps = -(-len(train) // settings.batch) * settings.epochs
+    with tempfile.TemporaryDirectory() as out:
+        arguments = TrainingArguments(
+            output_dir=out,
+            learning_rate=settings.learning_rate,
+            num_train_epochs=settings.epochs,
+            per_device_train_batch_size=settings.batch,
+            per_device_eval_batch_size=settings.batch,
+            warmup_steps=steps // 10,
+            weight_decay=0.01,
+            train_sampling_strategy="group_by_length",
+            # what is not read has been left out of the rows, but for the length that they are grouped by
+            remove_unused_columns=False,
+            seed=seed,
+            use_cpu=not torch.cuda.is_available(),
+            bf16=_bf16(),
+            save_strategy="no",
+            logging_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            dataloader_pin_memory=torch.cuda.is_available(),
+        )
+        # on several GPUs a step would have as many times the examples
+        arguments._n_gpu = min(1, arguments.n_gpu)
+        trainer = Trainer(model=net, args=arguments, train_dataset=train, data_collator=collate)
+        # it would print its timings into our table
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+        # the strategy would sort scored rows as well, and answers must come in the rows' order
+        trainer.args.train_sampling_strategy = "random"
+        return {split: trainer.predict(rows).predictions for split, rows in evaluated.items()}
+
+
+def _attend(net: nn.Module, length: int) -> None:
+    """Let what transformers built attend plainly where that is faster."""
+    if torch.cuda.is_available() or length > PLAIN:
+        return
+    for part in net.modules():
+        if isinstance(part, PreTrainedModel):
+            part.set_attn_implementation("eager")
+
+
+def _bf16() -> bool:
+    """Whether the machine computes in bf16 rather than emulating it."""
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
