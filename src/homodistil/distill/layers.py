@@ -1,10 +1,10 @@
-"""Layers as a GPU computes them best in bf16, with fewer bytes carried through memory than by autocast.
+"""Layers that carry fewer bytes through memory in bf16 than autocast's do.
 
 Autocast normalises in float32, so that in a model that normalises its residual stream, as BERT does, every sum and
 every copy of it is of float32, and rounded anew for each product that reads it. Here norms compute in float32 as well
 and write bf16: the stream is rounded once more on its way, which students do not feel (`docs/log.md`). Gradients of
-weights and biases are not rounded, but for those of a padded head. On other devices, and in float32, the layers are
-what they were.
+weights and biases are not rounded on a GPU, but for those of a padded head. On other devices products are what they
+were, and in float32 all is.
 """
 
 from __future__ import annotations
@@ -41,8 +41,13 @@ class Norm(nn.LayerNorm):
     """A layer norm with a weight and a bias, over the last dimension."""
 
     def forward(self, states: Tensor) -> Tensor:
-        """The normalised states, in bf16 on a GPU."""
-        triton = fused.kernels("norm", states, self.weight) if _rounds(states) else None
+        """The normalised states, in bf16 where autocast computes in it."""
+        if not _rounds(states):
+            return super().forward(states)
+        if not states.is_cuda:
+            with torch.autocast(states.device.type, enabled=False):
+                return super().forward(states.bfloat16())
+        triton = fused.kernels("norm", states, self.weight)
         if triton is None or not len(self.weight) == states.shape[-1] <= triton.WIDEST:
             return super().forward(states)
         made: Tensor = triton.norm(states, self.weight, self.bias, self.eps, torch.bfloat16)
@@ -54,7 +59,7 @@ class Product(nn.Linear):
 
     def forward(self, states: Tensor) -> Tensor:
         """The states times the weight, and the bias."""
-        if not torch.is_grad_enabled() or not _rounds(states):
+        if not torch.is_grad_enabled() or not states.is_cuda or not _rounds(states):
             return super().forward(states)
         made: Tensor = _Product.apply(states, self.weight, self.bias)  # type: ignore[no-untyped-call]
         return made
@@ -65,7 +70,7 @@ class Head(nn.Linear):
 
     def forward(self, states: Tensor) -> Tensor:
         """Logits (..., classes), whose rows may lie apart."""
-        if not _rounds(states):
+        if not states.is_cuda or not _rounds(states):
             return super().forward(states)
         bias = None if self.bias is None else padded(self.bias)
         made: Tensor = _Product.apply(states, padded(self.weight), bias)  # type: ignore[no-untyped-call]
@@ -73,12 +78,13 @@ class Head(nn.Linear):
 
 
 def _rounds(states: Tensor) -> bool:
-    """Whether autocast would round products of these states to bf16, on a GPU that the kernels are for."""
-    if not states.is_cuda or states.dtype == torch.float64 or states.dim() < 2 or not states.numel():
+    """Whether autocast would round products of these states to bf16, on a CPU or a GPU that the kernels are for."""
+    device = states.device.type
+    if device not in ("cpu", "cuda") or states.dtype == torch.float64 or states.dim() < 2 or not states.numel():
         return False
-    if not fused.usable():
+    if states.is_cuda and not fused.usable():
         return False
-    return torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") == torch.bfloat16
+    return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
 
 
 class _Product(Function):
