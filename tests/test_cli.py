@@ -167,6 +167,18 @@ def test_a_number_of_tokens_wins_over_the_steps_of_a_recipe(tmp_path: Path) -> N
     assert over({"steps": 7}, {"tokens": "3k"}) == {"tokens": "3k"}
 
 
+def test_options_are_known_as_a_recipe_and_as_other_verbs_spell_them(
+    masked_lm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With dots, underscores or dashes; values stay as they are."""
+    data = tmp_path / "my_data.v2.jsonl"
+    data.write_text('{"my_text": "the cat sees a dog"}\n' * 4)
+    for k, option in enumerate(("--text-column", "--text_column", "--text.column")):
+        words = ["trim", str(masked_lm), f"--data={data}", f"{option}=my_text", "--out", str(tmp_path / f"out_{k}.a")]
+        assert main([*words, "--trust_remote_code"]) == 0, capsys.readouterr().err
+        assert (tmp_path / f"out_{k}.a" / "config.json").exists()
+
+
 @pytest.mark.parametrize("lengths", ["abc", "32,0", "-1"])
 def test_lengths_that_are_none_are_refused(lengths: str, capsys: pytest.CaptureFixture[str]) -> None:
     """In words, before anything is opened."""

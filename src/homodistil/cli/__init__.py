@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"The verbs are {', '.join(VERBS)}.",
                 "Use `homodistil distil --resume FOLDER`." if words[0] == "resume" else nearest(words[0], VERBS),
             )
-        VERBS[words[0]](words[1:])
+        VERBS[words[0]](words[1:] if words[0] == "distil" else _dashed(words[1:]))
         if sys.stdout is not None:
             sys.stdout.flush()
     except UserError as error:
@@ -76,6 +76,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("Stopped before the next save; what was saved before is whole.", file=sys.stderr)
         return 130
     return 0
+
+
+def _dashed(words: list[str]) -> list[str]:
+    """Options as these verbs spell them, where they are written as in a recipe: --text.column, --trust_remote_code."""
+    made = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name.startswith("--"):
+            name = name.replace(".", "-").replace("_", "-")
+        made.append(f"{name}{equals}{value}")
+    return made
 
 
 def _explain(reason: Exception) -> None:
