@@ -19,7 +19,7 @@ import homodistil
 from conftest import WORDS
 from homodistil.cli import main
 from homodistil.errors import UserError
-from homodistil.evaluation import evaluation
+from homodistil.evaluation import measuring
 from homodistil.evaluation import records as kept_records
 from homodistil.evaluation.evaluation import evaluate
 from homodistil.evaluation.records import Records
@@ -305,7 +305,7 @@ def test_speeds_of_another_machine_are_measured_anew(
     evaluate(str(masked_lm), lengths=(4,), json=tmp_path / "numbers.json")
     evaluate(str(masked_lm), lengths=(4,), json=tmp_path / "numbers.json", say=asked.append)
     assert not asked
-    monkeypatch.setattr(evaluation, "machine", lambda: {"processor": "another"})
+    monkeypatch.setattr(measuring, "machine", lambda: {"processor": "another"})
     evaluate(str(masked_lm), lengths=(4,), json=tmp_path / "numbers.json", say=asked.append)
     assert [name.partition(": ")[2] for name in asked] == ["speed at 4 tokens"]
 

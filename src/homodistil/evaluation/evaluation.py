@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
 from os import PathLike
 from os.path import expanduser
 from pathlib import Path
 
-from homodistil.errors import UserError
-from homodistil.evaluation import finetune, speed
-from homodistil.evaluation.agreement import agreement, image_agreement
+from homodistil.evaluation import speed
 from homodistil.evaluation.inputs import (
     read_pictures,
     read_texts,
@@ -22,20 +18,20 @@ from homodistil.evaluation.inputs import (
     refuse_too_long,
     refuse_unpaired,
 )
-from homodistil.evaluation.language import blocks, language, predicted, refuse_unknown
-from homodistil.evaluation.models import Opened, local, open_model
-from homodistil.evaluation.probe import probe, refuse_spans
-from homodistil.evaluation.records import Record, Records, digest, identity, machine
-from homodistil.evaluation.similarity import judged_pairs
-from homodistil.evaluation.tasks import Splits, Task, open_task
+from homodistil.evaluation.measuring import (
+    BLOCKS,
+    measure_images,
+    measure_pairs,
+    measure_probe,
+    measure_speed,
+    measure_task,
+    measure_text,
+)
+from homodistil.evaluation.models import local, open_model
+from homodistil.evaluation.probe import refuse_spans
+from homodistil.evaluation.records import Record, Records
+from homodistil.evaluation.tasks import open_task
 from homodistil.kinds import Names, model_named, several
-
-BLOCKS = 128
-"""Blocks of plain text that are measured at most."""
-BLOCK = 128
-"""Tokens in one."""
-TEXTS = 400
-"""Texts whose similarities are compared at most."""
 
 
 def evaluate(
@@ -120,125 +116,17 @@ def evaluate(
         refuse_too_long(opened, lengths)
 
     for one in opened:
-        records.measure(one.source, "size", {}, lambda one=one: speed.size(one))  # type: ignore[misc]
+        records.measure(one.source, "size", {}, functools.partial(speed.size, one))
     if texts:
-        _measure_text(records, opened, texts)
+        measure_text(records, opened, texts)
     if pictures:
-        student, teacher = opened
-        records.measure(
-            student.source,
-            "agreement with the teacher",
-            {"digest": digest(picture.tobytes() for picture in pictures), "teacher": identity(teacher.source)},
-            lambda: image_agreement(student, teacher, pictures),
-        )
+        measure_images(records, opened, pictures)
     for name, splits in paired.items():
-        for source in names:
-            for split, rows in splits.evaluated.items():
-                records.measure(
-                    source,
-                    f"{splits.task.name} pairs",
-                    {"split": split, **_read_as(name, splits.task), "digest": digest(rows)},
-                    lambda source=source, rows=rows, task=splits.task: {  # type: ignore[misc]
-                        "spearman": judged_pairs(source, task, rows, trust_remote_code=trust_remote_code)
-                    },
-                )
+        measure_pairs(records, opened, name, splits)
     for name, splits in probed.items():
-        for source in names:
-            records.measure(
-                source,
-                f"{splits.task.name} probe",
-                _data_of(name, splits),
-                lambda source=source, splits=splits: probe(  # type: ignore[misc]
-                    source, splits, trust_remote_code=trust_remote_code
-                ),
-            )
+        measure_probe(records, opened, name, splits)
     for name, splits in labelled.items():
-        data = _data_of(name, splits)
-        for source, one in zip(names, opened, strict=True):
-            path = Path(source)
-            settings = finetune.defaults(splits.task, len(splits.train), one.model.config.hidden_size)
-            if grid:
-                best = records.measure(
-                    source,
-                    f"{splits.task.name}, best of the grid",
-                    {**asdict(settings), **data},
-                    lambda path=path, splits=splits, settings=settings: {  # type: ignore[misc]
-                        "learning_rate": finetune.best_of_grid(
-                            path, splits, settings, trust_remote_code=trust_remote_code
-                        ).learning_rate
-                    },
-                )
-                settings = replace(settings, learning_rate=best["learning_rate"])
-            for seed in range(seeds):
-                records.measure(
-                    source,
-                    splits.task.name,
-                    {**asdict(settings), **data},
-                    lambda path=path, splits=splits, settings=settings, seed=seed: finetune.finetune(  # type: ignore[misc]
-                        path, splits, settings, seed=seed, trust_remote_code=trust_remote_code
-                    ),
-                    seed=seed,
-                )
+        measure_task(records, opened, name, splits, seeds=seeds, grid=grid)
     if time:
-        _measure_speed(records, opened, lengths, threads)
+        measure_speed(records, opened, lengths, threads)
     return records.used
-
-
-def _data_of(name: str, splits: Splits) -> dict[str, object]:
-    whole = itertools.chain(splits.train, *splits.evaluated.values())
-    return {**_read_as(name, splits.task), "rows": len(splits.train), "digest": digest(whole)}
-
-
-def _read_as(name: str, task: Task) -> dict[str, object]:
-    """One file holds several tasks, by the columns that are read."""
-    return {"data": name, "columns": task.columns, "label": task.label, "labels": task.labels}
-
-
-def _measure_text(records: Records, opened: Sequence[Opened], texts: list[str]) -> None:
-    block = min(BLOCK, *(one.longest for one in opened))
-    ids = [blocks(one, texts, block, BLOCKS) for one in opened]
-    for one, tokens in zip(opened, ids, strict=True):
-        if not len(tokens):
-            raise UserError(
-                f"Cannot measure on this text: it does not fill a block of {block} tokens of {one.source}.",
-                "There must be text for at least one block.",
-                "Give more text.",
-            )
-        refuse_unknown(one, tokens)
-    settings = {"digest": digest(texts), "blocks": BLOCKS, "block": block}
-    for one, tokens in zip(opened, ids, strict=True):
-        if one.head in ("masked", "causal"):
-            # figures of a token say nothing beside those of other tokens, as of a trimmed vocabulary
-            read = {**settings, "tokens": digest(predicted(one, tokens).tolist())}
-            records.measure(one.source, "language", read, lambda one=one, t=tokens: language(one, t))  # type: ignore[misc]
-    if len(opened) == 2:
-        student, teacher = opened
-        records.measure(
-            student.source,
-            "agreement with the teacher",
-            {**settings, "teacher": identity(teacher.source)},
-            lambda: agreement(student, teacher, ids[0], texts[:TEXTS]),
-        )
-
-
-def _measure_speed(records: Records, opened: Sequence[Opened], lengths: Sequence[int], threads: int | None) -> None:
-    """Latency and throughput, of all models in one go: figures of two runs must not be compared."""
-    images = opened[0].reads_images
-    for length in (0,) if images else lengths:
-        beside = [identity(one.source) for one in opened]
-        settings = {"length": length, "threads": threads, "beside": beside, "machine": machine()}
-        if (rows := speed.at_once(opened, speed.BATCH, length)) < speed.BATCH:
-            settings["batch"] = rows
-
-        @functools.cache
-        def timed(length: int) -> dict[str, dict[str, float]]:
-            one = speed.forward_seconds(opened, batch=1, length=length, threads=threads)
-            many = speed.forward_seconds(opened, batch=speed.BATCH, length=length, threads=threads)
-            return {
-                model.source: {"latency_ms": 1e3 * latency, "sequences_per_second": speed.BATCH / batch}
-                for model, latency, batch in zip(opened, one, many, strict=True)
-            }
-
-        for model in opened:
-            compute = functools.partial(lambda source, length: timed(length)[source], model.source, length)
-            records.measure(model.source, "speed" if images else f"speed at {length} tokens", settings, compute)

@@ -1,0 +1,145 @@
+"""What is measured of a model and of its teacher beside it, each once: a record a measurement."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from PIL import Image
+
+from homodistil.errors import UserError
+from homodistil.evaluation import finetune, speed
+from homodistil.evaluation.agreement import agreement, image_agreement
+from homodistil.evaluation.language import blocks, language, predicted, refuse_unknown
+from homodistil.evaluation.models import Opened
+from homodistil.evaluation.probe import probe
+from homodistil.evaluation.records import Records, digest, identity, machine
+from homodistil.evaluation.similarity import judged_pairs
+from homodistil.evaluation.tasks import Splits, Task
+from homodistil.evaluation.training import Settings
+
+BLOCKS = 128
+"""Blocks of plain text that are measured at most."""
+BLOCK = 128
+"""Tokens in one."""
+TEXTS = 400
+"""Texts whose similarities are compared at most."""
+
+
+def measure_text(records: Records, opened: Sequence[Opened], texts: list[str]) -> None:
+    """Language modelling of each, and agreement with the teacher if there is one.
+
+    Raises:
+        UserError: it is too little text for a block, or tokens that a model does not know.
+    """
+    block = min(BLOCK, *(one.longest for one in opened))
+    ids = [blocks(one, texts, block, BLOCKS) for one in opened]
+    for one, tokens in zip(opened, ids, strict=True):
+        if not len(tokens):
+            raise UserError(
+                f"Cannot measure on this text: it does not fill a block of {block} tokens of {one.source}.",
+                "There must be text for at least one block.",
+                "Give more text.",
+            )
+        refuse_unknown(one, tokens)
+    settings = {"digest": digest(texts), "blocks": BLOCKS, "block": block}
+    for one, tokens in zip(opened, ids, strict=True):
+        if one.head in ("masked", "causal"):
+            # figures of a token say nothing beside those of other tokens, as of a trimmed vocabulary
+            read = {**settings, "tokens": digest(predicted(one, tokens).tolist())}
+            records.measure(one.source, "language", read, functools.partial(language, one, tokens))
+    if len(opened) == 2:
+        student, teacher = opened
+        records.measure(
+            student.source,
+            "agreement with the teacher",
+            {**settings, "teacher": identity(teacher.source)},
+            lambda: agreement(student, teacher, ids[0], texts[:TEXTS]),
+        )
+
+
+def measure_images(records: Records, opened: Sequence[Opened], pictures: Sequence[Image.Image]) -> None:
+    """Agreement with the teacher."""
+    student, teacher = opened
+    records.measure(
+        student.source,
+        "agreement with the teacher",
+        {"digest": digest(picture.tobytes() for picture in pictures), "teacher": identity(teacher.source)},
+        lambda: image_agreement(student, teacher, pictures),
+    )
+
+
+def measure_pairs(records: Records, opened: Sequence[Opened], name: str, splits: Splits) -> None:
+    """How closely similarities follow those that people judged, of each split that is scored."""
+
+    def judged(one: Opened, split: str) -> Mapping[str, float]:
+        rows = splits.evaluated[split]
+        return {"spearman": judged_pairs(one.source, splits.task, rows, trust_remote_code=one.trust_remote_code)}
+
+    for one, split in itertools.product(opened, splits.evaluated):
+        settings = {"split": split, **_read_as(name, splits.task), "digest": digest(splits.evaluated[split])}
+        records.measure(one.source, f"{splits.task.name} pairs", settings, functools.partial(judged, one, split))
+
+
+def measure_probe(records: Records, opened: Sequence[Opened], name: str, splits: Splits) -> None:
+    """What a linear model learns on frozen embeddings."""
+    for one in opened:
+        learn = functools.partial(probe, one.source, splits, trust_remote_code=one.trust_remote_code)
+        records.measure(one.source, f"{splits.task.name} probe", _data_of(name, splits), learn)
+
+
+def measure_task(
+    records: Records, opened: Sequence[Opened], name: str, splits: Splits, *, seeds: int, grid: bool
+) -> None:
+    """What is learnt by fine-tuning, by each seed; of a grid by the best learning rate."""
+    data, task = _data_of(name, splits), splits.task
+    for one in opened:
+        path, trust = Path(one.source), one.trust_remote_code
+        settings = finetune.defaults(task, len(splits.train), one.model.config.hidden_size)
+        if grid:
+            choose = functools.partial(_best_rate, path, splits, settings, trust)
+            best = records.measure(one.source, f"{task.name}, best of the grid", {**asdict(settings), **data}, choose)
+            settings = replace(settings, learning_rate=best["learning_rate"])
+        for seed in range(seeds):
+            learn = functools.partial(finetune.finetune, path, splits, settings, seed=seed, trust_remote_code=trust)
+            records.measure(one.source, task.name, {**asdict(settings), **data}, learn, seed=seed)
+
+
+def _best_rate(path: Path, splits: Splits, settings: Settings, trust: bool) -> dict[str, float]:
+    return {"learning_rate": finetune.best_of_grid(path, splits, settings, trust_remote_code=trust).learning_rate}
+
+
+def _data_of(name: str, splits: Splits) -> dict[str, object]:
+    whole = itertools.chain(splits.train, *splits.evaluated.values())
+    return {**_read_as(name, splits.task), "rows": len(splits.train), "digest": digest(whole)}
+
+
+def _read_as(name: str, task: Task) -> dict[str, object]:
+    """One file holds several tasks, by the columns that are read."""
+    return {"data": name, "columns": task.columns, "label": task.label, "labels": task.labels}
+
+
+def measure_speed(records: Records, opened: Sequence[Opened], lengths: Sequence[int], threads: int | None) -> None:
+    """Latency and throughput, of all models in one go: figures of two runs must not be compared."""
+    images = opened[0].reads_images
+    for length in (0,) if images else lengths:
+        beside = [identity(one.source) for one in opened]
+        settings = {"length": length, "threads": threads, "beside": beside, "machine": machine()}
+        if (rows := speed.at_once(opened, speed.BATCH, length)) < speed.BATCH:
+            settings["batch"] = rows
+
+        @functools.cache
+        def timed(length: int) -> dict[str, dict[str, float]]:
+            one = speed.forward_seconds(opened, batch=1, length=length, threads=threads)
+            many = speed.forward_seconds(opened, batch=speed.BATCH, length=length, threads=threads)
+            return {
+                model.source: {"latency_ms": 1e3 * latency, "sequences_per_second": speed.BATCH / batch}
+                for model, latency, batch in zip(opened, one, many, strict=True)
+            }
+
+        for model in opened:
+            compute = functools.partial(lambda source, length: timed(length)[source], model.source, length)
+            records.measure(model.source, "speed" if images else f"speed at {length} tokens", settings, compute)
