@@ -22,12 +22,13 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
+from transformers import AutoConfig
 
 import homodistil
 from harness import RESULTS
 from homodistil.assets import fetch
 from homodistil.evaluation.agreement import agreement
-from homodistil.evaluation.finetune import defaults, finetune, hidden_size
+from homodistil.evaluation.finetune import defaults, finetune
 from homodistil.evaluation.language import blocks, masked_predictions
 from homodistil.evaluation.models import open_model
 from homodistil.evaluation.probe import probe
@@ -163,7 +164,7 @@ def fine_tuned(run: Run, task: str, data: Path, work: Path, limit: int) -> dict[
     """One task learnt by one student, seeded by the run's seed."""
     folder = folder_of(run, work)
     splits = open_task(task, data, limit=limit)
-    settings = defaults(splits.task, len(splits.train), hidden_size(folder))
+    settings = defaults(splits.task, len(splits.train), AutoConfig.from_pretrained(folder).hidden_size)
     started = time.perf_counter()
     values = finetune(folder, splits, settings, seed=run.seed)
     return {"values": values, "seconds": round(time.perf_counter() - started, 1), "settings": asdict(settings)}

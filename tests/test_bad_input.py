@@ -409,6 +409,16 @@ def test_remote_code_is_off_by_default() -> None:
     assert recipe.trust_remote_code is False
 
 
+def test_text_of_another_language_is_refused_before_anything_is_learnt(masked_lm: Path, tmp_path: Path) -> None:
+    """Unknown tokens are never masked, and without one to predict a language model learns nothing."""
+    (tmp_path / "corpus.txt").write_text("слова и слова\n" * 200)
+    said = _refused(
+        tmp_path / "run", "no token to predict", teacher=masked_lm, data=tmp_path / "corpus.txt", target="0.5"
+    )
+    assert "text of the model's language" in said
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_saved_dataset_without_the_column_is_refused(masked_lm: Path, tmp_path: Path) -> None:
     """Saved datasets are checked like files."""
     Dataset.from_dict({"body": ["a cat"] * 50}).save_to_disk(str(tmp_path / "data"))

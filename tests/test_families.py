@@ -145,7 +145,6 @@ def test_a_table_describes_every_parameter_with_its_sizes(name: str) -> None:
     for parameter, tensor in model.named_parameters(remove_duplicate=False):
         for dim, size in zip(layout.dims[parameter], tensor.shape, strict=True):
             assert math.prod(p if isinstance(p, int) else sizes[p] for p in dim) == size, parameter
-    assert layout.family is not None
     depth = {"layers"} if loses_layers(name) else set()
     assert set(layout.shape(model)) == {*layout.family.widths.values()} | depth
 
@@ -165,7 +164,6 @@ def _instance(name: str, shape: dict[str, int]) -> Any:
     layout = Layout.of(tiny(name))
     made = config(**options)
     known = {**layout.fixed, **shape}
-    assert layout.family is not None
     for key, product in layout.family.config.items():
         setattr(made, key, math.prod(known[word] for word in product.split()))
     made.num_hidden_layers = shape.get("layers", made.num_hidden_layers)
@@ -180,7 +178,7 @@ def _random_shapes(name: str, count: int) -> list[dict[str, int]]:
     shapes = []
     for _ in range(count):
         shape = {width: draw.randint(1, most) for width, most in teacher.items()}
-        if layout.family is not None and layout.family.bound:
+        if layout.family.bound:
             shape["hidden"] = shape["heads"] * shape.get("head_dim", layout.fixed.get("rope", 0))
             for width, axis in layout.family.unequal.items():
                 shape["head_dim"] += shape[width] == layout.fixed[axis]

@@ -40,6 +40,25 @@ def is_cross_encoder(said: Path) -> bool:
     return isinstance(options, dict) and options.get("model_type") == "CrossEncoder"
 
 
+def read_json(file: Path, kind: type = dict) -> Any:
+    """What a JSON file of a sentence-transformers folder says, which must be of the kind.
+
+    Raises:
+        UserError: it cannot be read, or is of another kind.
+    """
+    try:
+        said = json.loads(file.read_bytes())
+        if not isinstance(said, kind):
+            raise ValueError(f"it holds a {type(said).__name__}, not a {kind.__name__}.")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"Cannot read {file} of the sentence encoder: {first_line(error)}",
+            "The files that name its modules and their options must be whole, as sentence-transformers writes them.",
+            "Download it or save it again, or give the folder of its transformer alone.",
+        ) from error
+    return said
+
+
 def load_whole(source: str, model_class: Any, folder: str, **options: Any) -> PreTrainedModel:
     """The model in float32 with all of its weights; without a pooler where none was saved.
 
@@ -117,3 +136,10 @@ def unused_positions(model: PreTrainedModel) -> int:
     embeddings = getattr(model.base_model, "embeddings", None)
     padding = getattr(getattr(embeddings, "position_embeddings", None), "padding_idx", None)
     return 0 if padding is None else int(padding) + 1
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Whether the machine has instructions for bf16; emulated, it is slower than fp32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type == "cpu" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -19,8 +19,8 @@ from homodistil.settings import Cutting, Images, Losses, Optim, Text
 Target: TypeAlias = str | float | Mapping[str, int]
 """A target as users give it: a text, or the number or the widths that it would be: 0.5 is "0.5", 8_000_000 "8000000",
 and {"hidden": 24, "heads": 4} "hidden=24,heads=4"."""
-_UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9}
-
+UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9}
+"""What a number of tokens or of parameters may be followed by."""
 
 IN_MEMORY = "<texts>"
 """What the data of a run is called that was given texts and no file."""
@@ -128,6 +128,7 @@ class Recipe:
             "optim.clip": self.optim.clip,
             "optim.eps": self.optim.eps,
             "batch": self.batch,
+            "text.workers": self.text.workers,
             "accumulate": self.accumulate,
             "cutting.every": self.cutting.every,
             "checkpoint_minutes": self.checkpoint_minutes,
@@ -165,9 +166,9 @@ class Recipe:
             UserError: it cannot be read.
         """
         written = self.tokens.strip().upper()
-        unit = written[-1:] if written[-1:] in _UNITS else ""
+        unit = written[-1:] if written[-1:] in UNITS else ""
         try:
-            count = float(written.removesuffix(unit)) * _UNITS[unit]
+            count = float(written.removesuffix(unit)) * UNITS[unit]
         except ValueError:
             count = 0.0
         _check(
@@ -177,7 +178,7 @@ class Recipe:
             "a number of tokens such as 500000, 500k or 2M",
             "2M",
         )
-        return int(count)
+        return round(count)
 
     def digest(self) -> str:
         """A fingerprint of everything that it decides of a run's result.

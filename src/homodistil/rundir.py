@@ -176,12 +176,13 @@ class RunDir:
 def writing_folder(path: Path) -> Iterator[Path]:
     """A new folder to write into, which takes the place of `path` when the block ends, and vanishes if it fails.
 
-    Files are on the disk before the name is, so that a power cut leaves the old folder or the new one. Whoever may look
-    into the folder may read them.
+    Files are on the disk before the name is, so that a power cut leaves the old folder or the new one or, for a moment,
+    neither, but never a torn one. Whoever may look into the folder may read them.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.writing")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary, old = (path.with_name(f".{path.name}.{what}") for what in ("writing", "old"))
+    for left in (temporary, old):
+        shutil.rmtree(left, ignore_errors=True)
     temporary.mkdir()
     try:
         yield temporary
@@ -191,10 +192,15 @@ def writing_folder(path: Path) -> Iterator[Path]:
                 # safetensors writes files that nobody else may read
                 file.chmod(readers)
             _sync(file)
-        shutil.rmtree(path, ignore_errors=True)
+        # moved away before it is deleted, which takes a while
+        if exists(path):
+            path.rename(old)
         temporary.rename(path)
         _sync(path.parent)
+        shutil.rmtree(old, ignore_errors=True)
     except BaseException:
+        if exists(old) and not exists(path):
+            old.rename(path)
         shutil.rmtree(temporary, ignore_errors=True)
         raise
 

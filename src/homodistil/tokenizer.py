@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import json
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Tokenizer, normalizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from homodistil.errors import UserError, first_line
+from homodistil.errors import UserError
+from homodistil.loading import read_json
 
 
 def tokenizer_of(folder: Path | str, trust: bool) -> PreTrainedTokenizerBase:
@@ -37,25 +36,6 @@ def lowers_case(folder: Path) -> bool:
     """Whether sentence-transformers reads small letters by the transformer in a folder, whatever its tokenizer does."""
     # sentence_bert_config.json, or what older versions called it after the model
     return any(bool(read_json(file).get("do_lower_case")) for file in folder.glob("sentence_*_config.json"))
-
-
-def read_json(file: Path, kind: type = dict) -> Any:
-    """What a JSON file of a sentence-transformers folder says, which must be of the kind.
-
-    Raises:
-        UserError: it cannot be read, or is of another kind.
-    """
-    try:
-        said = json.loads(file.read_bytes())
-        if not isinstance(said, kind):
-            raise ValueError(f"it holds a {type(said).__name__}, not a {kind.__name__}.")
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"Cannot read {file} of the sentence encoder: {first_line(error)}",
-            "The files that name its modules and their options must be whole, as sentence-transformers writes them.",
-            "Download it or save it again, or give the folder of its transformer alone.",
-        ) from error
-    return said
 
 
 def _lowering(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

@@ -208,14 +208,6 @@ def test_patterns_match_names_in_every_layer() -> None:
     assert list(layout.matches("pooler", model)) == []
 
 
-def test_rows_of_ours_have_no_family_and_keep_their_axes() -> None:
-    """Tensors that follow a model's axes have a layout of their own, with no fixed sizes."""
-    layout = Layout.of_rows({"0.weight": (("width",), ("hidden",)), "1.weight": (("heads.0", "qk.0"),)})
-    assert layout.axes == ("width", "hidden", "heads.0", "qk.0")
-    assert layout.parent == {"qk.0": "heads.0"}
-    assert layout.width_of("qk.0") == "qk"
-
-
 def test_a_shape_is_written_as_a_person_writes_it() -> None:
     """A shape is printed in the words in which a target is written."""
     assert describe({"hidden": 240, "heads": 12}) == "hidden=240, heads=12"

@@ -13,7 +13,7 @@ from transformers import BertForMaskedLM, BertModel
 from conftest import make
 from homodistil.axes.layout import Layout
 from homodistil.compress.compensate import InputMoments, Inputs, compensate
-from homodistil.compress.cut import Keep, stays
+from homodistil.compress.cut import Keep, kept_inputs
 from zoo import tiny
 
 HEAD_DIM, HIDDEN, LAYERS = 12, 48, 2
@@ -240,7 +240,7 @@ def test_moments_follow_a_cut_and_go_round() -> None:
         "heads.1": heads,
         "vo.1": dims.expand(4, -1),
     }
-    moments.keep(stays(layout, keep, layout.sizes(model), moments.sums))
+    moments.keep(kept_inputs(layout, keep, layout.sizes(model), moments.sums))
     rows = torch.tensor([int(h) * HEAD_DIM + int(d) for h in heads for d in dims])
     for path, index in (
         ("bert.encoder.layer.1.output.dense", keep["ffn.1"]),

@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from conftest import HEAD_CLASSES, make
+from homodistil.axes.families.encoders import BERT
 from homodistil.axes.layout import Layout
 from homodistil.compress import cut as cut_module
 from homodistil.compress.compensate import InputMoments, Inputs
@@ -482,7 +483,7 @@ def test_the_units_with_the_highest_scores_stay(seed: int) -> None:
 
 def test_vectors_of_units_follow_a_cut() -> None:
     """A value for each unit loses the units that leave, and the units of the parents that leave."""
-    layout = Layout.of_rows({"w": (("heads.0", "qk.0"), ("hidden",))})
+    layout = Layout(BERT, {"w": (("heads.0", "qk.0"), ("hidden",))}, {}, {"qk.0": "heads.0"}, {})
     vector = torch.arange(12).reshape(3, 4)
     keep = {"heads.0": torch.tensor([0, 2]), "qk.0": torch.tensor([[0, 1], [1, 2], [2, 3]])}
     assert narrowed(layout, "qk.0", vector, keep).tolist() == [[0, 1], [10, 11]]
@@ -511,19 +512,3 @@ def test_positions_along_a_fused_dimension(dim: tuple[str | int, ...], expected:
     keep = {"heads": torch.tensor([0, 2]), "qk": torch.tensor([[0, 1], [1, 2], [2, 3]])}
     index = flat_index(dim, keep, {"qk": "heads"}, {"heads": 3, "qk": 4, "hidden": 7, "group": 2})
     assert (None if index is None else index.tolist()) == expected
-
-
-def test_a_module_of_ours_is_cut_along_the_models_axes() -> None:
-    """Tensors with a layout of their own lose the same units, and the optimizer follows."""
-    module = nn.Linear(6, 3, bias=False)
-    weight = module.weight.detach().clone()
-    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
-    cut(
-        module,
-        Layout.of_rows({"weight": (("out",), ("hidden",))}),
-        {"hidden": torch.tensor([1, 4])},
-        optimizer=optimizer,
-    )
-    assert torch.equal(module.weight.detach(), weight[:, [1, 4]])
-    assert module.in_features == 2
-    assert optimizer.param_groups[0]["params"][0] is module.weight

@@ -271,9 +271,9 @@ def test_a_number_is_the_target_that_it_is_written_as(number: Any, text: str) ->
 
 
 def test_figures_are_those_of_the_shape(base: Layout) -> None:
-    """Memory is the count times a weight's bytes, operations are at 128 tokens, and programs are told them."""
-    half = plan(base, BASE, ["0.5"], weight_bytes=2)[0]
-    assert half.memory_bytes == 2 * half.parameters
+    """Memory is of weights in float32, operations are at 128 tokens, and programs are told them."""
+    half = plan(base, BASE, ["0.5"])[0]
+    assert half.memory_bytes == 4 * half.parameters
     assert half.flops_per_token == base.flops_per_token(half.shape, 128)
     assert half.as_json() == {
         "target": "0.5",

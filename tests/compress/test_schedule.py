@@ -103,10 +103,10 @@ def test_layers_leave_early_and_one_by_one() -> None:
     schedule = Schedule.over(deep, [("shallow", shallow)], steps=1000, ramp=(0.0, 0.5), grain=8)
     path = [schedule.widths(step)["layers"] for step in range(1001)]
     assert [path.index(k) for k in (5, 4, 3)] == [30, 104, 225]
-    assert schedule.last_cut() == 500
+    assert schedule.last_cut == 500
     only = Schedule.over(deep, [("shallow", {**deep, "layers": 3})], steps=10, ramp=(0.0, 0.0), grain=8)
     assert only.widths(0)["layers"] == 3
-    assert (only.cuts_units(), only.last_cut()) == (False, 0)
+    assert (only.cuts_units, only.last_cut) == (False, 0)
 
 
 def test_several_targets_are_passed_each_at_its_stages_end() -> None:
@@ -125,7 +125,7 @@ def test_several_targets_are_passed_each_at_its_stages_end() -> None:
         *["half", "small"],
         *["small"] * 2,
     ]
-    assert (schedule.last_cut(), schedule.steps) == (340, 400)
+    assert (schedule.last_cut, schedule.steps) == (340, 400)
 
 
 def test_a_ramp_ends_before_its_stage() -> None:
@@ -153,7 +153,7 @@ def test_nothing_to_cut_is_never_cut() -> None:
     """A target that is the teacher's own shape changes nothing and has no last cut."""
     schedule = Schedule.over(BASE, [("same", BASE)], steps=10, ramp=(0.1, 0.7), grain=7)
     assert list(schedule.changes()) == []
-    assert schedule.last_cut() == 0
+    assert schedule.last_cut == 0
 
 
 def test_changes_are_the_steps_at_which_widths_change() -> None:
@@ -164,7 +164,7 @@ def test_changes_are_the_steps_at_which_widths_change() -> None:
     for step in range(schedule.steps + 1):
         now = changes.get(step, now)
         assert now == schedule.widths(step)
-    assert max(changes) == schedule.last_cut()
+    assert max(changes) == schedule.last_cut
 
 
 def test_printed_without_torch() -> None:

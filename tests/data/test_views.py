@@ -26,7 +26,6 @@ from homodistil.compress.importance import magnitude
 from homodistil.data.collate import batches
 from homodistil.data.views import View, ViewCollator, Views, load_views
 from homodistil.distill import arrival, learning, loop
-from homodistil.distill.leaving import descent
 from homodistil.distill.prepare import Run, prepare
 from homodistil.errors import RunStopped, UserError
 from homodistil.images import open_images
@@ -191,7 +190,7 @@ def test_an_uncut_student_has_no_loss_and_a_cut_one_gradients_everywhere(
         with run.precision:
             with torch.no_grad():
                 theirs = run.runner(run.teacher.model, batch)
-            return run.objective.terms(run.runner(run.state.student, batch), theirs, batch, descent(run))
+            return run.objective.terms(run.runner(run.state.student, batch), theirs, batch, run.descent)
 
     assert {n: t.item() for n, t in terms().items()} == dict.fromkeys(
         ("prediction", "hidden", "attention", "embedding"), 0.0

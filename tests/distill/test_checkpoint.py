@@ -16,9 +16,9 @@ from homodistil.compress.cut import select
 from homodistil.compress.importance import magnitude, sensitivity
 from homodistil.data.collate import batches
 from homodistil.distill import checkpoint
-from homodistil.distill.checkpoint import State
 from homodistil.distill.learning import learn
 from homodistil.distill.prepare import Run, prepare
+from homodistil.distill.state import State
 from homodistil.errors import UserError
 from homodistil.reading import build
 from zoo import deep

@@ -9,13 +9,18 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import BertForMaskedLM, BertForSequenceClassification, BertModel, PreTrainedModel
+from transformers import (
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    BertModel,
+    PreTrainedModel,
+)
 
 from homodistil.compress.cut import select
 from homodistil.compress.importance import magnitude
 from homodistil.data.collate import heldout_draws
 from homodistil.distill.heldout import agreement, measure
-from homodistil.distill.leaving import descent
 from homodistil.distill.prepare import Run, prepare
 from homodistil.recipe import Recipe
 from homodistil.settings import Losses, Text
@@ -41,9 +46,7 @@ def cut_run(save_teacher: Callable[..., Path], corpus: Path, tmp_path: Path) -> 
 
 
 def _held(run: Run, batches: Sequence[dict[str, Tensor]]) -> dict[str, float]:
-    return measure(
-        run.runner, run.state.student, run.teacher.model, run.objective, batches, descent(run), run.precision
-    )
+    return measure(run.runner, run.state.student, run.teacher.model, run.objective, batches, run.descent, run.precision)
 
 
 def _texts(run: Run) -> list[Any]:
@@ -52,8 +55,8 @@ def _texts(run: Run) -> list[Any]:
 
 KINDS = pytest.mark.parametrize(
     ("model_class", "weights"),
-    [(BertForSequenceClassification, {}), (BertModel, {"cosine": 1.0})],
-    ids=["classes", "similarities"],
+    [(BertForSequenceClassification, {}), (BertForTokenClassification, {}), (BertModel, {"cosine": 1.0})],
+    ids=["classes", "classes of tokens", "similarities"],
 )
 
 
@@ -84,7 +87,7 @@ def test_of_a_single_batch_each_figure_is_the_loss_itself(
     batch = run.collate(_texts(run)[:20], -1)
     batch["tokens"] = batch["attention_mask"].sum()
     mine, theirs = (run.runner(model, batch) for model in (run.state.student, run.teacher.model))
-    terms = run.objective.terms(mine, theirs, batch, descent(run))
+    terms = run.objective.terms(mine, theirs, batch, run.descent)
     found = _held(run, [batch])
     assert found.keys() == {*terms, "agreement"}
     assert {name: found[name] for name in terms} == pytest.approx({n: t.item() for n, t in terms.items()}, rel=1e-5)

@@ -18,7 +18,7 @@ import homodistil
 from homodistil.axes.layout import Layout
 from homodistil.data.collate import batches
 from homodistil.distill import learning, loop
-from homodistil.distill.leaving import all_but_one, apart, descent
+from homodistil.distill.leaving import all_but_one, apart
 from homodistil.distill.prepare import Run, prepare
 from homodistil.errors import RunStopped
 from homodistil.losses.descent import Descent
@@ -67,10 +67,10 @@ def test_layers_that_do_nothing_leave_first_and_are_not_missed(idle: Path, corpu
         assert caused.min() == 0
         assert (caused > 0).sum() >= 3
         run.state.shrink(keep, compensate=False)
-        assert descent(run).layers == left
+        assert run.descent.layers == left
         with torch.no_grad():
             mine, theirs = (run.runner(m, batch) for m in (run.state.student, run.teacher.model))
-            terms = run.objective.terms(mine, theirs, batch, descent(run))
+            terms = run.objective.terms(mine, theirs, batch, run.descent)
         assert run.objective.discrepancy({n: t.item() for n, t in terms.items()}) == 0
     assert all_but_one(run, [batch])[1].min() > 0
 
@@ -196,8 +196,8 @@ def test_a_stopped_run_without_layers_goes_on_to_the_same_student(
 def test_layers_alone_need_no_importance(four: Path, corpus: Path, tmp_path: Path) -> None:
     """Where no unit is cut, none is scored: nothing is measured that nothing reads."""
     run = _ready(four, corpus, tmp_path / "run")
-    assert not run.schedule.cuts_units()
-    assert run.schedule.last_cut() == 0
+    assert not run.schedule.cuts_units
+    assert run.schedule.last_cut == 0
     assert run.schedule.widths(run.schedule.steps)["layers"] == 1
 
 

@@ -42,7 +42,9 @@ from homodistil.compress.schedule import Schedule, Stage
 from homodistil.data.corpus import STREAM_HELDOUT
 from homodistil.distill import arrival, checkpoint, heldout, learning, loop
 from homodistil.distill.defaults import batch_for
+from homodistil.distill.optimizer import rate
 from homodistil.distill.prepare import prepare
+from homodistil.distill.state import State
 from homodistil.errors import RunStopped, UserError
 from homodistil.models.student import save_student
 from homodistil.models.teacher import load_teacher
@@ -571,7 +573,7 @@ def test_targets_that_follow_change_nothing_of_the_way_to_the_first(
     )
     first = range(1, steps + 1)
     assert [both.widths(step) for step in first] == [alone.widths(step) for step in first]
-    ramp = range(1, alone.last_cut() + 1)
+    ramp = range(1, alone.last_cut + 1)
     assert [both.measured(step) for step in ramp] == [alone.measured(step) for step in ramp]
 
 
@@ -591,8 +593,21 @@ def test_a_short_run_of_a_language_model_takes_time_to_be_cut(
         recipe = Recipe(**options, target=["0.5"], steps=steps, text=Text(length=32), cutting=cutting)
         made = prepare(recipe, resume=False, texts=None)
         assert made.recipe.cutting.ramp_end == pytest.approx(end)
-        assert made.schedule.last_cut() == min(round(end * steps), steps - 1)
+        assert made.schedule.last_cut == min(round(end * steps), steps - 1)
         assert yaml.safe_load((out / "recipe.yaml").read_text())["cutting"]["ramp_end"] == pytest.approx(end)
+
+
+def test_the_weights_that_a_teacher_decides_are_written_down(
+    masked_lm: Path, encoder: Path, corpus: Path, tmp_path: Path
+) -> None:
+    """A run says by which losses its student learnt, those that were left open too, and goes on with them."""
+    for source, prediction in ((masked_lm, 1.0), (encoder, 0.5)):
+        out = tmp_path / source.name
+        result = homodistil.distil(source, corpus, "0.5", out, losses={"attention": 0.125}, **QUICK)
+        written = yaml.safe_load((out / "recipe.yaml").read_text())["losses"]
+        assert (written["prediction"], written["attention"], written["hidden_kind"]) == (prediction, 0.125, "mse")
+        assert None not in written.values()
+        assert homodistil.resume(out) == result
 
 
 def test_the_batch_that_a_budget_leaves_is_written_down_and_kept(masked_lm: Path, corpus: Path, tmp_path: Path) -> None:
@@ -669,13 +684,13 @@ def test_layers_take_over_what_is_cut_unless_they_are_told_not_to(
 ) -> None:
     """Whenever units leave."""
     asked: list[bool] = []
-    shrink = checkpoint.State.shrink
+    shrink = State.shrink
 
-    def spied(state: checkpoint.State, keep: Any, *, compensate: bool) -> None:
+    def spied(state: State, keep: Any, *, compensate: bool) -> None:
         asked.append(compensate)
         shrink(state, keep, compensate=compensate)
 
-    monkeypatch.setattr(checkpoint.State, "shrink", spied)
+    monkeypatch.setattr(State, "shrink", spied)
     homodistil.distil(masked_lm, corpus, "0.5", tmp_path / "run", cutting={"compensate": kind}, **QUICK)
     assert set(asked) == {taken_over}
 
@@ -735,7 +750,7 @@ def _stages(*targets: str, steps: int) -> tuple[Stage, ...]:
 def test_the_learning_rate_rises_and_falls_as_a_function_of_the_step() -> None:
     """Linear up over the warm-up, at its highest at the end of it, linear down to the floor."""
     optim, (stage,) = Optim(learning_rate=1.0, warmup=0.1, floor=0.2), _stages("0.5", steps=100)
-    rates = [learning.rate(optim, stage, step) for step in range(1, 101)]
+    rates = [rate(optim, stage, step) for step in range(1, 101)]
     assert rates[:10] == pytest.approx([0.1 * k for k in range(1, 11)])
     assert max(rates) == rates[9] == 1
     assert all(a > b for a, b in itertools.pairwise(rates[9:]))
@@ -745,9 +760,9 @@ def test_the_learning_rate_rises_and_falls_as_a_function_of_the_step() -> None:
 def test_the_learning_rate_rises_and_falls_for_each_target_less_high_each_time() -> None:
     """As for the first alone, but half as high for the second and a third for the third."""
     optim, stages = Optim(learning_rate=1.0, warmup=0.1, floor=0.2), _stages("0.5", "0.4", "0.3", steps=300)
-    alone = [learning.rate(optim, stages[0], step) for step in range(1, 101)]
+    alone = [rate(optim, stages[0], step) for step in range(1, 101)]
     for stage in stages:
-        rates = [learning.rate(optim, stage, step) for step in range(stage.begin + 1, stage.end + 1)]
+        rates = [rate(optim, stage, step) for step in range(stage.begin + 1, stage.end + 1)]
         assert rates == pytest.approx([rate / stage.number for rate in alone])
 
 
@@ -763,10 +778,10 @@ def test_targets_that_follow_change_nothing_of_a_student(masked_lm: Path, corpus
 def test_the_learning_rate_goes_with_how_much_narrower_the_student_is() -> None:
     """Half the width, twice the rate; with a power of 0 one rate for all widths."""
     (stage,) = _stages("0.5", steps=100)
-    whole, half = (learning.rate(Optim(learning_rate=1e-3), stage, 50, narrower=n) for n in (1.0, 2.0))
+    whole, half = (rate(Optim(learning_rate=1e-3), stage, 50, narrower=n) for n in (1.0, 2.0))
     assert half == pytest.approx(2 * whole)
     constant = Optim(learning_rate=1e-3, width_power=0.0)
-    assert learning.rate(constant, stage, 50, narrower=2.0) == learning.rate(constant, stage, 50)
+    assert rate(constant, stage, 50, narrower=2.0) == rate(constant, stage, 50)
 
 
 def test_the_learning_rate_of_a_long_run_falls_with_the_cube_root_of_its_steps(
@@ -802,8 +817,8 @@ def test_a_run_learns_faster_as_its_student_gets_narrower(
     assert optim.learning_rate == pytest.approx(0.384 / 48)
     first, last = (records[k]["learning_rate"] for k in (0, -1))
     (stage,) = _stages(target, steps=steps)
-    assert first == pytest.approx(learning.rate(optim, stage, 1))
-    assert last == pytest.approx(narrower * learning.rate(optim, stage, steps))
+    assert first == pytest.approx(rate(optim, stage, 1))
+    assert last == pytest.approx(narrower * rate(optim, stage, steps))
 
 
 def test_a_run_may_start_from_a_student_of_its_teacher(masked_lm: Path, corpus: Path, tmp_path: Path) -> None:

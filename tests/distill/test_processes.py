@@ -43,7 +43,7 @@ from safetensors.torch import save_file
 import homodistil
 from homodistil import errors
 from homodistil.distill import checkpoint, learning, loop
-from homodistil.distill.checkpoint import State
+from homodistil.distill.state import State
 
 teacher, corpus, out, verb, options = sys.argv[1:]
 rank = int(os.environ["RANK"])

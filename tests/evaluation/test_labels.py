@@ -39,6 +39,7 @@ def _rows(*labels: Any) -> list[dict[str, Any]]:
         ((1, "two", 3), "labels are words and rows whose labels are numbers"),
         ((0.5, float("nan"), 1.5), "train rows without a label"),
         ((["yes"], ["no"], ["no"]), r"whose label is \['yes'\]"),
+        (([], [1], [1, 2]), r"whose label is \[\]"),
         (("yes", "yes", "yes"), "single class, 'yes'"),
         ((1.5, 1.5, 1.5), "all have the number 1.5"),
     ],
@@ -108,6 +109,7 @@ def test_whole_numbers_are_scores_of_pairs_and_classes_of_tasks(tmp_path: Path) 
 
 def test_pairs_that_are_all_equally_alike_correlate_with_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that gives all texts one embedding scores 0, and not no number."""
+    monkeypatch.setattr(similarity, "open_encoder", lambda *_: None)
     monkeypatch.setattr(similarity, "embed", lambda *_, **__: np.ones((3, 2)) / np.sqrt(2))
     task = Task(name="own", columns=("a", "b"), labels="number", metrics=("spearman",))
     rows = Dataset.from_dict({"a": ["x"] * 3, "b": ["y"] * 3, "label": [1.0, 2.0, 3.0]})

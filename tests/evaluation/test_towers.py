@@ -23,9 +23,9 @@ from homodistil.evaluation.evaluation import evaluate
 from homodistil.evaluation.finetune import finetune
 from homodistil.evaluation.models import open_model, right_padding_tokenizer
 from homodistil.evaluation.probe import probe
-from homodistil.evaluation.similarity import embed, has_towers
+from homodistil.evaluation.similarity import embed, is_sentence_encoder
 from homodistil.evaluation.tasks import Splits, Task
-from homodistil.evaluation.towers import Collate, Towers
+from homodistil.evaluation.towers import Towers, TowersCollator
 from homodistil.evaluation.training import Settings
 from zoo import tiny
 
@@ -117,7 +117,7 @@ def test_an_encoder_by_its_last_token_is_fine_tuned_by_it(tokenizer: PreTrainedT
     splits = _splits(_shared, "one", "other", rows=40, labels="number", metrics=("r2",))
     net, reader = Towers(folder, splits, []).eval(), right_padding_tokenizer(folder, False)
     rows = net.encoded(splits.train, splits.task, reader, 32, float)
-    batch = Collate(reader)([rows[k] for k in range(len(rows))])
+    batch = TowersCollator(reader)([rows[k] for k in range(len(rows))])
     with torch.no_grad():
         made = net._embedded(batch["input_ids"][:, 1], batch["attention_mask"][:, 1])
     np.testing.assert_allclose(made, embed(folder, splits.train["other"]), atol=1e-5)
@@ -141,7 +141,7 @@ def test_an_encoders_prompt_is_read_in_fine_tuning_as_in_use(
     net = Towers(tmp_path, splits, ["cat", "none"]).eval()
     rows = net.encoded(splits.train, splits.task, net.tokenizer, 32, lambda _: 0)
     with torch.no_grad():
-        logits = net(**Collate(net.tokenizer)([rows[k] for k in range(8)]))["logits"]
+        logits = net(**TowersCollator(net.tokenizer)([rows[k] for k in range(8)]))["logits"]
         used = SentenceTransformer(str(tmp_path)).encode(splits.train["one"][:8], normalize_embeddings=True)
         expected = net.head((torch.from_numpy(used) - net.mean) / net.scale)
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
@@ -156,7 +156,7 @@ def test_a_head_reads_features_of_unit_variance(columns: tuple[str, ...], senten
     net.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     rows = net.encoded(splits.train, splits.task, net.tokenizer, 32, int)
     with torch.no_grad():
-        net(**Collate(net.tokenizer)(rows.to_list()))
+        net(**TowersCollator(net.tokenizer)(rows.to_list()))
     torch.testing.assert_close(seen[0].mean(0), torch.zeros(seen[0].shape[1]), atol=1e-3, rtol=0)
     torch.testing.assert_close(seen[0].std(0, correction=0), torch.ones(seen[0].shape[1]), atol=1e-2, rtol=0)
 
@@ -173,7 +173,7 @@ def test_padding_and_other_rows_change_no_logit(sentence_encoder: Path) -> None:
     splits = _splits(_shared, "one", "other", labels="number")
     net = Towers(sentence_encoder, splits, []).eval()
     rows = net.encoded(splits.train, splits.task, net.tokenizer, 32, float)
-    collate = Collate(net.tokenizer)
+    collate = TowersCollator(net.tokenizer)
     batch = [rows[k] for k in range(8)]
     with torch.no_grad():
         together = net(**collate(batch))["logits"]
@@ -233,8 +233,8 @@ def test_a_transformer_in_a_folder_of_its_own_is_the_same_encoder(sentence_encod
 
 def test_other_encoders_have_no_towers(sentence_encoder: Path, encoder: Path) -> None:
     """Only a folder that says how its embedding is made is a sentence encoder."""
-    assert has_towers(sentence_encoder)
-    assert not has_towers(encoder)
+    assert is_sentence_encoder(sentence_encoder)
+    assert not is_sentence_encoder(encoder)
 
 
 def test_a_single_class_is_refused_in_words(sentence_encoder: Path) -> None:

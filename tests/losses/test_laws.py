@@ -27,7 +27,6 @@ from homodistil.compress.importance import magnitude
 from homodistil.data.collate import batches, draws, heldout_draws
 from homodistil.distill.heldout import _answer, agreement
 from homodistil.distill.learning import calibrate, learn
-from homodistil.distill.leaving import descent
 from homodistil.distill.prepare import Run, prepare
 from homodistil.losses import losses, maps, outputs
 from homodistil.losses.descent import opposite
@@ -63,7 +62,7 @@ def _terms(run: Run, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         with torch.no_grad():
             theirs = run.runner(run.teacher.model, batch)
         mine = run.runner(run.state.student, batch)
-        return run.objective.terms(mine, theirs, batch, descent(run))
+        return run.objective.terms(mine, theirs, batch, run.descent)
 
 
 COSINE = {"cosine": 1.0}
@@ -467,19 +466,19 @@ def test_lost_heads_are_left_out_of_the_comparison(ready: Callable[..., Run]) ->
     layout, student = run.state.layout, run.state.student
     shape = {"hidden": 48, "heads": 3, "head_dim": 12, "ffn": 96}
     run.state.shrink(select(layout, layout.sizes(student), magnitude(layout, student), shape), compensate=False)
-    assert set(descent(run).heads) == {0, 1}
+    assert set(run.descent.heads) == {0, 1}
     batch = _batch(run)
     mine, theirs = run.runner(student, batch), run.runner(run.teacher.model, batch)
-    kept = descent(run).heads[0]
+    kept = run.descent.heads[0]
     torch.testing.assert_close(mine.attention[0].queries, theirs.attention[0].queries[:, kept], rtol=1e-5, atol=1e-5)
     distances = []
     for k, (student_s, teacher_s) in enumerate(zip(mine.attention, theirs.attention, strict=True)):
         scores = student_s.queries @ student_s.keys.mT * student_s.scaling
-        others = (teacher_s.queries @ teacher_s.keys.mT * teacher_s.scaling)[:, descent(run).heads[k]]
+        others = (teacher_s.queries @ teacher_s.keys.mT * teacher_s.scaling)[:, run.descent.heads[k]]
         pairs = (batch["attention_mask"][:, :, None] * batch["attention_mask"][:, None, :])[:, None].expand_as(scores)
         distances.append((scores - others)[pairs > 0].square().mean())
     assert distances[0] < 1e-8 < distances[1]
-    made = run.objective.terms(mine, theirs, batch, descent(run))["attention"]
+    made = run.objective.terms(mine, theirs, batch, run.descent)["attention"]
     torch.testing.assert_close(made, torch.stack(distances).mean(), rtol=1e-4, atol=1e-6)
 
 

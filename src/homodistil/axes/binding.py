@@ -10,6 +10,7 @@ from typing import NamedTuple
 from transformers import PreTrainedModel
 
 from homodistil.axes.families import Family, known
+from homodistil.axes.families.own import registered
 from homodistil.axes.notation import Dim, parse_table
 from homodistil.errors import UserError
 
@@ -32,7 +33,9 @@ def bind(model: PreTrainedModel) -> tuple[Family, dict[str, tuple[Dim, ...]]]:
     fit = [f for f in families if not _unmet(f, model.config)]
     if not fit:
         raise _unfit_setting(families[0], model)
-    tried = [_bind(f, named, model.base_model_prefix) for f in fit]
+    # a user's own is meant, also where a row of it is wrong and a table of the package's would fit
+    own = [f for f in fit if f in registered]
+    tried = [_bind(f, named, model.base_model_prefix) for f in own or fit]
     bound = min(tried, key=lambda b: len(b.strangers) + len(b.broken))
     if bound.strangers or bound.broken:
         raise _misfit(bound, type(model).__name__)

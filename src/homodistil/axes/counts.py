@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 from transformers import PreTrainedModel
 
-from homodistil.axes.shape import Polynomial
-from homodistil.axes.stack import LAYERS
+from homodistil.axes.shape import LAYERS, Polynomial
 
 if TYPE_CHECKING:
     from homodistil.axes.layout import Layout
@@ -43,7 +42,6 @@ class Counts:
 def count(layout: Layout, model: PreTrainedModel) -> Counts:
     """The counts of a model, which may be on the meta device; operations are those of matrix products."""
     family = layout.family
-    assert family is not None
     made = Counts()
     has_pooler = family.pooler is not None and any(layout.matches(family.pooler, model))
     of_sequences = type(model).__name__.endswith(_OF_SEQUENCES)
@@ -88,7 +86,6 @@ def _over_heads(layout: Layout, name: str) -> list[str | int]:
 
 def _times(layout: Layout, name: str, model: PreTrainedModel) -> int:
     """How often a forward pass computes with a parameter."""
-    assert layout.family is not None
     shared = layout.family.shared and layout.family.shared in name
     return int(model.config.num_hidden_layers) if shared else 1
 

@@ -15,8 +15,8 @@ from homodistil.axes.binding import bind
 from homodistil.axes.counts import Counts, count
 from homodistil.axes.families import Family
 from homodistil.axes.notation import Dim, Row, expand_braces
-from homodistil.axes.shape import Shape, evaluate
-from homodistil.axes.stack import LAYERS, Stack, lists_of
+from homodistil.axes.shape import LAYERS, Shape, evaluate
+from homodistil.axes.stack import Stack, lists_of
 from homodistil.errors import UserError
 
 
@@ -25,16 +25,16 @@ class Layout:
     """The axes of every parameter of one model. Holds names and fixed sizes, no tensor and no current width.
 
     Attributes:
-        family: the family whose table it is; None for tensors of ours (see `of_rows`).
+        family: the family whose table it is.
         dims: for each parameter name, ties included, its dims with axes named `ffn.3` or `hidden`.
         fixed: sizes of the axes that are never cut, such as `vocab`.
         parent: for each nested axis, the axis whose units each have units of it (`qk.3` in `heads.3`).
         tied: parameter names that are another one's tensor, by the name that stands for it.
-        stack: the list of layers; None if there is not one such list, and for tensors of ours.
-        counts: closed forms of parameters and operations; empty for tensors of ours.
+        stack: the list of layers; None if there is not one such list.
+        counts: closed forms of parameters and operations.
     """
 
-    family: Family | None
+    family: Family
     dims: Mapping[str, tuple[Dim, ...]]
     fixed: Mapping[str, int]
     parent: Mapping[str, str]
@@ -61,11 +61,6 @@ class Layout:
         _refuse_uneven(layout, model)
         return replace(layout, counts=count(layout, model))
 
-    @classmethod
-    def of_rows(cls, dims: Mapping[str, tuple[Dim, ...]]) -> Layout:
-        """A layout for tensors of ours that follow a model's axes, such as the projections."""
-        return cls(None, dims, {}, _parents(dims, ()), {})
-
     def sizes(self, model: PreTrainedModel) -> dict[str, int]:
         """How many units each axis of `model` has now; a nested axis counts those of one parent unit.
 
@@ -74,7 +69,6 @@ class Layout:
         Raises:
             UserError: two parameters disagree about an axis, or the configuration does not count one.
         """
-        assert self.family is not None
         sizes = dict(self.fixed) | ({LAYERS: self.depth} if self.depth else {})
         for axis in {p for dims in self.dims.values() for dim in dims for p in dim if isinstance(p, str)}:
             if key := self.family.counted.get(_kind(axis)):
@@ -116,7 +110,6 @@ class Layout:
 
     def shape_of(self, sizes: Mapping[str, int]) -> dict[str, int]:
         """The width of each kind of axis, of which `sizes` has one a layer."""
-        assert self.family is not None
         widths = {self.width_of(axis): sizes[axis] for axis in self.axes}
         named = {width: widths[width] for width in dict.fromkeys(self.family.widths.values())}
         return named | ({LAYERS: sizes[LAYERS]} if LAYERS in sizes else {})
@@ -124,7 +117,6 @@ class Layout:
     @functools.cached_property
     def lists(self) -> dict[str, int]:
         """How many layers there are in each of the family's lists of layers that the model has, by its path."""
-        assert self.family is not None
         paths = {path: re.compile(rf"(?:.*\.)?{re.escape(path)}\.(\d+)\..*") for path in sorted(lists_of(self.family))}
         found = {path: {m[1] for name in self.dims if (m := known.fullmatch(name))} for path, known in paths.items()}
         return {path: len(numbers) for path, numbers in found.items() if numbers}
@@ -155,7 +147,6 @@ class Layout:
         Args:
             key: the name of a parameter, a module (`bert.encoder.layer.3.output`) or an axis (`ffn.3`).
         """
-        assert self.family is not None
         if self.stack is not None and (place := self.stack.split(key)):
             return f"{self.stack.path}.", place[0], f".{place[1]}" if place[1] else ""
         kind, _, number = key.partition(".")
@@ -171,7 +162,7 @@ class Layout:
         """The width that an axis has: `head_dim` for `qk.3`."""
         if axis == LAYERS:
             return LAYERS
-        return self.family.widths[_kind(axis)] if self.family else _kind(axis)
+        return self.family.widths[_kind(axis)]
 
     def matches(self, pattern: str, model: PreTrainedModel) -> Iterator[str]:
         """The full names, parameters' or modules', that a pattern of the family's stands for in `model`."""
@@ -206,8 +197,8 @@ class Layout:
 
     def head_dims(self, query: str) -> Dim:
         """The dimension of a query's weight or bias that runs over heads."""
-        counted = self.family.counted if self.family else {}
-        return next(dim for dim in self.dims[query] if any(isinstance(p, str) and _kind(p) in counted for p in dim))
+        heads = {axis for axis, width in self.family.widths.items() if width in ("heads", "kv_heads")}
+        return next(dim for dim in self.dims[query] if any(isinstance(p, str) and _kind(p) in heads for p in dim))
 
 
 def on_meta(model_class: type[PreTrainedModel], config: object, **options: bool) -> PreTrainedModel:

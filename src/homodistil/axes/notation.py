@@ -82,7 +82,7 @@ def parse_table(text: str) -> tuple[Row, ...]:
             dims = parse_dims(dims_text)
         except ValueError as error:
             raise ValueError(f"In the row {content!r}: {error}") from None
-        if "*" not in name and any(isinstance(p, str) and p.endswith("*") for d in dims for p in d):
+        if not {"*", "^"} & {*name} and any(isinstance(p, str) and p.endswith("*") for d in dims for p in d):
             raise ValueError(f"In the row {content!r}: an axis for each layer, but the name has no layer.")
         rows += [Row(pattern, dims) for pattern in expand_braces(name)]
     names = [row.pattern for row in rows]

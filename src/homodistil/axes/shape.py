@@ -12,6 +12,9 @@ Shape = Mapping[str, int]
 
 Where a shape does not name `layers`, all of them are meant."""
 
+LAYERS = "layers"
+"""What the number of layers is called in a shape, and the key of those that stay in a `Keep`."""
+
 Polynomial = Counter[tuple[str, ...]]
 """A sum of products of widths: `{("hidden", "hidden"): 12.0}` is 12 hidden²."""
 

@@ -10,9 +10,6 @@ from transformers import PreTrainedModel
 from homodistil.axes.families.family import Family
 from homodistil.axes.notation import parse_table
 
-LAYERS = "layers"
-"""What the number of layers is called in a shape, and the key of those that stay in a `Keep`."""
-
 
 @dataclass(frozen=True)
 class Stack:
@@ -35,7 +32,7 @@ class Stack:
         """The stack of a model with parameters of these names; None if its table has no starred rows, or several lists.
 
         The obstacle is found here: a configuration that does not count the layers, layers that differ, or settings
-        that depend on a layer's number and are no list with an entry a layer.
+        with an entry a layer that the family does not name in `each_layer`.
         """
         modules = {name for name, _ in model.named_modules()}
         paths = [

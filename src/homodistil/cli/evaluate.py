@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from homodistil.errors import UserError
-
 
 def evaluate(words: list[str]) -> None:
     """Measure, print a table, keep the numbers."""
@@ -46,7 +44,6 @@ def evaluate(words: list[str]) -> None:
     add("--trust-remote-code", action="store_true", help="run code that comes with a model")
     add("--json", metavar="FILE", help="keep the numbers there; those that it holds are not measured again")
     options = parser.parse_args(words)
-    lengths = [_length(word) for word in options.lengths]
 
     from rich.console import Console
 
@@ -70,7 +67,8 @@ def evaluate(words: list[str]) -> None:
         label=options.label,
         text_column=options.text_column,
         image_column=options.image_column,
-        lengths=lengths,
+        # what is no number is refused with those that are none to time at
+        lengths=[int(word) if word.isdecimal() else word for word in options.lengths],
         threads=options.threads,
         time=not options.no_speed,
         trust_remote_code=options.trust_remote_code,
@@ -84,11 +82,3 @@ def evaluate(words: list[str]) -> None:
 
 def _names(text: str) -> list[str]:
     return [name for name in (word.strip() for word in text.split(",")) if name]
-
-
-def _length(word: str) -> int:
-    if not word.isdecimal():
-        raise UserError(
-            f"Cannot use --lengths {word}.", "Each must be a whole number from 1 up.", "Use --lengths 32,128."
-        )
-    return int(word)

@@ -21,7 +21,9 @@ TARGET_HELP = (
 
 def plan(words: list[str]) -> None:
     """Print what would come out."""
-    parser = argparse.ArgumentParser("homodistil plan", description="What would come out of a teacher. No training.")
+    parser = argparse.ArgumentParser(
+        "homodistil plan", description="What would come out of a teacher. No training.", allow_abbrev=False
+    )
     parser.add_argument("teacher", metavar="TEACHER", help="a folder or a hub name; no weights are loaded")
     parser.add_argument("--target", action="append", required=True, help=TARGET_HELP)
     parser.add_argument(
@@ -97,7 +99,9 @@ def _show_plan(teacher: Planned, targets: Sequence[Planned]) -> None:
 
 def families(words: list[str]) -> None:
     """List the families."""
-    parser = argparse.ArgumentParser("homodistil families", description="Which models can be cut, along which axes.")
+    parser = argparse.ArgumentParser(
+        "homodistil families", description="Which models can be cut, along which axes.", allow_abbrev=False
+    )
     parser.add_argument(
         "--family",
         help="a file of your own (docs/adding-a-family.md), listed as well; `plan` checks that it fits a model",
@@ -109,7 +113,8 @@ def families(words: list[str]) -> None:
     from rich.table import Table
 
     from homodistil.axes.families import known, read_family, register
-    from homodistil.axes.stack import LAYERS, lists_of
+    from homodistil.axes.shape import LAYERS
+    from homodistil.axes.stack import lists_of
 
     if options.family:
         register(read_family(options.family))

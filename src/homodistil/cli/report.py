@@ -28,7 +28,9 @@ def report(words: list[str]) -> None:
 
 def demo(words: list[str]) -> None:
     """Run the demonstration."""
-    parser = argparse.ArgumentParser("homodistil demo", description="Halve all-MiniLM-L6-v2 on real text.")
+    parser = argparse.ArgumentParser(
+        "homodistil demo", description="Halve all-MiniLM-L6-v2 on real text.", allow_abbrev=False
+    )
     parser.add_argument("--out", default="runs/demo", help="the run's folder; a number is added if it is taken")
     parser.add_argument("--tokens", default="600k", help="how long to train (default: 600k, some minutes on 2 cores)")
     options = parser.parse_args(words)

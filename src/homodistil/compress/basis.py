@@ -66,7 +66,6 @@ def turnable(model: PreTrainedModel, layout: Layout) -> list[Heads]:
     Rotary dimensions are no cuttable axis.
     """
     family = layout.family
-    assert family is not None
     queries = {name for row in family.queries for name in layout.matches(row, model)}
     found = []
     for axis in (a for a in layout.axes if a in layout.parent):

@@ -163,7 +163,7 @@ class InputMoments:
 def read_the_target(layout: Layout, model: PreTrainedModel) -> set[str]:
     """The modules of an encoder-decoder whose rows are the target's tokens; none of other models."""
     family = layout.family
-    if family is None or not family.decoder:
+    if not family.decoder:
         return set()
     decoder = next(iter(layout.matches(family.decoder, model)))
     inside = {f"{decoder}.{name}" for name, _ in model.get_submodule(decoder).named_modules()}
@@ -172,8 +172,7 @@ def read_the_target(layout: Layout, model: PreTrainedModel) -> set[str]:
 
 def of_distances(layout: Layout, model: PreTrainedModel) -> set[str]:
     """The modules that read embeddings of distances after the tokens; none of most models."""
-    rows = layout.family.distances if layout.family else ()
-    return {name.rpartition(".")[0] for row in rows for name in layout.matches(row, model)}
+    return {name.rpartition(".")[0] for row in layout.family.distances for name in layout.matches(row, model)}
 
 
 def read_dim(layout: Layout, name: str) -> Dim:
@@ -197,7 +196,7 @@ def compensate(layer: nn.Linear | Conv1D, inputs: Inputs, index: Tensor) -> None
     mean, stay = inputs.mean.to(device, dtype), index.to(device)
     gone = torch.ones(len(mean), dtype=torch.bool, device=device)
     gone[stay] = False
-    lost = weight[:, gone]  # (out_features, gone)
+    lost = weight[:, gone].to(dtype)  # (out_features, gone)
     guess = mean[gone]
     if inputs.covariance is not None:
         covariance = inputs.covariance.to(device, dtype)
@@ -211,7 +210,7 @@ def compensate(layer: nn.Linear | Conv1D, inputs: Inputs, index: Tensor) -> None
             weight[:, stay] += (lost @ told.T).to(weight.dtype)
             guess = guess - mean[stay] @ told
     if layer.bias is not None:
-        layer.bias.add_((lost @ guess.to(lost.dtype)).to(layer.bias.dtype))
+        layer.bias.add_((lost @ guess).to(layer.bias.dtype))
 
 
 def _solved(covariance: Tensor, right: Tensor, ridge: Tensor) -> Tensor:

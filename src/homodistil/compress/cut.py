@@ -18,8 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from homodistil.axes.layout import Layout
 from homodistil.axes.notation import Dim
-from homodistil.axes.shape import Shape
-from homodistil.axes.stack import LAYERS
+from homodistil.axes.shape import LAYERS, Shape
 from homodistil.compress import depth
 from homodistil.compress.compensate import Inputs, compensate, read_dim
 from homodistil.compress.importance import Scores
@@ -58,7 +57,7 @@ def narrowed(layout: Layout, axis: str, vector: Tensor, keep: Keep) -> Tensor:
 
 @torch.no_grad()
 def cut(
-    model: nn.Module,
+    model: PreTrainedModel,
     layout: Layout,
     keep: Keep,
     *,
@@ -70,7 +69,7 @@ def cut(
     Without layers, the model goes on with `layout.shallower(len(keep["layers"]))`.
 
     Args:
-        model: a transformer of the layout's family, or a module of ours with `Layout.of_rows`.
+        model: a transformer of the layout's family.
         layout: the axes of its parameters.
         keep: the units that stay; with none named, nothing happens.
         optimizer: its parameters are replaced and its moments sliced alike.
@@ -79,15 +78,13 @@ def cut(
     """
     if not keep:
         return
-    family = layout.family
-    sizes = layout.sizes(model) if isinstance(model, PreTrainedModel) else _sizes(model, layout)
-    for name, index in stays(layout, keep, sizes, inputs or ()).items():
+    inputs, sizes = inputs or {}, layout.sizes(model)
+    for name, index in kept_inputs(layout, keep, sizes, inputs).items():
         layer = model.get_submodule(name)
-        assert inputs is not None
         assert isinstance(layer, nn.Linear | Conv1D)
         compensate(layer, inputs[name], index)
     left = {axis: keep[axis].shape[-1] if axis in keep else size for axis, size in sizes.items()}
-    scales = scales_of(model, layout, sizes, left) if isinstance(model, PreTrainedModel) else {}
+    scales = scales_of(model, layout, sizes, left)
     places: dict[nn.Parameter, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         places.setdefault(parameter, []).append(name)
@@ -111,11 +108,10 @@ def cut(
             setattr(module, name.rpartition(".")[2], new)
             follow(module)
         if optimizer is not None:
-            _migrate(optimizer, old, new, indices, factor)
-    if family is not None and isinstance(model, PreTrainedModel):
-        write_widths(model, layout, layout.shape_of(left))
-        if LAYERS in keep:
-            depth.drop(model, layout, keep[LAYERS], optimizer)
+            migrate(optimizer, old, new, indices, factor)
+    write_widths(model, layout, layout.shape_of(left))
+    if LAYERS in keep:
+        depth.drop(model, layout, keep[LAYERS], optimizer)
 
 
 def flat_index(dim: Dim, keep: Keep, parent: Mapping[str, str], sizes: Mapping[str, int]) -> Tensor | None:
@@ -140,17 +136,6 @@ def flat_index(dim: Dim, keep: Keep, parent: Mapping[str, str], sizes: Mapping[s
     return flat
 
 
-def _sizes(module: nn.Module, layout: Layout) -> dict[str, int]:
-    """Sizes of the axes of a module of ours, none of whose dimensions is fused."""
-    return {
-        part: size
-        for name, tensor in module.named_parameters()
-        for dim, size in zip(layout.dims[name], tensor.shape, strict=True)
-        for part in dim
-        if isinstance(part, str)
-    }
-
-
 def _sliced(tensor: Tensor, indices: list[Tensor | None]) -> Tensor:
     for i, index in enumerate(indices):
         if index is not None:
@@ -158,13 +143,13 @@ def _sliced(tensor: Tensor, indices: list[Tensor | None]) -> Tensor:
     return tensor
 
 
-def stays(layout: Layout, keep: Keep, sizes: Mapping[str, int], layers: Iterable[str]) -> dict[str, Tensor]:
+def kept_inputs(layout: Layout, keep: Keep, sizes: Mapping[str, int], layers: Iterable[str]) -> dict[str, Tensor]:
     """For each of these linear layers that loses inputs, by module name, the positions of its input that stay."""
     indices = {name: flat_index(read_dim(layout, name), keep, layout.parent, sizes) for name in layers}
     return {name: index for name, index in indices.items() if index is not None}
 
 
-def _migrate(
+def migrate(
     optimizer: Optimizer, old: nn.Parameter, new: nn.Parameter, indices: list[Tensor | None], factor: Tensor | None
 ) -> None:
     """Put the new parameter in the old one's place, with its moments sliced alike.

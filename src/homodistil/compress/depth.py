@@ -126,7 +126,6 @@ def _layers(model: PreTrainedModel, layout: Layout) -> nn.ModuleList:
 
 def _lists(model: PreTrainedModel, layout: Layout) -> dict[str, list[object]]:
     """What the configuration says of each layer."""
-    assert layout.family is not None
     found = {key: getattr(model.config, key, None) for key in layout.family.each_layer}
     return {key: list(value) for key, value in found.items() if value is not None}
 

@@ -104,7 +104,7 @@ def output(layout: Layout, model: PreTrainedModel, hidden: Tensor, mask: Tensor,
     Args:
         layout: the axes of each parameter.
         model: the model that computed `hidden`, whose graph must still be there; it stays there.
-        hidden: the last hidden states, (batch, sequence, hidden), or logits of the same leading shape.
+        hidden: the last hidden states, (batch, sequence, hidden).
         mask: 1 for tokens, 0 for padding, (batch, sequence).
         seed: v is a function of it and of `hidden`'s shape, on any device.
     """

@@ -8,12 +8,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 from homodistil.axes.layout import Layout
-from homodistil.axes.shape import Shape, describe
-from homodistil.axes.stack import LAYERS
+from homodistil.axes.shape import LAYERS, Shape, describe
 from homodistil.compress.targets import clash, from_budget, from_ratio, uneven
 from homodistil.compress.written import PUBLISHED, from_shape
 from homodistil.errors import UserError, nearest
-from homodistil.recipe import Target, targets_of
+from homodistil.recipe import UNITS, Target, targets_of
 
 SEQUENCE = 128
 """The tokens in a sequence for which operations are counted, as in the paper; images have as many as they have."""
@@ -46,7 +45,7 @@ class Planned:
         return {k: v for k, v in asdict(self).items() if k not in ("missed", "sequence")}
 
 
-def plan(layout: Layout, teacher: Shape, targets: Target | Iterable[Target], *, weight_bytes: int = 4) -> list[Planned]:
+def plan(layout: Layout, teacher: Shape, targets: Target | Iterable[Target]) -> list[Planned]:
     """The shapes of several targets, widest first: the order in which one run passes through them, if it can.
 
     Args:
@@ -54,7 +53,6 @@ def plan(layout: Layout, teacher: Shape, targets: Target | Iterable[Target], *, 
         teacher: the teacher's shape.
         targets: one or several, as a user writes them: `0.5`, `17.3M`, `17.3M,layers=6`, `hidden=240,heads=12`,
             `homobert-small`; or the numbers 0.5 and 17_300_000.
-        weight_bytes: bytes of one saved weight.
 
     Raises:
         UserError: a target cannot be read or reached, or is given twice.
@@ -66,7 +64,7 @@ def plan(layout: Layout, teacher: Shape, targets: Target | Iterable[Target], *, 
             "A run needs at least one target: a keep ratio, a parameter budget or a shape.",
             "Add, for example, --target 0.5.",
         )
-    planned = [_planned(layout, teacher, text, weight_bytes) for text in texts]
+    planned = [_planned(layout, teacher, text) for text in texts]
     names = [p.target for p in planned]
     if twice := {name for name in names if names.count(name) > 1}:
         raise UserError(
@@ -89,12 +87,12 @@ def refuse_growth(planned: Sequence[Planned]) -> None:
             )
 
 
-def teacher_figures(layout: Layout, teacher: Shape, *, weight_bytes: int = 4) -> Planned:
+def teacher_figures(layout: Layout, teacher: Shape) -> Planned:
     """The same figures for the teacher itself."""
-    return _figures(layout, "teacher", teacher, weight_bytes)
+    return _figures(layout, "teacher", teacher)
 
 
-def _figures(layout: Layout, target: str, shape: Shape, weight_bytes: int, missed: float | None = None) -> Planned:
+def _figures(layout: Layout, target: str, shape: Shape, missed: float | None = None) -> Planned:
     # ratios and budgets speak of widths
     shape = {**shape, LAYERS: shape.get(LAYERS, layout.depth)} if layout.depth else shape
     parameters, sequence = layout.count(shape), layout.sequence or SEQUENCE
@@ -104,12 +102,12 @@ def _figures(layout: Layout, target: str, shape: Shape, weight_bytes: int, misse
         parameters=parameters,
         flops_per_token=layout.flops_per_token(shape, sequence),
         sequence=sequence,
-        memory_bytes=parameters * weight_bytes,
+        memory_bytes=4 * parameters,
         missed=missed,
     )
 
 
-def _planned(layout: Layout, teacher: Shape, text: str, weight_bytes: int) -> Planned:
+def _planned(layout: Layout, teacher: Shape, text: str) -> Planned:
     written = text.strip()
     size, comma, rest = written.partition(",")
     match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([kKmMbB]?)", size.strip())
@@ -129,7 +127,7 @@ def _planned(layout: Layout, teacher: Shape, text: str, weight_bytes: int) -> Pl
                 f"With these heads {width} must be a multiple of {divisor}: transformers would not load the model.",
                 f"Use {describe({**shape, width: max(1, shape[width] // divisor) * divisor})}, for example.",
             )
-        return _figures(layout, written, shape, weight_bytes)
+        return _figures(layout, written, shape)
     if match is None:
         raise UserError(
             f"Cannot read the target {text!r}.",
@@ -142,10 +140,10 @@ def _planned(layout: Layout, teacher: Shape, text: str, weight_bytes: int) -> Pl
     within = _at_depth(layout, teacher, rest) if comma else teacher
     number, suffix = float(match[1]), match[2].upper()
     if suffix or (number > 1 and "." not in match[1]):
-        budget = round(number * {"": 1, "K": 1e3, "M": 1e6, "B": 1e9}[suffix])
+        budget = round(number * UNITS[suffix])
         shape = from_budget(layout, within, written, budget)
-        return _figures(layout, written, shape, weight_bytes, layout.count(shape) / budget - 1)
-    return _figures(layout, written, from_ratio(layout, within, written, number), weight_bytes)
+        return _figures(layout, written, shape, layout.count(shape) / budget - 1)
+    return _figures(layout, written, from_ratio(layout, within, written, number))
 
 
 def _at_depth(layout: Layout, teacher: Shape, text: str) -> dict[str, int]:

@@ -7,13 +7,10 @@ target's, along the cubic of the paper, and then stays there to settle; at its l
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-Widths = Mapping[str, int]
-
-DEPTH = "layers"
-"""Falls like a width, to the nearest whole number: layers are few, and what stays should have long to take over."""
+from homodistil.axes.shape import LAYERS, Shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +22,8 @@ class Stage:
 
     target: str
     number: int
-    before: Widths
-    after: Widths
+    before: Shape
+    after: Shape
     begin: int
     ramp_start: int
     ramp_end: int
@@ -35,7 +32,7 @@ class Stage:
     @property
     def cuts_units(self) -> bool:
         """Whether any width changes but the number of layers."""
-        return {**self.before, DEPTH: 0} != {**self.after, DEPTH: 0}
+        return {**self.before, LAYERS: 0} != {**self.after, LAYERS: 0}
 
 
 @dataclass(frozen=True)
@@ -55,8 +52,8 @@ class Schedule:
     @classmethod
     def over(
         cls,
-        start: Widths,
-        targets: Sequence[tuple[str, Widths]],
+        start: Shape,
+        targets: Sequence[tuple[str, Shape]],
         *,
         steps: int,
         ramp: tuple[float, float],
@@ -65,7 +62,7 @@ class Schedule:
         """Share `steps` equally among the targets, in the order in which they come.
 
         Args:
-            start: the teacher's widths.
+            start: the widths at the start.
             targets: each target's name and widths; none wider than the one before it.
             steps: optimizer steps of the whole run; at least one for each target.
             ramp: where in its stage a ramp starts and ends, as fractions (t_i and t_f of the paper).
@@ -98,6 +95,7 @@ class Schedule:
         ratio = cubic(at, stage.ramp_start, stage.ramp_end)
         return {name: self._fall(name, before, stage.after[name], ratio) for name, before in stage.before.items()}
 
+    @property
     def last_cut(self) -> int:
         """The step after which no unit is cut any more; layers may leave later."""
         return next((s.ramp_end for s in reversed(self.stages) if s.cuts_units), 0)
@@ -105,8 +103,9 @@ class Schedule:
     def measured(self, step: int) -> bool:
         """Whether importance is measured at a step: at the first, and wherever units may be cut after it."""
         ends = any(step == s.ramp_end for s in self.stages)
-        return step <= self.last_cut() and (step == 1 or step % self.every == 0 or ends)
+        return step <= self.last_cut and (step == 1 or step % self.every == 0 or ends)
 
+    @property
     def cuts_units(self) -> bool:
         """Whether any unit is cut at all, and not only whole layers."""
         return any(s.cuts_units for s in self.stages)
@@ -130,7 +129,8 @@ class Schedule:
         width = after + (before - after) * ratio
         if width == after:
             return after
-        if name == DEPTH:
+        if name == LAYERS:
+            # to the nearest whole number: layers are few, and what stays should have long to take over
             return math.floor(width + 0.5)
         # heads and head_dim count few units, each of them wide: they fall one by one
         grain = self.grain if name in ("hidden", "ffn") else 1

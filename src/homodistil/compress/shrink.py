@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from homodistil.axes.layout import Layout
-from homodistil.axes.stack import LAYERS
+from homodistil.axes.shape import LAYERS
 from homodistil.compress.compensate import Inputs
 from homodistil.compress.cut import cut, select
 from homodistil.compress.importance import Scores, magnitude

@@ -7,8 +7,7 @@ import math
 from collections.abc import Iterator
 
 from homodistil.axes.layout import Layout
-from homodistil.axes.shape import Shape, describe
-from homodistil.axes.stack import LAYERS
+from homodistil.axes.shape import LAYERS, Shape, describe, product
 from homodistil.errors import UserError
 
 GRAIN = 8
@@ -23,21 +22,18 @@ PROPORTION = 4 / 3
 
 def clash(layout: Layout, shape: Shape) -> str | None:
     """A width that is as wide as the fixed axis which it must differ from, if there is one."""
-    assert layout.family is not None
     return next((w for w, axis in layout.family.unequal.items() if shape[w] == layout.fixed[axis]), None)
 
 
 def uneven(layout: Layout, shape: Shape) -> tuple[str, int] | None:
     """A width that is no multiple of what must divide it, and that divisor, if there is one."""
-    assert layout.family is not None
     known = {**layout.fixed, **shape}
-    divisors = {w: math.prod(known[word] for word in p.split()) for w, p in layout.family.divided.items()}
+    divisors = {w: int(product(p, known)) for w, p in layout.family.divided.items()}
     return next(((w, divisor) for w, divisor in divisors.items() if shape[w] % divisor), None)
 
 
 def leading(layout: Layout, teacher: Shape) -> str:
     """The width that the others but ffn follow: head_dim where it may be cut, or else heads or hidden."""
-    assert layout.family is not None
     if "head_dim" in teacher:
         return "head_dim"
     return "heads" if layout.family.bound else "hidden"

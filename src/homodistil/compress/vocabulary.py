@@ -19,6 +19,7 @@ from homodistil.compress.cut import cut
 from homodistil.compress.tokens import Spec, always, model_tokens, needed, rewritten
 from homodistil.compress.usage import usage_of
 from homodistil.errors import UserError
+from homodistil.loading import unused_positions
 
 AXIS = "vocab"
 """What the families call the axis."""
@@ -138,7 +139,7 @@ def narrow(model: PreTrainedModel, layout: Layout, vocabulary: Vocabulary) -> La
         )
     _refuse_moved_padding(vocabulary, model, layout)
     cut(model, layout, {AXIS: torch.tensor(vocabulary.rows)})
-    if layout.family is not None and (bias := getattr(model, layout.family.logit_bias or "", None)) is not None:
+    if (bias := getattr(model, layout.family.logit_bias or "", None)) is not None:
         setattr(model, layout.family.logit_bias, bias[..., vocabulary.rows])
     for config in (model.config, getattr(model, "generation_config", None)):
         _renumber(config, ids)
@@ -186,8 +187,7 @@ def _misread(tokenizer: PreTrainedTokenizerBase) -> UserError:
 def _refuse_moved_padding(vocabulary: Vocabulary, model: PreTrainedModel, layout: Layout) -> None:
     """Where positions are counted from the padding's id on, it must keep it."""
     padding = model.config.pad_token_id
-    assert layout.family is not None
-    if layout.family.offset and padding is not None and vocabulary.rows[padding] != padding:
+    if padding is not None and unused_positions(model) and vocabulary.rows[padding] != padding:
         raise UserError(
             f"Cannot trim the vocabulary: the padding token, number {padding}, would get another number.",
             f"{layout.family.name} models count positions from the number of the padding token on.",
@@ -203,8 +203,7 @@ def _roles(model: PreTrainedModel, layout: Layout) -> set[int]:
         for value in _roles_of(config).values()
     ]
     named = {i for value in values for i in (value if isinstance(value, list) else [value])}
-    assert layout.family is not None
-    if layout.family.offset and model.config.pad_token_id is not None:
+    if model.config.pad_token_id is not None and unused_positions(model):
         named |= set(range(model.config.pad_token_id))
     # a default of a configuration may lie beyond the embeddings: it names nothing
     return {i for i in named if 0 <= i < layout.fixed[AXIS]}

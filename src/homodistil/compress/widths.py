@@ -28,7 +28,6 @@ def scales_of(
 ) -> dict[str, Scale]:
     """What is scaled when the widths of axes change, by parameter name."""
     family = layout.family
-    assert family is not None
     scales: dict[str, Scale] = {}
     for name in (n for row in family.queries if family.temperature for n in layout.matches(row, model)):
         dim = layout.head_dims(name)
@@ -47,7 +46,6 @@ def scales_of(
 def write_widths(model: PreTrainedModel, layout: Layout, shape: Shape) -> None:
     """Write the widths into the configuration and the modules' own attributes."""
     family = layout.family
-    assert family is not None
     known = {**layout.fixed, **shape}
     # the two sides of an encoder-decoder have copies of their own
     configs = {

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from homodistil.axes.layout import Layout
-from homodistil.axes.shape import Shape, describe
-from homodistil.axes.stack import LAYERS
+from homodistil.axes.shape import LAYERS, Shape, describe
 from homodistil.compress.targets import grained, in_proportion, leading
 from homodistil.errors import UserError, nearest
 
@@ -61,14 +60,14 @@ def from_shape(layout: Layout, teacher: Shape, text: str) -> dict[str, int]:
 def _from_widths(layout: Layout, teacher: Shape, given: Mapping[str, int]) -> dict[str, int]:
     if leading(layout, teacher) != "head_dim":
         return _from_whole_heads(layout, teacher, given)
-    assert layout.family is not None
     heads = given.get("heads", teacher["heads"])
     # the widths that are not named follow those that are, in the teacher's proportions
     inner = teacher["heads"] * teacher["head_dim"]
-    most = min(teacher["head_dim"], inner // heads)
-    follows = given["hidden"] * inner // (teacher["hidden"] * heads) if "hidden" in given else most
+    follows = teacher["head_dim"]
+    if "hidden" in given:
+        follows = max(1, given["hidden"] * inner // (teacher["hidden"] * heads))
     if not layout.family.bound:
-        follows = max(1, min(follows, most))
+        follows = min(follows, teacher["head_dim"])
     shape = in_proportion(layout, teacher, heads, given.get("head_dim", follows), 1)
     if not layout.family.bound and "hidden" in given:
         shape["hidden"] = given["hidden"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import math
@@ -101,7 +102,7 @@ def load_corpus(
     elif counted(data) and not stream:
         opened = dataset_of(data, column)
     else:
-        return _streamed(data, cutter, cropper, _InMemory(data), heldout, once=iter(data) is data)
+        return _streamed(data, cutter, cropper, functools.partial(strings, data), heldout, once=iter(data) is data)
     if isinstance(opened, IterableDataset) and target is not None:
         raise UserError(
             f"Cannot read pairs from a stream ({data}).",
@@ -109,7 +110,7 @@ def load_corpus(
             "Leave --text.stream out, and give a file or a saved dataset.",
         )
     if isinstance(opened, IterableDataset):
-        return _streamed(data, cutter, cropper, _Column(opened, column, data), heldout)
+        return _streamed(data, cutter, cropper, functools.partial(each_text, opened, column, data), heldout)
     tokenised = tokenise(opened, cutter, workers)
     _refuse_short(data, len(tokenised), length, packed)
     order = torch.randperm(len(tokenised), generator=torch.Generator().manual_seed(seed)).tolist()
@@ -126,31 +127,17 @@ def load_corpus(
     return Corpus(Shuffled(tokenised.select(train), batch, seed, pieces), held, mean, digest=digest)
 
 
-class _InMemory:
-    """Texts that a caller holds."""
-
-    def __init__(self, texts: Iterable[str]) -> None:
-        self.texts = texts
-
-    def __iter__(self) -> Iterator[str]:
-        return strings(self.texts)
-
-
-class _Column:
-    """The texts of a dataset that is read on the fly."""
-
-    def __init__(self, rows: IterableDataset, column: str, data: object) -> None:
-        self.rows, self.column, self.data = rows, column, data
-
-    def __iter__(self) -> Iterator[str]:
-        return each_text(self.rows, self.column, self.data)
-
-
 def _streamed(
-    name: object, cutter: Cutter, cropper: Cropper, texts: Iterable[str], heldout: float, *, once: bool = False
+    name: object,
+    cutter: Cutter,
+    cropper: Cropper,
+    texts: Callable[[], Iterator[str]],
+    heldout: float,
+    *,
+    once: bool = False,
 ) -> Corpus:
     """A corpus whose first sequences are held out; an iterator can be read `once`, anything else again and again."""
-    first = cutter.stream(texts)
+    first = cutter.stream(texts())
     # what can be read again is looked at until the share that is held out would be as much as of any stream
     share = max(heldout, STREAM_HELDOUT / STREAM_AHEAD)
     ahead = list(itertools.islice(first, STREAM_HELDOUT + 1 if once else math.ceil(STREAM_HELDOUT / share)))
@@ -165,7 +152,7 @@ def _streamed(
         passes = iter([itertools.chain(ahead[len(held) :], first)])
         source = Stream(lambda: next(passes, iter(())), cropper)
     else:
-        source = Stream(lambda: _behind(held, cutter.stream(texts)), cropper)
+        source = Stream(lambda: _behind(held, cutter.stream(texts())), cropper)
         # a second pass that is another one is seen before anything is written
         next(source.sequences(0))
     return Corpus(source, sorted(held, key=len), mean, once)

@@ -24,6 +24,17 @@ class Cutter:
     Of texts that are packed they are what `Blocks` joins: the texts' own tokens and what ends a text. Texts that are
     kept apart are read after one of the prompts, which is chosen by the text itself and not by its place, so that a
     stream and a file are read alike.
+
+    Args:
+        tokenizer: the teacher's.
+        column: of the texts.
+        length: tokens of a block, special ones included, and the most that a text kept apart has.
+        packed: whether texts are joined.
+        target: the column of what is said to each text, for pairs.
+        prompts: what texts are read after; none is the empty one.
+
+    Raises:
+        UserError: the teacher reads fewer tokens, or special ones and a prompt leave no room for text.
     """
 
     def __init__(

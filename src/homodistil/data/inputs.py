@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import fields, replace
 
-from homodistil.data.collate import UNLIMITED, Collate, Collator
+from homodistil.data.collate import UNLIMITED, Collate, Collator, heldout_draws
 from homodistil.data.corpus import Corpus, load_corpus
 from homodistil.data.pairs import PairCollator, given, noise_of
 from homodistil.data.views import load_views
@@ -72,6 +72,13 @@ def _text(recipe: Recipe, teacher: Teacher, shorter: Teacher, texts: Iterable[st
         seed=recipe.seed,
     )
     collate = _collator(recipe, teacher, longest)
+    held = heldout_draws(corpus.heldout, recipe.batch)
+    if teacher.kind in LANGUAGE_MODELS and not any(len(collate(*draw)["labels"]) for draw in held):
+        raise UserError(
+            f"Cannot learn from this text with {teacher.source}: what is held out of it has no token to predict.",
+            "There must be tokens that the tokenizer knows, and for a causal model two in a text.",
+            "Give text of the model's language, or join short texts with --text.packing blocks.",
+        )
     return (corpus if teacher.kind != "seq2seq-lm" else _of_both_sides(corpus, collate)), collate
 
 
@@ -84,9 +91,8 @@ def _of_both_sides(corpus: Corpus, collate: Collate) -> Corpus:
 
 def _positions(teacher: Teacher) -> int:
     """Tokens that a model has positions for."""
-    assert teacher.layout.family is not None
-    unused = max(teacher.layout.family.offset, unused_positions(teacher.model))
-    return int(getattr(teacher.model.config, "max_position_embeddings", UNLIMITED) - unused)
+    most = getattr(teacher.model.config, "max_position_embeddings", UNLIMITED)
+    return int(most - unused_positions(teacher.model))
 
 
 def _collator(recipe: Recipe, teacher: Teacher, longest: int) -> Collate:
@@ -109,7 +115,6 @@ def _collator(recipe: Recipe, teacher: Teacher, longest: int) -> Collate:
 def _images(recipe: Recipe, teacher: Teacher, texts: Iterable[str] | None) -> tuple[Corpus, Collate]:
     """Images, and what makes batches of them."""
     layout = teacher.layout
-    assert layout.family is not None
     assert layout.sequence is not None
     if texts is not None:
         raise UserError(

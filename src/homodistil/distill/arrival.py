@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from homodistil.axes.stack import LAYERS
+from homodistil.axes.shape import LAYERS
 from homodistil.distill import checkpoint
 from homodistil.distill.ending import disk_explained
 from homodistil.distill.prepare import Run
@@ -72,7 +72,7 @@ def save_target(run: Run, target: str) -> None:
     metrics, reads = run.dir.read_metrics(), run.teacher.reads
     text = card(run.recipe, asdict(run.figures), asdict(made), metrics, tokens=tokens, reads=reads)
     origin, layout = run.state.origin, run.state.layout
-    layers = origin[LAYERS].tolist() if LAYERS in origin else list(range(run.layers))
+    layers = origin[LAYERS].tolist() if LAYERS in origin else list(range(run.states))
     # by the numbers that layers had at the start, not by those that they have now
     kept = {_named_at_start(axis, layers): ids.tolist() for axis, ids in origin.items()}
     whole = {axis: run.start[layout.width_of(axis)] for axis in kept}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-import torch
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from homodistil.compress.plan import Planned
@@ -159,7 +158,6 @@ def losses_for(recipe: Recipe, teacher: Teacher) -> Losses:
         UserError: the attention of this family cannot be compared, or batches are too small for similarities.
     """
     family, wanted = teacher.layout.family, recipe.losses
-    assert family is not None
     if wanted.attention and not family.attention_loss:
         raise UserError(
             f"Cannot compare the attention of a {family.name} model (losses.attention = {wanted.attention}).",
@@ -199,10 +197,3 @@ def losses_for(recipe: Recipe, teacher: Teacher) -> Losses:
             "Use, for example, --losses.hidden 1, or leave a weight out.",
         )
     return losses
-
-
-def computes_bf16(device: torch.device) -> bool:
-    """Whether the machine has instructions for bf16; emulated, it is slower than fp32."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return device.type == "cpu" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -54,7 +54,7 @@ def measure(
                 said.append((_said(mine.tokens), _said(theirs.tokens)))
                 labels.append(batch["labels"].cpu())
         for name, term in terms.items():
-            weight = _weight(name, batch)
+            weight = _weight(name, run.kind, batch)
             sums[name] += weight * term.item()
             weights[name] += weight
         if answers := objective.answers(mine, theirs):
@@ -75,11 +75,12 @@ def measure(
     return result
 
 
-def _weight(name: str, batch: Batch) -> int:
+def _weight(name: str, kind: Kind, batch: Batch) -> int:
     """How many things a term of a batch is the mean of."""
     if name == "attention":
         return int(batch["attention_mask"].sum(-1).square().sum())
-    if name in ("hidden", "embedding"):
+    # where a token has a label, its predictions are a mean over tokens, too
+    if name in ("hidden", "embedding") or kind == "token-labels":
         return int(batch["tokens"])
     return len(batch["labels"] if "labels" in batch else next(iter(batch.values())))
 

@@ -124,7 +124,9 @@ class _Padded(Function):
 
 
 def padded(tensor: Tensor) -> Tensor:
-    """A tensor in bf16, with zeros after its rows, as many as make them a multiple of `ALIGNED`."""
+    """A tensor in bf16, with zeros after its rows, as many as make them a multiple of `ALIGNED`; as it is
+    where that is none.
+    """
     if not len(tensor) % ALIGNED:
         return tensor
     made: Tensor = _Padded.apply(tensor)  # type: ignore[no-untyped-call]

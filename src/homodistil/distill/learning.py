@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import NamedTuple
@@ -14,15 +13,13 @@ from torch import Tensor
 
 from homodistil.compress import importance
 from homodistil.compress.basis import HeadMoments, turn, turnable
-from homodistil.compress.schedule import Stage
 from homodistil.data.collate import Draw, draws, seen_after
-from homodistil.distill.checkpoint import State, other_data
+from homodistil.distill.checkpoint import other_data
 from homodistil.distill.ending import refuse_nonfinite
-from homodistil.distill.leaving import descent
 from homodistil.distill.prepare import Run
+from homodistil.distill.state import State
 from homodistil.losses.descent import Descent
 from homodistil.losses.outputs import Batch, Outputs
-from homodistil.settings import Optim
 
 Values = dict[str, float]
 
@@ -50,8 +47,8 @@ def calibrate(run: Run, feed: Iterator[Draw]) -> Iterator[Draw]:
         UserError: in all processes, if what it reads fails in one of them.
     """
     state = run.state
-    count = run.recipe.cutting.calibration if run.schedule.cuts_units() else 0
-    if run.schedule.cuts_units() and run.schedule.widths(0) != run.start:
+    count = run.recipe.cutting.calibration if run.schedule.cuts_units else 0
+    if run.schedule.cuts_units and run.schedule.widths(0) != run.start:
         # what is cut before the first step must have been measured
         count = max(1, count)
     if run.corpus.once:
@@ -153,10 +150,10 @@ def learn(run: Run, batch: dict[str, Tensor], step: int, *, scored: bool, batche
     """
     state, share = run.state, 1 / (batches or run.recipe.accumulate)
     if not scored:
-        nobody, whence = contextlib.nullcontext(), descent(run)
+        nobody, whence = contextlib.nullcontext(), run.descent
         made = run.recorder(lambda b: _backward(run, _forward(run, b, whence, nobody)[0], share), batch, state.learnt)
         return Terms(made.names, made.values.clone())
-    terms, mine = _forward(run, batch, descent(run), _listening(state, batch))
+    terms, mine = _forward(run, batch, run.descent, _listening(state, batch))
     if state.importance.method == "output" and not run.recipe.cutting.calibration:
         # what must be kept are the teacher's outputs, so that only the uncut student is asked, where there is a
         # calibration; before the backward pass, which frees the graph
@@ -197,22 +194,3 @@ def _backward(run: Run, terms: Mapping[str, Tensor], share: float) -> Terms:
     """The values of the terms, after this share of their gradients has been added to what each parameter has."""
     torch.autograd.backward(run.objective.total(terms) * share)
     return Terms(tuple(terms), torch.stack([term.detach() for term in terms.values()]))
-
-
-def rate(optim: Optim, stage: Stage, step: int, *, narrower: float = 1.0) -> float:
-    """The learning rate at a step: in each stage linear up, then linear down, so that each target's student settles.
-
-    The k-th stage has a k-th of the height: it starts from a student that has settled, of which the whole height would
-    leave nothing but its shape.
-
-    Args:
-        optim: how the student learns; its learning rate is known.
-        stage: that the step belongs to.
-        step: of the run, from 1.
-        narrower: the teacher's hidden width over the student's.
-    """
-    assert optim.learning_rate is not None
-    at, steps = step - stage.begin, stage.end - stage.begin
-    rise = math.ceil(optim.warmup * steps)
-    share = at / rise if at <= rise else optim.floor + (1 - optim.floor) * (steps - at + 1) / (steps - rise + 1)
-    return float(optim.learning_rate * share / stage.number * narrower**optim.width_power)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from homodistil.axes.stack import LAYERS
+from homodistil.axes.shape import LAYERS
 from homodistil.compress.cut import Keep
 from homodistil.compress.depth import stay, weigh
 from homodistil.distill.prepare import Run
@@ -21,21 +21,9 @@ PROBES = 2
 """Batches, at most, on which the student is tried without each of its layers."""
 
 
-def descent(run: Run) -> Descent:
-    """Which of the layers and heads that the student started with it still has."""
-    state, whole = run.state, run.start
-    heads: dict[int, Tensor] = {}
-    for axis, ids in state.origin.items():
-        if state.layout.width_of(axis) == "heads" and len(ids) < whole["heads"]:
-            number = axis.partition(".")[2]
-            # an axis without a number is all layers'
-            heads |= dict.fromkeys([int(number)] if number else range(run.layers), ids.to(state.student.device))
-    layers = state.origin[LAYERS].tolist() if LAYERS in state.origin else ()
-    return Descent(run.layers, layers, heads)
-
-
 def apart(objective: Objective, student: Outputs, teacher: Outputs, batch: Batch, last: Tensor) -> float:
-    """How far what comes out is from the teacher's: relative distance of the last states, and the weighted L_pred.
+    """How far what comes out is from the teacher's: relative distance of the last states, and the weighted
+    L_pred and L_cos.
 
     States between are left out: without an early layer more of them differ than without a late one, and they are
     learnt again.

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from homodistil.axes.stack import LAYERS
+from homodistil.axes.shape import LAYERS
 from homodistil.compress.compensate import FADING
 from homodistil.compress.cut import select
 from homodistil.compress.targets import CLOSE
@@ -22,8 +22,9 @@ from homodistil.distill.arrival import Result, refuse_missing, result_of, write
 from homodistil.distill.defaults import BATCH
 from homodistil.distill.ending import disk_explained, stop_requested
 from homodistil.distill.heldout import measure
-from homodistil.distill.learning import calibrate, drawn, feed_of, learn, rate, read_off, score
-from homodistil.distill.leaving import PROBES, all_but_one, descent
+from homodistil.distill.learning import calibrate, drawn, feed_of, learn, read_off, score
+from homodistil.distill.leaving import PROBES, all_but_one
+from homodistil.distill.optimizer import rate
 from homodistil.distill.prepare import Run, prepare
 from homodistil.distill.processes import Processes
 from homodistil.distill.surroundings import undisturbed
@@ -244,4 +245,4 @@ def _heldout(run: Run, *, saved: bool) -> dict[str, float]:
     if saved:
         student = rounded(student, run.teacher)
     held = map(run.batch, heldout_draws(run.corpus.heldout, run.recipe.batch))
-    return measure(run.runner, student, run.teacher.model, run.objective, held, descent(run), run.precision)
+    return measure(run.runner, student, run.teacher.model, run.objective, held, run.descent, run.precision)

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from homodistil import fused
 from homodistil.axes.layout import Layout
+from homodistil.compress.schedule import Stage
+from homodistil.settings import Optim
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """a, b, c of Jordan et al.'s iteration: X becomes aX + b(XXᵀ)X + c(XXᵀ)²X."""
@@ -181,3 +183,22 @@ def between_widths(layout: Layout, name: str) -> bool:
     """Whether a parameter is a matrix from units to units, and no table of tokens, positions or classes."""
     dims = layout.dims[name]
     return len(dims) == 2 and all(any(part in layout.axes for part in dim) for dim in dims)
+
+
+def rate(optim: Optim, stage: Stage, step: int, *, narrower: float = 1.0) -> float:
+    """The learning rate at a step: in each stage linear up, then linear down, so that each target's student settles.
+
+    The k-th stage has a k-th of the height: it starts from a student that has settled, of which the whole height would
+    leave nothing but its shape.
+
+    Args:
+        optim: how the student learns; its learning rate is known.
+        stage: that the step belongs to.
+        step: of the run, from 1.
+        narrower: the teacher's hidden width over the student's.
+    """
+    assert optim.learning_rate is not None
+    at, steps = step - stage.begin, stage.end - stage.begin
+    rise = math.ceil(optim.warmup * steps)
+    share = at / rise if at <= rise else optim.floor + (1 - optim.floor) * (steps - at + 1) / (steps - rise + 1)
+    return float(optim.learning_rate * share / stage.number * narrower**optim.width_power)

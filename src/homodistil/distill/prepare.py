@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from homodistil.axes.families import read_family, register
+from homodistil.axes.shape import LAYERS
 from homodistil.compress.plan import Planned, plan, refuse_growth, teacher_figures
 from homodistil.compress.schedule import Schedule
 from homodistil.compress.vocabulary import Vocabulary
@@ -20,11 +21,9 @@ from homodistil.data.collate import Collate, Draw
 from homodistil.data.corpus import Corpus
 from homodistil.data.inputs import read, refuse_other_options
 from homodistil.distill import checkpoint
-from homodistil.distill.checkpoint import State
 from homodistil.distill.defaults import (
     accumulate_for,
     batch_for,
-    computes_bf16,
     cutting_for,
     losses_for,
     optim_for,
@@ -36,8 +35,11 @@ from homodistil.distill.layers import quicken
 from homodistil.distill.processes import Processes
 from homodistil.distill.recorder import Recorder
 from homodistil.distill.start import first_state, first_student, round_products, weights_of
+from homodistil.distill.state import State
 from homodistil.distill.surroundings import keep_freed_memory
 from homodistil.errors import UserError
+from homodistil.loading import computes_bf16
+from homodistil.losses.descent import Descent
 from homodistil.losses.objective import Objective
 from homodistil.losses.outputs import Runner
 from homodistil.models.kind import INPUTS, LANGUAGE_MODELS
@@ -58,7 +60,7 @@ class Run:
         figures: shape and counts of the teacher, with its whole vocabulary.
         vocabulary: which of the teacher's tokens are left; None if all are.
         start: the widths and the depth that the student starts with.
-        layers: how many hidden states it starts with, the first embeddings aside: one a layer, and of encoder-decoders
+        states: how many hidden states it starts with, the first embeddings aside: one a layer, and of encoder-decoders
             the target's embeddings.
         planned: the targets, widest first.
         weights: what tells the models that it began with from others.
@@ -79,7 +81,7 @@ class Run:
     figures: Planned
     vocabulary: Vocabulary | None
     start: dict[str, int]
-    layers: int
+    states: int
     planned: list[Planned]
     weights: str
     corpus: Corpus
@@ -91,6 +93,17 @@ class Run:
     state: State
     processes: Processes
     recorder: Recorder[Any]
+
+    @property
+    def descent(self) -> Descent:
+        """Which of the layers and heads that the student started with it still has."""
+        state, heads = self.state, dict[int, Tensor]()
+        for axis, ids in state.origin.items():
+            if state.layout.width_of(axis) == "heads" and len(ids) < self.start["heads"]:
+                number = axis.partition(".")[2]
+                # an axis without a number is all layers'
+                heads |= dict.fromkeys([int(number)] if number else range(self.states), ids.to(state.student.device))
+        return Descent(self.states, state.origin[LAYERS].tolist() if LAYERS in state.origin else (), heads)
 
     def batch(self, draw: Draw) -> dict[str, Tensor]:
         """What both models read, on this process's device, but for the number of tokens."""
@@ -154,6 +167,7 @@ def _prepared(recipe: Recipe, resume: bool, texts: Iterable[str] | None, process
     # before the data is read, in whose order batches show
     recipe = replace(recipe, batch=recipe.batch or batch_for(recipe, teacher))
     losses = losses_for(recipe, teacher)
+    recipe = replace(recipe, losses=losses)
     origin = teacher if recipe.student is None else first_student(recipe, teacher, vocabulary, losses)
     whole = origin.layout.shape(origin.model)
     planned = plan(origin.layout, whole, recipe.target)
@@ -192,7 +206,7 @@ def _prepared(recipe: Recipe, resume: bool, texts: Iterable[str] | None, process
         figures=figures,
         vocabulary=vocabulary,
         start=whole,
-        layers=origin.states,
+        states=origin.states,
         planned=planned,
         weights=weights,
         corpus=corpus,

@@ -14,8 +14,8 @@ from homodistil.axes.layout import Layout
 from homodistil.compress.compensate import InputMoments
 from homodistil.compress.importance import Importance, Method
 from homodistil.compress.vocabulary import Vocabulary
-from homodistil.distill.checkpoint import State, every_unit
 from homodistil.distill.optimizer import Muon, between_widths
+from homodistil.distill.state import State, every_unit
 from homodistil.errors import UserError
 from homodistil.losses.projections import Projections
 from homodistil.models.kind import LABELLED, LANGUAGE_MODELS
@@ -65,7 +65,6 @@ def first_student(recipe: Recipe, teacher: Teacher, vocabulary: Vocabulary | Non
             "Give a student with the teacher's layers, or leave --student out.",
         )
     family = student.layout.family
-    assert family is not None
     if losses.attention and not family.attention_loss:
         raise UserError(
             f"Cannot compare the attention of {recipe.student}, a {family.name} model, with that of its teacher.",
@@ -160,7 +159,6 @@ def first_state(recipe: Recipe, teacher: Teacher, origin: Teacher, dtype: torch.
     """
     student = copy_of(origin)
     family = teacher.layout.family
-    assert family is not None
     pooled = teacher.kind == "similarity" and getattr(student, family.pooler or "", None) is not None
     narrow, wide = (m.config.hidden_size for m in (student, teacher.model))
     projections = Projections(origin.states, pooled=pooled, narrow=narrow, wide=wide).to(teacher.model.device)

@@ -12,9 +12,8 @@ from transformers import BatchEncoding
 
 from homodistil.errors import UserError
 from homodistil.evaluation.language import LOGITS, masked_positions, predictions
-from homodistil.evaluation.metrics import METRICS
 from homodistil.evaluation.models import Opened
-from homodistil.evaluation.similarity import embed, has_towers
+from homodistil.evaluation.similarity import embed, follows, is_sentence_encoder
 
 _UNNAMED = re.compile(r"label_\d+")
 """What transformers calls a class that nobody has named, in small letters."""
@@ -147,9 +146,7 @@ def linear_cka(a: Tensor, b: Tensor) -> float:
 
 def pairs_correlation(a: Tensor, b: Tensor) -> float:
     """Spearman's correlation between the cosine similarities of all pairs of rows; 0 if all of one are alike."""
-    first, second = torch.triu_indices(len(a), len(a), 1)
-    sims = [(e @ e.T)[first, second].numpy() for e in (torch.nn.functional.normalize(x, dim=-1) for x in (a, b))]
-    return METRICS["spearman"](*sims)
+    return follows(*(torch.nn.functional.normalize(x, dim=-1).numpy() for x in (a, b)))
 
 
 def _shared(student: Opened, teacher: Opened) -> tuple[Tensor, Tensor]:
@@ -212,7 +209,7 @@ def _classes(opened: Opened, texts: Sequence[str]) -> Tensor:
 @torch.no_grad()
 def _embeddings(opened: Opened, texts: Sequence[str]) -> Tensor:
     """A sentence encoder's own embeddings, or mean-pooled last hidden states, (texts, width)."""
-    if has_towers(opened.source):
+    if is_sentence_encoder(opened.source):
         return torch.from_numpy(embed(opened.source, texts, trust_remote_code=opened.trust_remote_code))
     pooled = []
     for made in _read(opened, texts):

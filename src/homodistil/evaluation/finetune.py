@@ -12,7 +12,6 @@ import torch
 from datasets import Dataset
 from torch import nn
 from transformers import (
-    AutoConfig,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     DataCollatorWithPadding,
@@ -25,9 +24,9 @@ from homodistil.evaluation import squad
 from homodistil.evaluation.labels import classes
 from homodistil.evaluation.metrics import score, summary
 from homodistil.evaluation.models import right_padding_tokenizer, transformer_folder
-from homodistil.evaluation.similarity import has_towers
+from homodistil.evaluation.similarity import is_sentence_encoder
 from homodistil.evaluation.tasks import Splits, Task
-from homodistil.evaluation.towers import Collate, Towers
+from homodistil.evaluation.towers import Towers, TowersCollator
 from homodistil.evaluation.training import Settings, train_and_predict
 from homodistil.loading import longest
 
@@ -114,7 +113,7 @@ def finetune(
         )
     else:
         known = classes(splits) if task.labels == "classes" else []
-        middle, spread = (0.0, 1.0) if known or has_towers(model) else _scale(splits)
+        middle, spread = (0.0, 1.0) if known or is_sentence_encoder(model) else _scale(splits)
         label: Label = {c: i for i, c in enumerate(known)}.__getitem__ if known else lambda v: (v - middle) / spread
         net, collate, read, length = _reader(model, splits, known, tokenizer, settings.length, trust_remote_code)
         train = read(splits.train, task, tokenizer, length, label)
@@ -132,12 +131,12 @@ def finetune(
 
 def _reader(
     model: Path, splits: Splits, known: Sequence[Any], tokenizer: PreTrainedTokenizerBase, most: int, trust: bool
-) -> tuple[nn.Module, DataCollatorWithPadding | Collate, Callable[..., Dataset], int]:
+) -> tuple[nn.Module, DataCollatorWithPadding | TowersCollator, Callable[..., Dataset], int]:
     """A model with a head for classes or numbers, what makes its batches and rows, and their tokens, `most` at most."""
-    if has_towers(model):
+    if is_sentence_encoder(model):
         net = Towers(model, splits, known, trust_remote_code=trust)
         length = min(most, net.longest)
-        return net, Collate(tokenizer, _multiple(length)), net.encoded, length
+        return net, TowersCollator(tokenizer, _multiple(length)), net.encoded, length
     options = {"num_labels": max(1, len(known)), "problem_type": _PROBLEM[splits.task.labels]}
     folder = Path(transformer_folder(str(model)))
     opened = _open(AutoModelForSequenceClassification, folder, options, trust)
@@ -161,12 +160,6 @@ def _scale(splits: Splits) -> tuple[float, float]:
 
 
 _PROBLEM = {"classes": "single_label_classification", "number": "regression"}
-
-
-def hidden_size(model: Path) -> int:
-    """The hidden width that a model's configuration names."""
-    config: Any = AutoConfig.from_pretrained(model)
-    return int(config.hidden_size)
 
 
 def _open(auto: Any, model: Path, options: dict[str, Any], trust: bool) -> PreTrainedModel:

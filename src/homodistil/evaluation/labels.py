@@ -96,7 +96,9 @@ def _refuse_no_text(task: Task, split: str, column: str, rows: Dataset) -> None:
 def _refuse_unfit(task: Task, split: str, labels: Sequence[Any]) -> None:
     counted = task.labels == "number"
     known = int | float | None if counted else str | int | float | None
-    if strange := next((label for label in labels if not isinstance(label, known)), None):
+    strange = next((label for label in labels if not isinstance(label, known)), None)
+    # an empty list is strange, too
+    if strange is not None:
         raise UserError(
             f"The task {task.name} has {split} rows whose label is {strange!r}.",
             "A label is a word or a number, and a number where those that are learnt from are.",

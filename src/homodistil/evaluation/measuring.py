@@ -79,16 +79,18 @@ def measure_pairs(records: Records, opened: Sequence[Opened], name: str, splits:
         rows = splits.evaluated[split]
         return {"spearman": judged_pairs(one.source, splits.task, rows, trust_remote_code=one.trust_remote_code)}
 
+    digests = {split: digest(rows) for split, rows in splits.evaluated.items()}
     for one, split in itertools.product(opened, splits.evaluated):
-        settings = {"split": split, **_read_as(name, splits.task), "digest": digest(splits.evaluated[split])}
+        settings = {"split": split, **_read_as(name, splits.task), "digest": digests[split]}
         records.measure(one.source, f"{splits.task.name} pairs", settings, functools.partial(judged, one, split))
 
 
 def measure_probe(records: Records, opened: Sequence[Opened], name: str, splits: Splits) -> None:
     """What a linear model learns on frozen embeddings."""
+    data = _data_of(name, splits)
     for one in opened:
         learn = functools.partial(probe, one.source, splits, trust_remote_code=one.trust_remote_code)
-        records.measure(one.source, f"{splits.task.name} probe", _data_of(name, splits), learn)
+        records.measure(one.source, f"{splits.task.name} probe", data, learn)
 
 
 def measure_task(

@@ -28,9 +28,9 @@ from transformers import (
 )
 
 from homodistil.errors import UserError, first_line
-from homodistil.evaluation.similarity import has_towers
-from homodistil.loading import image_size, load_whole, longest, refuse_no_model, why_unopened
-from homodistil.tokenizer import check_vocabulary, read_json, tokenizer_of
+from homodistil.evaluation.similarity import is_sentence_encoder
+from homodistil.loading import image_size, load_whole, longest, read_json, refuse_no_model, why_unopened
+from homodistil.tokenizer import check_vocabulary, tokenizer_of
 
 Head = Literal["masked", "causal", "classes", "none"]
 
@@ -125,7 +125,7 @@ def open_model(source: str, *, trust_remote_code: bool = False) -> Opened:
             "What a run measured on held-out text is in its metrics.jsonl and in its student's README.md.",
         )
     # of a sentence encoder its users call the embedding, whatever head its configuration names
-    name = "" if has_towers(local(source)) else (config.architectures or [""])[0]
+    name = "" if is_sentence_encoder(local(source)) else (config.architectures or [""])[0]
     head, auto = next((head, auto) for ending, head, auto in _KINDS if name.endswith(ending))
     model = load_whole(source, auto, path, trust_remote_code=trust_remote_code)
     processor = _processor_of(model, source, path, trust_remote_code)

@@ -17,7 +17,7 @@ from homodistil.evaluation.tasks import Task
 from homodistil.loading import SAYS, is_cross_encoder, longest
 
 
-def has_towers(model: Path | str) -> bool:
+def is_sentence_encoder(model: Path | str) -> bool:
     """Whether a model is a sentence encoder: a sentence-transformers folder, or the name of one; no cross-encoder's."""
     if not is_sentence_transformer_model(str(model)):
         return False
@@ -42,7 +42,7 @@ def open_encoder(model: Path | str, trust_remote_code: bool = False) -> Sentence
         ) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    if not has_towers(model):
+    if not is_sentence_encoder(model):
         # nothing says how its users pad, and on the left a text's positions would hang on its batch
         tokenizer.padding_side = "right"
     if getattr(getattr(inner, "config", None), "max_position_embeddings", None):
@@ -93,5 +93,6 @@ def judged_pairs(model: Path | str, task: Task, rows: Dataset, *, trust_remote_c
         rows: the pairs.
         trust_remote_code: as in `embed`.
     """
-    first, second = (embed(model, rows[column], trust_remote_code=trust_remote_code) for column in task.columns)
+    encoder = open_encoder(model, trust_remote_code)
+    first, second = (embed(encoder, rows[column]) for column in task.columns)
     return METRICS["spearman"]((first * second).sum(-1), np.asarray(rows[task.label]))

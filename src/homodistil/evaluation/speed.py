@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from homodistil.evaluation.models import Opened, module_folders, weight_files
-from homodistil.evaluation.similarity import has_towers, open_encoder
+from homodistil.evaluation.similarity import is_sentence_encoder, open_encoder
 
 BATCH = 32
 """Sequences that throughput is measured with."""
@@ -32,7 +32,9 @@ def size(opened: Opened, *, length: int = 128) -> dict[str, float]:
     """
     # the tokens of an image are counted, and not chosen
     length = _tokens(opened) if opened.reads_images else min(length, opened.longest)
-    behind = list(open_encoder(opened.source, opened.trust_remote_code))[1:] if has_towers(opened.source) else []
+    behind = (
+        list(open_encoder(opened.source, opened.trust_remote_code))[1:] if is_sentence_encoder(opened.source) else []
+    )
     counter = FlopCounterMode(display=False)
     # the counter passes over the fused kernel of a CPU, and not over plain products
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:

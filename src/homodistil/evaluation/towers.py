@@ -119,7 +119,7 @@ def _tokens_before(prompt: str, tokenizer: PreTrainedTokenizerBase) -> int:
     return len(ids) - (ids[-1] in (tokenizer.sep_token_id, tokenizer.eos_token_id))
 
 
-class Collate:
+class TowersCollator:
     """Makes a batch of rows, padded to their longest text.
 
     Args:

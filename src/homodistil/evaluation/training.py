@@ -12,7 +12,8 @@ from datasets import Dataset
 from torch import nn
 from transformers import DataCollatorWithPadding, PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 
-from homodistil.evaluation.towers import Collate
+from homodistil.evaluation.towers import TowersCollator
+from homodistil.loading import computes_bf16
 
 BATCH = 32
 PLAIN = 128
@@ -39,7 +40,7 @@ class Settings:
 
 def train_and_predict(
     net: nn.Module,
-    collate: DataCollatorWithPadding | Collate,
+    collate: DataCollatorWithPadding | TowersCollator,
     train: Dataset,
     evaluated: Mapping[str, Dataset],
     settings: Settings,
@@ -62,7 +63,7 @@ def train_and_predict(
             remove_unused_columns=False,
             seed=seed,
             use_cpu=not torch.cuda.is_available(),
-            bf16=_bf16(),
+            bf16=computes_bf16(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
             save_strategy="no",
             logging_strategy="no",
             report_to=[],
@@ -87,10 +88,3 @@ def _attend(net: nn.Module, length: int) -> None:
     for part in net.modules():
         if isinstance(part, PreTrainedModel):
             part.set_attn_implementation("eager")
-
-
-def _bf16() -> bool:
-    """Whether the machine computes in bf16 rather than emulating it."""
-    if torch.cuda.is_available():
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

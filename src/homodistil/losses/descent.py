@@ -23,7 +23,8 @@ class Descent:
     """Where the student's layers and heads come from.
 
     Attributes:
-        start: how many layers the student started with.
+        start: how many hidden states the student started with, as `Teacher.states` counts them: one a layer, and of
+            encoder-decoders the target's embeddings.
         layers: for each layer that it has, which of those it is; none named is all.
         heads: for each layer that lost heads, by the number that it has now, which of the teacher's it still has.
     """

@@ -16,10 +16,11 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from homodistil import fused
+from homodistil.losses.kernels import CACHED
 from homodistil.models.attention import QueriesKeys
 
-CACHED, AWAY = 1 << 18, 1 << 24
-"""Numbers that are handled at once, on a CPU, whose cache holds them, and on an accelerator."""
+AWAY = 1 << 24
+"""Numbers that an accelerator handles at once; a CPU as many as `CACHED`."""
 
 
 def score_distance(student: QueriesKeys, teacher: QueriesKeys, mask: Tensor) -> Tensor:

@@ -130,7 +130,6 @@ class Runner:
     def _logits(self, model: PreTrainedModel, states: Tensor) -> Tensor:
         """Logits over the vocabulary, by the modules that the family names."""
         family = self.layout.family
-        assert family is not None
         if family.logit_scale:
             states = states * product(family.logit_scale, {"hidden": states.shape[-1]})
         for name in family.lm_head:
@@ -143,7 +142,6 @@ class Runner:
     def _pooled(self, model: PreTrainedModel, last: Tensor) -> Tensor | None:
         """The pooler's vector, learnt from states that it does not pull at: a bare encoder's users rarely read it."""
         family = self.layout.family
-        assert family is not None
         pooler = getattr(model, family.pooler or "", None)
         if self.kind != "similarity" or pooler is None:
             return None

@@ -8,9 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from homodistil.axes.layout import Layout
-from homodistil.axes.stack import LAYERS
-from homodistil.compress.cut import Keep, cut
+from homodistil.axes.shape import LAYERS
+from homodistil.compress.cut import Keep, migrate
 from homodistil.compress.depth import ends, forget
 
 
@@ -21,7 +20,7 @@ class Projections(nn.Module):
     that does not start as a copy, it is as much of the identity as fits.
 
     Args:
-        layers: of the student.
+        layers: hidden states of the student, as `Teacher.states` counts them.
         pooled: whether there is a pooled vector.
         narrow: the student's hidden width.
         wide: the teacher's.
@@ -32,7 +31,6 @@ class Projections(nn.Module):
         self.layers = layers
         states = 1 + layers + pooled
         self.weights = nn.ParameterList(nn.Parameter(torch.eye(narrow, wide)) for _ in range(states))
-        self.layout = Layout.of_rows({f"weights.{k}": (("hidden",), ("wide",)) for k in range(states)})
 
     def __getitem__(self, state: int) -> Tensor:
         weight: Tensor = self.weights[state]
@@ -51,7 +49,11 @@ class Projections(nn.Module):
 
     def shrink(self, keep: Keep, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Lose the rows of hidden units that were cut, and the matrices of states that are not compared any more."""
-        cut(self, self.layout, {a: k for a, k in keep.items() if a == "hidden"}, optimizer=optimizer)
+        for k, old in enumerate(self.weights if "hidden" in keep else ()):
+            index = keep["hidden"].to(old.device)
+            self.weights[k] = new = nn.Parameter(old.detach().index_select(0, index))
+            if optimizer is not None:
+                migrate(optimizer, old, new, [index, None], None)
         if LAYERS in keep:
             # those of the states that the layers now end in, of the embeddings, and of the pooled vector
             inner = [k + 1 for k in ends(keep[LAYERS].tolist(), self.layers)]

@@ -17,9 +17,8 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from homodistil.errors import UserError, first_line
-from homodistil.loading import SAYS
+from homodistil.loading import SAYS, read_json
 from homodistil.models.sentence_folders import modules_of
-from homodistil.tokenizer import read_json
 
 Pooling = Literal["mean", "cls", "max", "lasttoken"]
 """How token states become an embedding."""

@@ -10,8 +10,7 @@ from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
 from homodistil.errors import UserError
-from homodistil.loading import SAYS, is_cross_encoder, why_unopened
-from homodistil.tokenizer import read_json
+from homodistil.loading import SAYS, is_cross_encoder, read_json, why_unopened
 
 _MODULES = {"Transformer", "Pooling", "Dense", "Normalize"}
 _WITHOUT_WEIGHTS = ["*.json", "*.txt", "*.model", "*.jinja", "*.py"]

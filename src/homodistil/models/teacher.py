@@ -117,7 +117,6 @@ def load_teacher(source: str, *, trust_remote_code: bool = False) -> Teacher:
             "Use the tokenizer that the model was trained with.",
         )
     layout = Layout.of(model)
-    assert layout.family is not None
     if kind in ("labels", "multi-label") and reads_of(model_class) == "text":
         # a decoder reads its label off the last token that is no padding, by its configuration
         strange = not layout.family.attention_loss and config.pad_token_id != processor.pad_token_id
@@ -164,7 +163,7 @@ def architecture(source: str, *, trust_remote_code: bool = False) -> tuple[Layou
 def unloaded(
     source: str, *, trust_remote_code: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, tuple[str, ...]]:
-    """A teacher's model without storage, whose configuration has the precision of the file, tokenizer and prompts.
+    """A teacher's model without storage, its tokenizer, and the prompts that it comes with.
 
     Raises:
         UserError: there is no configuration or tokenizer, or one of another model, its family is unknown, or it reads

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from os.path import exists
+from os.path import abspath, exists, expanduser
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -14,6 +14,7 @@ from homodistil.compress.vocabulary import Vocabulary, narrow, vocabulary_of, wi
 from homodistil.errors import UserError
 from homodistil.models.student import save_student
 from homodistil.models.teacher import Teacher, load_teacher, unloaded
+from homodistil.reports.card import known_as
 from homodistil.rundir import taken
 from homodistil.text import open_text, strings
 
@@ -138,7 +139,7 @@ def trim_folder(
     before = teacher.model.num_parameters()
     teacher, vocabulary = trim_to(teacher, texts, prompts)
     tokens = (vocabulary.before, len(vocabulary.rows))
-    name = Path(source).name if exists(source) else source
+    name = known_as(abspath(expanduser(source)) if exists(expanduser(source)) else source)
     save_student(
         out,
         teacher.model,

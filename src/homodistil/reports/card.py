@@ -47,7 +47,7 @@ def card(
         tokens: of the teacher's vocabulary and of the student's, where it was trimmed.
         reads: what the models read.
     """
-    name = _name(recipe.teacher)
+    name = known_as(recipe.teacher)
     head = {"library_name": "transformers", "tags": ["homodistil", "distillation", "pruning"]}
     if name == recipe.teacher:
         head["base_model"] = name
@@ -69,7 +69,7 @@ def card(
         f"A smaller {name}, made with HomoDistil: it began as {_start(recipe)} and was distilled on "
         f"{_PLAIN[reads]} while its least important units were cut away. It opens with plain transformers.",
         markdown(("", "teacher", "this model"), rows),
-        f"Teacher: `{name}`. {reads.capitalize()}: `{_name(recipe.data)}`. "
+        f"Teacher: `{name}`. {reads.capitalize()}: `{known_as(recipe.data)}`. "
         f"Learnt from {metrics[-1]['tokens'] if metrics else 0:,} tokens in {metrics[-1]['step'] if metrics else 0} "
         "steps.",
         f"## On {reads} that {_VERB[reads]} not learnt from",
@@ -87,20 +87,20 @@ def _portable(recipe: Recipe) -> Recipe:
     """The recipe with what it reads named alone, which lies elsewhere where the card is read."""
     return replace(
         recipe,
-        teacher=_name(recipe.teacher),
+        teacher=known_as(recipe.teacher),
         # texts that were in memory lie in no file
-        data="texts.txt" if recipe.data == IN_MEMORY else _name(recipe.data),
-        student=_name(recipe.student) if recipe.student else None,
-        family=_name(recipe.family) if recipe.family else None,
-        out=_name(recipe.out),
+        data="texts.txt" if recipe.data == IN_MEMORY else known_as(recipe.data),
+        student=known_as(recipe.student) if recipe.student else None,
+        family=known_as(recipe.family) if recipe.family else None,
+        out=known_as(recipe.out),
     )
 
 
 def _start(recipe: Recipe) -> str:
-    return f"the student `{_name(recipe.student)}`" if recipe.student else "a copy of its teacher"
+    return f"the student `{known_as(recipe.student)}`" if recipe.student else "a copy of its teacher"
 
 
-def _name(source: str) -> str:
+def known_as(source: str) -> str:
     """A hub name as it is; of a path the last part, because a card is read elsewhere."""
     path = Path(source)
     return path.name if path.is_absolute() or exists(path) else source

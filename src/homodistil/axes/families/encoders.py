@@ -107,7 +107,6 @@ ROBERTA = replace(
     },
     once=("pooler.dense.weight", "classifier.{dense,out_proj}.weight"),
     lm_head=("lm_head",),
-    offset=2,
 )
 
 DISTILBERT = Family(

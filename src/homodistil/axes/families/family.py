@@ -44,7 +44,6 @@ class Family:
         logit_cap: the key of the configuration with c, where logits z become c·tanh(z / c) after `lm_head`.
         decoder: the module of encoder-decoders that reads the target.
         crossing: those of its modules that read what the encoder says.
-        offset: positions that the embeddings have and no token can take.
         shared: the beginning of the names of parameters that all layers share: each is there once, and computed with
             in every layer.
         each_layer: keys of the configuration that are lists with an entry a layer, which leaves with its layer.
@@ -80,7 +79,6 @@ class Family:
     logit_cap: str = ""
     decoder: str = ""
     crossing: tuple[str, ...] = ()
-    offset: int = 0
     shared: str = ""
     each_layer: tuple[str, ...] = ("layer_types", "mlp_layer_types")
     class_tokens: int = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -101,15 +102,22 @@ def check(family: Family) -> None:
         _refuse_strange(family, rule, names, known)
     if family.class_tokens and "position" not in axes:
         raise _unfit(family, "class_tokens is given.", "An axis `position` must be there to count patches by.")
-    patterns = {row.pattern for text in (family.rows, *family.heads.values()) for row in parse_table(text)}
+    dims = {row.pattern: row.dims for text in (family.rows, *family.heads.values()) for row in parse_table(text)}
     for rule, named in (
         ("queries", family.queries),
         ("once", (*family.once, *family.once_with_pooler, *family.once_for_sequences)),
         ("distances", family.distances),
         ("scaled", [row.partition(" + ")[0] for row in family.scaled]),
     ):
-        if strange := sorted({n for pattern in named for n in expand_braces(pattern)} - patterns):
+        if strange := sorted({n for pattern in named for n in expand_braces(pattern)} - dims.keys()):
             raise _unfit(family, f"{rule} names {strange[0]}, for which there is no row.", "It must be a row's name.")
+    for name in (n for pattern in family.queries for n in expand_braces(pattern)) if "head_dim" in widths else ():
+        if family.temperature and any(isinstance(part, int) for dim in dims[name] for part in dim[1:]):
+            raise _unfit(
+                family,
+                f"queries names {name}, whose fixed factor is not the first of its dimension.",
+                "Queries, which are scaled, must be the first part of their matrix, as in (3 heads* qk*).",
+            )
 
 
 def _refuse_strange(family: Family, rule: str, names: Iterable[str], known: set[str]) -> None:
@@ -125,7 +133,8 @@ def _of_heads(family: Family) -> set[str]:
 
 
 def _words(products: Iterable[str]) -> set[str]:
-    return {word.partition("^")[0] for product in products for word in product.split()}
+    """The names in products; a power that is no number stays with its name, which nothing has then."""
+    return {re.sub(r"\^-?\d+(\.\d+)?$", "", word) for product in products for word in product.split()}
 
 
 def _unfit(family: Family, what: str, rule: str) -> UserError:
