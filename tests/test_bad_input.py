@@ -213,6 +213,7 @@ def test_data_that_cannot_be_used_is_refused(kind: str, pattern: str, masked_lm:
         ({"target": "0.5", "losses": {"hiden": 1}}, "Did you mean 'hidden'"),
         ({"target": "0.5", "batch": "many"}, "batch"),
         ({"target": "0.5", "batch": -1}, "batch = -1"),
+        ({"target": "0.5", "text": {"workers": -1}}, "text.workers = -1"),
         ({"target": "0.5", "tokens": "lots"}, "tokens = lots"),
         ({"target": "0.5", "tokens": "2KM"}, "tokens = 2KM"),
         ({"target": "0.5", "tokens": "5MB"}, "tokens = 5MB"),
@@ -401,6 +402,12 @@ def test_all_public_names_are_listed() -> None:
     program = "import homodistil; print(*set(homodistil.__all__) - set(dir(homodistil)))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+def test_a_number_of_tokens_is_read_to_the_token() -> None:
+    """8.2 million in float64 is a little less."""
+    said = [homodistil.Recipe(teacher="t", data="d", out="o", target=["0.5"], tokens=t) for t in ("8.2M", "500k", "7")]
+    assert [recipe.token_budget() for recipe in said] == [8_200_000, 500_000, 7]
 
 
 def test_remote_code_is_off_by_default() -> None:

@@ -97,6 +97,26 @@ def test_files_may_be_read_by_whoever_may_look_into_their_folder(mask: int, tmp_
     assert written.stat().st_mode & 0o777 == plain.stat().st_mode & 0o777
 
 
+def test_a_folder_that_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole, and with nothing beside it; one that can be is replaced whole."""
+    for text in ("first", "second"):
+        with writing_folder(tmp_path / "student") as folder:
+            (folder / "file").write_text(text)
+        assert (tmp_path / "student" / "file").read_text() == text
+    rename = Path.rename
+
+    def refused(path: Path, target: Path) -> Path:
+        if path.name.endswith(".writing"):
+            raise OSError(errno.EIO, "broken")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refused)
+    with pytest.raises(OSError, match="broken"), writing_folder(tmp_path / "student") as folder:
+        (folder / "file").write_text("third")
+    assert (tmp_path / "student" / "file").read_text() == "second"
+    assert [path.name for path in tmp_path.iterdir()] == ["student"]
+
+
 def test_a_run_has_one_process_at_a_time(tmp_path: Path) -> None:
     """Another is refused until it ends, however it ends."""
     run = RunDir(tmp_path / "run")

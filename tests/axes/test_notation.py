@@ -50,6 +50,7 @@ def test_a_row_gives_each_layer_its_own_axes() -> None:
     """An axis with a star is another axis in each layer; one without is the same in all."""
     row = Row("layer.*.query.weight", (("heads*", "qk*"), ("hidden",), (2,)))
     assert row.bind("layer.11.query.weight") == (("heads.11", "qk.11"), ("hidden",), (2,))
+    assert parse_table("layer.^.mlp.weight  ffn* hidden")[0].bind("layer.3.mlp.weight") == (("ffn.3",), ("hidden",))
 
 
 @pytest.mark.parametrize(

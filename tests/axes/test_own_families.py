@@ -12,6 +12,7 @@ import torch
 import yaml
 from transformers import (
     AutoModelForCausalLM,
+    BertForMaskedLM,
     MarianConfig,
     MarianMTModel,
     PhiConfig,
@@ -20,12 +21,15 @@ from transformers import (
 )
 
 import homodistil
+from conftest import make
 from homodistil.axes.families import FAMILIES, own
 from homodistil.axes.families.decoders import LLAMA
+from homodistil.axes.families.encoders import BERT
 from homodistil.axes.families.seq2seq import BART
 from homodistil.axes.layout import Layout
 from homodistil.cli import main
 from homodistil.errors import UserError
+from zoo import tiny
 
 PAGE = (Path(__file__).parents[2] / "docs" / "adding-a-family.md").read_text()
 
@@ -108,6 +112,7 @@ def test_the_packages_own_families_pass_the_check(family: homodistil.Family) -> 
         ({"widths": {"hidden": "hidden", "ffn": "ffn", "kv": "heads"}}, "must be ffn, hidden, kv_heads"),
         ({"bound": True}, "widths has no heads"),
         ({"rows": LLAMA.rows.replace("rope", "rope*")}, "config speaks of 'rope'"),
+        ({"scaled": {"norm.weight + 1": "hidden^-0,5"}}, "scaled speaks of 'hidden^-0,5'"),
     ],
 )
 def test_what_does_not_fit_is_named(changes: dict[str, object], said: str) -> None:
@@ -116,6 +121,42 @@ def test_what_does_not_fit_is_named(changes: dict[str, object], said: str) -> No
         homodistil.register(replace(LLAMA, **changes))  # type: ignore[arg-type]
     assert said in str(refusal.value)
     assert not own.registered
+
+
+def test_queries_between_keys_and_values_of_each_head_are_refused() -> None:
+    """Scaling all three would change what a model says: only the first part of a matrix can be told to be queries."""
+    table = """
+        word_embeddings.weight                          vocab hidden
+        h.*.self_attention.query_key_value.weight       (heads* 3 qk*) hidden
+        h.*.mlp.weight                                  ffn* hidden
+    """
+    family = homodistil.Family(
+        name="Bloom", model_types=("bloom",), rows=table, heads={}, config={"hidden_size": "hidden"}, bound=True,
+        widths={"hidden": "hidden", "heads": "heads", "qk": "head_dim", "ffn": "ffn"}, counted={"heads": "n_head"},
+        queries=("h.*.self_attention.query_key_value.weight",), attributes={},
+    )  # fmt: skip
+    with pytest.raises(UserError, match="whose fixed factor is not the first of its dimension"):
+        homodistil.register(family)
+    homodistil.register(replace(family, rows=table.replace("heads* 3 qk*", "3 heads* qk*")))
+
+
+def test_a_table_of_ones_own_is_used_or_refused_but_never_passed_over() -> None:
+    """Where the package's own table of the same models would fit, too: the message names the row."""
+    model = make(BertForMaskedLM)
+    homodistil.register(replace(BERT, name="Mine"))
+    assert Layout.of(model).family.name == "Mine"
+    wrong = BERT.rows.replace("intermediate.dense.weight", "intermediate.dence.weight")
+    homodistil.register(replace(BERT, name="Mine", rows=wrong))
+    with pytest.raises(UserError, match="Mine"):
+        Layout.of(model)
+
+
+def test_what_tensors_tell_need_not_be_counted() -> None:
+    """MPNet's biases of distances have a column a head, by which its heads are known."""
+    model = tiny("MPNet")
+    counted = Layout.of(model)
+    homodistil.register(replace(counted.family, name="Mine", counted={}))
+    assert Layout.of(model).shape(model) == counted.shape(model)
 
 
 def test_a_parameter_that_the_model_does_not_save_is_refused() -> None:

@@ -341,6 +341,7 @@ def test_several_targets_come_widest_first(base: Layout) -> None:
             "heads=10 (head_dim=10), or hidden=96 (head_dim=8)",
         ),
         (["hidden=100,head_dim=20"], "heads=12 and head_dim=20.", "100 is not 12 x 20", "heads=10 (head_dim=10)"),
+        (["hidden=1"], "hidden=1 with heads=12.", "1 is no multiple of 12", "heads=1 (head_dim=1)"),
         (["hidden=761"], "hidden=761 with heads=12.", "no multiple of 12", "Use hidden=756 (head_dim=63)."),
         (["0.5", "17M", "0.5"], "0.5 is given twice", "saved under its name", "Leave one of them out"),
         (

@@ -116,6 +116,20 @@ def test_what_layers_read_and_the_moments_of_an_optimizer_go_with_a_cut() -> Non
     assert optimizer.state[ours.weight]["exp_avg"].shape == ours.weight.shape
 
 
+def test_a_model_in_half_precision_takes_over_what_is_cut_as_one_in_float32_does() -> None:
+    """Computed in float32, and rounded as its weights are."""
+    made = []
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        model = make(BertModel)
+        moments = InputMoments(model, Layout.of(model))
+        with moments.listening(torch.ones(3, 7)), torch.no_grad():
+            model(IDS)
+        shrink(model.to(dtype), "0.5", inputs=moments.inputs)
+        made.append(model.encoder.layer[0].output.dense.bias.detach())
+    for half in made[1:]:
+        torch.testing.assert_close(half.float(), made[0], rtol=0.05, atol=0.02)
+
+
 def test_a_model_without_its_weights_is_refused() -> None:
     """What lies on the meta device cannot be cut."""
     with pytest.raises(UserError, match="is on the meta device"):
