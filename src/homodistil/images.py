@@ -26,7 +26,7 @@ _DEEP = ("I", "F")
 
 
 @dataclass(frozen=True)
-class Images:
+class ImageRows:
     """Images that lie on a disk.
 
     Attributes:
@@ -65,7 +65,7 @@ class Images:
 _BROKEN = (OSError, ValueError, SyntaxError, EOFError, TypeError, Image.DecompressionBombError)
 
 
-def open_images(data: str, column: str, *, channels: int = 3, option: str = "--images.column") -> Images:
+def open_images(data: str, column: str, *, channels: int = 3, option: str = "--images.column") -> ImageRows:
     """The images of a folder or a dataset. Of files the headers are read, and nothing is decoded.
 
     Args:
@@ -86,7 +86,7 @@ def open_images(data: str, column: str, *, channels: int = 3, option: str = "--i
         _refuse_broken(files)
         rows = Dataset.from_dict({"image": [str(file) for file in files]})
         sizes = hashlib.sha256(repr([file.stat().st_size for file in files]).encode()).hexdigest()[:16]
-        return Images(data, rows.cast_column("image", datasets.Image(decode=False)), channels, sizes)
+        return ImageRows(data, rows.cast_column("image", datasets.Image(decode=False)), channels, sizes)
     pictures = [name for name, feature in found.features.items() if isinstance(feature, datasets.Image)]
     if column not in pictures:
         raise UserError(
@@ -97,7 +97,9 @@ def open_images(data: str, column: str, *, channels: int = 3, option: str = "--i
             else "Give a folder of images, or a dataset with a column of them.",
         )
     rows = found.select_columns(column).cast_column(column, datasets.Image(decode=False))
-    return Images(data, rows if column == "image" else rows.rename_column(column, "image"), channels, rows._fingerprint)
+    return ImageRows(
+        data, rows if column == "image" else rows.rename_column(column, "image"), channels, rows._fingerprint
+    )
 
 
 def _files(path: Path) -> list[Path]:

@@ -19,8 +19,8 @@ from torch import Tensor
 from homodistil.data.corpus import Corpus, heldout_count
 from homodistil.data.sources import of_epoch
 from homodistil.errors import UserError
-from homodistil.images import Images, open_images
-from homodistil.settings import Images as Options
+from homodistil.images import ImageRows, open_images
+from homodistil.settings import Images
 
 ASPECT = 4 / 3
 """How much wider than high, or higher than wide, random pieces are at most (Szegedy et al. 2015)."""
@@ -72,11 +72,11 @@ class ViewCollator:
         seed: of the pieces.
     """
 
-    images: Images
+    images: ImageRows
     processor: Any
     tokens: int
     class_tokens: int
-    options: Options
+    options: Images
     seed: int
     broken: set[int] = field(default_factory=set)
 
@@ -135,7 +135,7 @@ class ViewCollator:
 
 
 def load_views(
-    data: str, processor: Any, *, channels: int, tokens: int, class_tokens: int, options: Options, seed: int
+    data: str, processor: Any, *, channels: int, tokens: int, class_tokens: int, options: Images, seed: int
 ) -> tuple[Corpus, ViewCollator]:
     """Open and split the images.
 
