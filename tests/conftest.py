@@ -65,6 +65,12 @@ def make(model_class: type[PreTrainedModel], **changes: object) -> PreTrainedMod
     return model
 
 
+@pytest.fixture(autouse=True)
+def _drawn_alike() -> None:
+    """What a test draws hangs on no other test."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
     """A WordPiece tokenizer of 27 words."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import pickle
 import subprocess
@@ -295,9 +296,7 @@ def test_a_run_never_overwrites_another(masked_lm: Path, corpus: Path, tmp_path:
 
 
 @pytest.mark.parametrize("place", ["file/x", "x" * 300])
-def test_a_run_needs_a_place_that_can_be_written_to(
-    place: str, masked_lm: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_needs_a_place_that_can_be_written_to(place: str, masked_lm: Path, corpus: Path, tmp_path: Path) -> None:
     """Neither under a file, nor where the name is too long to be looked for; nor does a run lie there to go on with."""
     (tmp_path / "file").write_text("mine")
     _refused(tmp_path / place, "can be written to", teacher=masked_lm, data=corpus, target="0.5")
@@ -414,6 +413,8 @@ def test_remote_code_is_off_by_default() -> None:
     """Nobody's code is run unasked."""
     recipe = homodistil.Recipe(teacher="t", data="d", out="o", target=["0.5"])
     assert recipe.trust_remote_code is False
+    for verb in (homodistil.plan, homodistil.trim_vocabulary, homodistil.evaluate):
+        assert inspect.signature(verb).parameters["trust_remote_code"].default is False
 
 
 def test_text_of_another_language_is_refused_before_anything_is_learnt(masked_lm: Path, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def _run(*words: str | Path, timeout: float = 120) -> subprocess.CompletedProces
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
 
 
-def test_help_is_printed_without_torch(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_is_printed_without_torch() -> None:
     """Help must come at once, so nothing heavy may be imported for it."""
     code = (
         "import sys; from homodistil.cli import main; from homodistil.cli.distil import read_recipe\n"
@@ -423,14 +423,17 @@ def test_a_recipe_says_to_config_what_it_says(tokens: str, tmp_path: Path) -> No
     assert read_recipe(["--config", str(file)]).tokens.replace(".0", "") in ("1e6", "1000000", "1_000_000", "1M")
 
 
-def test_data_behind_a_link_are_what_the_links_name_says(masked_lm: Path, tmp_path: Path) -> None:
+def test_data_behind_a_link_are_what_the_links_name_says(
+    masked_lm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The cache of a hub holds links to files whose names have no ending."""
     (tmp_path / "blobs").mkdir()
     (tmp_path / "blobs" / "5e1f").write_text('{"body": "the man sees a cat"}\n' * 300)
     (tmp_path / "train.jsonl").symlink_to("blobs/5e1f")
     data, out = str(tmp_path / "train.jsonl"), str(tmp_path / "run")
     words = ["distil", str(masked_lm), "--data", data, "--target", "0.5", "--out", out, *QUICK]
-    assert main(words) == 2  # its column has another name
+    assert main(words) == 2
+    assert "--text.column body" in capsys.readouterr().err
     assert main([*words, "--text.column", "body"]) == 0
     assert load(tmp_path / "run" / "recipe.yaml").data == data
 

@@ -334,7 +334,7 @@ def test_text_and_images_are_told_apart(
 
 
 def test_the_vocabulary_of_a_teacher_of_images_cannot_be_trimmed(
-    classifier: Path, corpus: Path, tmp_path: Path
+    classifier: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Neither by itself nor in a plan."""
     for words in (
@@ -342,6 +342,7 @@ def test_the_vocabulary_of_a_teacher_of_images_cannot_be_trimmed(
         ["plan", classifier, "--target", "0.5", "--data", corpus],
     ):
         assert main([str(word) for word in words]) == 2
+        assert "This model reads images" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

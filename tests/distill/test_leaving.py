@@ -199,6 +199,7 @@ def test_layers_alone_need_no_importance(four: Path, corpus: Path, tmp_path: Pat
     assert not run.schedule.cuts_units
     assert run.schedule.last_cut == 0
     assert run.schedule.widths(run.schedule.steps)["layers"] == 1
+    assert not any(run.schedule.measured(step) for step in range(1, run.schedule.steps + 1))
 
 
 def test_a_shallow_student_of_a_run_can_lose_more_layers(

@@ -323,6 +323,8 @@ def test_a_text_is_embedded_as_if_alone(encoder: Path) -> None:
     both = agreement_of._embeddings(opened, texts)
     for text, row in zip(texts, both, strict=True):
         torch.testing.assert_close(agreement_of._embeddings(opened, [text])[0], row, atol=1e-5, rtol=1e-5)
+    one, other = (agreement_of._embeddings(opened, [f"{' '.join(WORDS * 2)} {word}"]) for word in ("cat", "dog"))
+    assert not torch.allclose(one, other)
 
 
 def test_alignment_sees_through_rotation_and_width() -> None:
@@ -380,3 +382,16 @@ def test_a_masked_language_model_without_a_mask_token_is_refused(
         evaluate(str(tmp_path / "masked"), text=str(corpus), time=False, say=lambda what: pytest.fail(what))
     assert evaluate(str(tmp_path / "masked"), time=False)
     assert evaluate(str(tmp_path / "encoder"), against=str(encoder), text=str(corpus), time=False)
+
+
+def test_masked_accuracy_is_the_share_of_hidden_tokens_that_are_found(masked_lm: Path) -> None:
+    """Of a model that says one word of everything, the share of that word."""
+    opened = open_model(str(masked_lm))
+    ids = blocks(opened, TEXTS, 16, 40)
+    always = int(opened.tokenizer.convert_tokens_to_ids(WORDS[7]))
+    with torch.no_grad():
+        opened.model.cls.predictions.bias[always] += 50
+    right = torch.cat([part for _, part in masked_predictions(opened, ids)])
+    share = (right == always).float().mean().item()
+    assert 0 < share < 0.5
+    assert language(opened, ids)["masked_accuracy"] == pytest.approx(share)

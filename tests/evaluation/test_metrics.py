@@ -42,3 +42,10 @@ def test_the_score_is_the_mean_of_a_tasks_metrics() -> None:
     assert glue_score(TASKS["mnli"], splits) == pytest.approx(60)
     own = Task(name="own", columns=("text",), labels="number", metrics=("r2", "spearman", "mae"))
     assert glue_score(own, {"validation": {"r2": 0.4, "spearman": 0.9, "mae": 12.0}}) == pytest.approx(40)
+
+
+def test_macro_f1_and_metrics_of_numbers_are_counted_by_hand() -> None:
+    """The mean of both classes' F1; a mean distance; a share of the variance."""
+    assert METRICS["macro_f1"](SAID, LABELS) == pytest.approx((0.8 + 2 * 2 / (2 * 2 + 1 + 1)) / 2)
+    assert METRICS["mae"](np.array([1.0, 5.0]), np.array([2.0, 2.0])) == 2
+    assert METRICS["r2"](np.array([1.0, 2.0, 3.0]), np.array([1.0, 2.0, 4.0])) == pytest.approx(1 - 1 / (14 / 3))

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from conftest import WORDS
 from homodistil.evaluation import speed
@@ -16,11 +17,23 @@ from homodistil.evaluation.speed import forward_seconds, in_turns, sentences_per
 from homodistil.reports.tables import written
 
 
-def test_every_model_gets_a_positive_speed(encoder: Path, masked_lm: Path) -> None:
-    """Two models in, two speeds out; what they are is no matter for a test."""
-    speeds = sentences_per_second([encoder, masked_lm], ["the man sees a cat"] * 4, batch=2, rounds=1)
-    assert len(speeds) == 2
-    assert all(speed > 0 for speed in speeds)
+def test_seconds_become_figures_with_as_many_threads_as_are_asked_for(
+    masked_lm: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Medians over rounds; afterwards torch has as many threads as before."""
+    used: list[int] = []
+
+    def in_turns(actions: list[object], rounds: int) -> list[list[float]]:
+        used.append(torch.get_num_threads())
+        return [[9.0, 2.0 * (k + 1), 0.0] for k in range(len(actions))]
+
+    monkeypatch.setattr(speed, "in_turns", in_turns)
+    before = torch.get_num_threads()
+    assert sentences_per_second([encoder, masked_lm], ["a cat"] * 4, rounds=1) == [2.0, 1.0]
+    made = evaluate(str(masked_lm), lengths=(8,), threads=before + 1)[-1]["values"]
+    assert made == {"latency_ms": 2000.0, "sequences_per_second": 16.0}
+    assert used[1:] == [before + 1] * 2
+    assert torch.get_num_threads() == before
 
 
 def test_what_comes_first_is_not_counted_and_what_is_short_is_done_often(monkeypatch: pytest.MonkeyPatch) -> None:

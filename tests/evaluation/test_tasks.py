@@ -133,7 +133,6 @@ def test_a_broken_file_says_why(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("error", "said"), [(ConnectionError("offline"), "offline"), (TimeoutError(), "TimeoutError")])
 def test_a_task_without_the_hub_says_why(error: Exception, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no hub can be reached, in whatever words, or in none; the remedy is a local folder."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     import datasets
 
     def refuse(*_: object) -> None:

@@ -109,3 +109,6 @@ def test_images_and_text_are_not_mixed(masked_lm: Path, image_processor: Any, pi
     for one, against, data, said in cases:
         with pytest.raises(UserError, match=said):
             evaluate(str(one), against=str(against), images=str(data) if data else None, time=False)
+    photos_dir = tmp_path / "photos"
+    found = evaluate(model, against=model, images=photos_dir, image_column="photo", time=False)
+    assert found[-1]["values"]["hidden_cka"] == pytest.approx(1)
