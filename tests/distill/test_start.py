@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from transformers import (
     AutoModelForSequenceClassification,
+    AutoTokenizer,
     BertForMaskedLM,
     BertForSequenceClassification,
     PreTrainedTokenizerBase,
@@ -83,11 +86,28 @@ def test_texts_are_no_longer_than_the_student_has_positions_for(
     options: dict[str, Any] = {**QUICK, "student": str(student), "text": {"length": length}}
     teacher = save_teacher(BertForMaskedLM)
     if length == 36:
-        assert homodistil.distil(teacher, corpus, "0.5", tmp_path / "run", **options).students["0.5"].exists()
+        made = homodistil.distil(teacher, corpus, "0.5", tmp_path / "run", **options).students["0.5"]
+        # its users cut their texts by what it is saved with
+        assert AutoTokenizer.from_pretrained(made).model_max_length == 36
         return
     with pytest.raises(UserError, match=r"student has positions for 36(?s:.*)--text\.length 36"):
         homodistil.distil(teacher, corpus, "0.5", tmp_path / "run", **options)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_student_that_looks_back_learns_no_first_token(
+    encoder: Path, corpus: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """It sees no other one: all texts would have one embedding. By a mean, or the last token, it may learn."""
+    student = _saved("GPT-2 encoder", tmp_path / "student", tokenizer, vocab_size=27)
+    options: dict[str, Any] = {**QUICK, "student": student, "losses": {"attention": 0.0}}
+    for mode in ("cls", "mean"):
+        whole = Transformer(str(encoder))
+        pooling = Pooling(48, pooling_mode=mode)
+        SentenceTransformer(modules=[whole, pooling]).save(str(tmp_path / mode))
+    with pytest.raises(UserError, match="all texts would have one embedding"):
+        homodistil.distil(tmp_path / "cls", corpus, "0.5", tmp_path / "run", **options)
+    assert homodistil.distil(tmp_path / "mean", corpus, "0.5", tmp_path / "run", **options).students
 
 
 @pytest.mark.parametrize("name", ["BART", "T5 v1.1"])

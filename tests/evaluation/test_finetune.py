@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 from dataclasses import replace
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoTokenizer, BertForMaskedLM, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, BertForMaskedLM, BertJapaneseTokenizer, PreTrainedTokenizerBase
 
 from conftest import WORDS, tiny_config
 from homodistil.errors import UserError
@@ -159,3 +160,40 @@ def test_a_class_that_cannot_be_learnt_is_refused(encoder: Path) -> None:
     task = _splits(lambda _: 0).task
     with pytest.raises(UserError, match="'dog'"):
         finetune(encoder, Splits(task, train, {"validation": scored}), EASY, seed=0)
+
+
+@pytest.mark.parametrize("said", [{"output_hidden_states": True}, {"output_attentions": True}])
+def test_what_a_configuration_asks_for_beside_is_no_answer(
+    said: dict[str, bool], learner: Path, tmp_path: Path
+) -> None:
+    """States and maps are not scored: figures are those of the model without."""
+    model = Path(shutil.copytree(learner, tmp_path / "model"))
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | said))
+    splits = _splits(lambda text: len(text) % 2)
+    made = [finetune(folder, splits, replace(EASY, epochs=1), seed=0) for folder in (learner, model)]
+    assert made[0] == made[1]
+
+
+def test_pairs_and_questions_need_no_second_type_of_token(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """A model with one has no row for a second text, whatever its tokenizer says of it."""
+    BertForMaskedLM(tiny_config(type_vocab_size=1)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    pairs = Dataset.from_dict({"a": ["the cat"] * 16, "b": ["a dog", "big"] * 8, "label": [0, 1] * 8})
+    task = Task(name="own", columns=("a", "b"), labels="classes", metrics=("accuracy",))
+    quick = replace(EASY, epochs=1)
+    assert finetune(tmp_path, Splits(task, pairs, {"validation": pairs}), quick, seed=0)["accuracy"] >= 0
+    answers = [{"text": ["cat"], "answer_start": [4]}] * 16
+    rows = Dataset.from_dict({"question": ["a cat"] * 16, "context": ["the cat"] * 16, "answers": answers})
+    assert finetune(tmp_path, Splits(TASKS["squad"], rows, {"validation": rows}), quick, seed=0)["exact"] >= 0
+
+
+def test_answers_need_a_tokenizer_that_knows_characters(tmp_path: Path) -> None:
+    """One that is written in Python does not say where its tokens stand."""
+    BertForMaskedLM(tiny_config()).save_pretrained(tmp_path)
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
+    slow = BertJapaneseTokenizer(str(tmp_path / "vocab.txt"), word_tokenizer_type="basic")
+    slow.save_pretrained(tmp_path)
+    rows = Dataset.from_dict({"question": ["a"], "context": ["b"], "answers": [{"text": ["b"], "answer_start": [0]}]})
+    with pytest.raises(UserError, match="is written in Python"):
+        finetune(tmp_path, Splits(TASKS["squad"], rows, {"validation": rows}), EASY, seed=0)

@@ -60,6 +60,26 @@ def test_a_label_below_zero_is_a_class_unless_it_is_all_there_is(tmp_path: Path)
         open_task("sst2", tmp_path)
 
 
+def test_f1_of_a_pair_task_is_of_class_one(tmp_path: Path) -> None:
+    """With labels in words it would be of whichever class comes later in the alphabet."""
+    (tmp_path / "mrpc").mkdir()
+    rows = [{"sentence1": "a", "sentence2": "b", "label": ("equivalent", "not_equivalent")[k % 2]} for k in range(4)]
+    _folder(tmp_path / "mrpc", rows)
+    with pytest.raises(UserError, match="its labels must be 0 and 1"):
+        open_task("mrpc", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "answer", [None, "cat", [{"text": "cat", "answer_start": 4}], {"text": ["cat"], "answer_start": []}]
+)
+def test_answers_are_texts_with_their_places(answer: Any, tmp_path: Path) -> None:
+    """As the hub has them, and not as SQuAD's own file does; without any where each question has one."""
+    (tmp_path / "squad").mkdir()
+    _folder(tmp_path / "squad", [{"question": "what", "context": "the cat", "answers": answer}] * 3)
+    with pytest.raises(UserError, match="lists of one length"):
+        open_task("squad", tmp_path)
+
+
 def test_a_row_without_its_text_is_refused(tmp_path: Path) -> None:
     """Nothing can be read there, wherever in the column it stands."""
     rows = _rows(0, 1, 0)

@@ -195,3 +195,15 @@ def test_a_tokenizer_that_cannot_pad_is_refused(saved: Callable[..., Path]) -> N
     tokenizer.save_pretrained(folder)
     with pytest.raises(UserError, match=r"neither padding nor the end of a text(?s:.*)pad_token"):
         open_model(str(folder))
+
+
+def test_a_model_that_answers_in_tuples_is_measured_as_one_that_names_its_answers(
+    save_teacher: Callable[..., Path], corpus: Path
+) -> None:
+    """Its configuration says return_dict: false; distilling takes it, and so does measuring."""
+    folder = save_teacher(BertForMaskedLM)
+    made = [evaluate(folder, against=folder, text=corpus, time=False)]
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"return_dict": False}))
+    made.append(evaluate(folder, against=folder, text=corpus, time=False))
+    assert [r["values"] for r in made[0]] == [r["values"] for r in made[1]]

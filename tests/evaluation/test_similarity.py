@@ -6,8 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from homodistil.errors import UserError
 from homodistil.evaluation.similarity import embed, follows
 from zoo import tiny
 
@@ -55,3 +58,13 @@ def test_a_decoder_that_pads_on_the_left_embeds_a_text_as_if_alone(
     AutoTokenizer.from_pretrained(tmp_path, padding_side="left").save_pretrained(tmp_path)
     texts = ["one dog", "the big red house near the tree"]
     np.testing.assert_allclose(embed(tmp_path, texts)[0], embed(tmp_path, texts[:1])[0], atol=1e-5)
+
+
+def test_a_text_without_a_token_is_refused(tmp_path: Path) -> None:
+    """Where a tokenizer puts nothing around texts, an empty one has no states to embed, alone or beside others."""
+    tiny("GPT-2 encoder").save_pretrained(tmp_path)
+    bare = Tokenizer(WordLevel({"<pad>": 0, "cat": 1}, unk_token="<pad>"))
+    PreTrainedTokenizerFast(tokenizer_object=bare, pad_token="<pad>").save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="makes no token of it"):
+        embed(tmp_path, ["cat", ""])
+    assert embed(tmp_path, ["cat"]).shape == (1, 48)

@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from homodistil import distil
 from homodistil.cli import main
 from homodistil.errors import UserError
-from homodistil.reports import curves
+from homodistil.reports import curves, page
 from homodistil.reports.page import report
 
 
@@ -267,3 +267,9 @@ def test_a_place_that_cannot_be_written_to_is_refused(run: Path, tmp_path: Path)
     with pytest.raises(UserError, match="give --out another place"):
         report([run], [], tmp_path / "taken")
     assert (tmp_path / "taken").read_text() == "words"
+
+
+def test_runs_whose_folders_read_alike_have_names_of_their_own(tmp_path: Path) -> None:
+    """Their pictures lie in one folder."""
+    runs = [tmp_path / "p" / "a-b", tmp_path / "p-a" / "b", tmp_path / "q" / "a-b", tmp_path / "q" / "b"]
+    assert len(set(page._names(runs).values())) == len(runs)

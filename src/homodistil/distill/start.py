@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from homodistil.axes.layout import Layout
 from homodistil.compress.compensate import InputMoments
@@ -65,6 +66,14 @@ def first_student(recipe: Recipe, teacher: Teacher, vocabulary: Vocabulary | Non
             "Give a student with the teacher's layers, or leave --student out.",
         )
     family = student.layout.family
+    looks_back = not family.attention_loss and type(student.model.config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    if teacher.kind == "similarity" and teacher.pooling == "cls" and teacher.reads == "text" and looks_back:
+        raise UserError(
+            f"Cannot start from the student {recipe.student}, a {family.name} model.",
+            "Its teacher embeds a text by its first token, which sees no other one in a model that looks back only: "
+            "all texts would have one embedding.",
+            "Give an encoder, or a teacher that pools by mean or last token.",
+        )
     if losses.attention and not family.attention_loss:
         raise UserError(
             f"Cannot compare the attention of {recipe.student}, a {family.name} model, with that of its teacher.",

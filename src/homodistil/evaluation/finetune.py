@@ -102,7 +102,14 @@ def finetune(
     tokenizer = right_padding_tokenizer(folder, trust_remote_code)
     torch.manual_seed(seed)
     if task.labels == "span":
+        if not tokenizer.is_fast:
+            raise UserError(
+                f"Cannot answer the questions of {task.name} with {model}: its tokenizer is written in Python.",
+                "Answers are found by characters, which fast tokenizers alone keep.",
+                "Use the model's fast tokenizer, or leave the task out.",
+            )
         net = _open(AutoModelForQuestionAnswering, folder, {}, trust_remote_code)
+        _without_types(net, tokenizer)
         length = min(settings.length, longest(net, tokenizer))
         collator = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=_multiple(length))
         per_split = squad.learn_and_answer(
@@ -141,8 +148,15 @@ def _reader(
     folder = Path(transformer_folder(str(model)))
     opened = _open(AutoModelForSequenceClassification, folder, options, trust)
     opened.config.pad_token_id = tokenizer.pad_token_id
+    _without_types(opened, tokenizer)
     length = min(most, longest(opened, tokenizer))
     return opened, DataCollatorWithPadding(tokenizer, pad_to_multiple_of=_multiple(length)), _encoded, length
+
+
+def _without_types(net: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """A model with one type of token has no row for the second text of a pair."""
+    if getattr(net.config, "type_vocab_size", 2) < 2:
+        tokenizer.model_input_names = [n for n in tokenizer.model_input_names if n != "token_type_ids"]
 
 
 def _multiple(length: int) -> int | None:
@@ -173,6 +187,8 @@ def _open(auto: Any, model: Path, options: dict[str, Any], trust: bool) -> PreTr
             f"The model must open with {auto.__name__}.from_pretrained.",
             "Check the path, or leave the task out of --tasks.",
         ) from error
+    # what a configuration asks for beside the answers would be taken for answers
+    opened.config.output_hidden_states = opened.config.output_attentions = False
     return opened
 
 

@@ -43,7 +43,9 @@ def check(splits: Splits, *, learnt: bool = True) -> None:
         refuse_few(task.name, split, len(rows))
         for column in task.columns:
             _refuse_no_text(task, split, column, rows)
-        if task.labels != "span":
+        if task.labels == "span":
+            _refuse_no_span(task, split, rows)
+        else:
             _refuse_unfit(task, split, rows[task.label][:])
     if learnt and task.labels == "classes":
         classes(splits)
@@ -93,6 +95,25 @@ def _refuse_no_text(task: Task, split: str, column: str, rows: Dataset) -> None:
         )
 
 
+def _refuse_no_span(task: Task, split: str, rows: Dataset) -> None:
+    """Answers are texts and where they start; a task whose questions all have one needs one."""
+
+    def fits(answer: Any) -> bool:
+        if not isinstance(answer, dict) or not all(isinstance(answer.get(k), list) for k in ("text", "answer_start")):
+            return False
+        text, start = answer["text"], answer["answer_start"]
+        whole = all(isinstance(t, str) for t in text) and all(isinstance(s, int) for s in start)
+        return whole and len(text) == len(start) and (bool(text) or task.unanswerable)
+
+    strange = [answer for answer in rows[task.label] if not fits(answer)]
+    if strange:
+        raise UserError(
+            f"The task {task.name} has {split} rows whose {task.label} are {strange[0]!r}.",
+            'They must be {"text": [...], "answer_start": [...]}, lists of one length, as in the data set of the hub.',
+            "Correct them, or leave these rows out.",
+        )
+
+
 def _refuse_unfit(task: Task, split: str, labels: Sequence[Any]) -> None:
     counted = task.labels == "number"
     known = int | float | None if counted else str | int | float | None
@@ -118,6 +139,12 @@ def _refuse_unfit(task: Task, split: str, labels: Sequence[Any]) -> None:
             f"The task {task.name} has {split} rows whose labels are words and rows whose labels are numbers.",
             "The labels of a task are all words, or all numbers.",
             "Correct them, or name another column with --label.",
+        )
+    if "f1" in task.metrics and not set(labels) <= {0, 1}:
+        raise UserError(
+            f"The task {task.name} has {split} rows whose labels are {', '.join(map(repr, sorted(set(labels))[:3]))}.",
+            "Its F1 is that of class 1, so that its labels must be 0 and 1.",
+            "Write 1 for what is to be found, such as equivalent pairs, and 0 for all else.",
         )
     if counted and len(set(labels)) == 1:
         raise UserError(

@@ -128,6 +128,9 @@ def open_model(source: str, *, trust_remote_code: bool = False) -> Opened:
     name = "" if is_sentence_encoder(local(source)) else (config.architectures or [""])[0]
     head, auto = next((head, auto) for ending, head, auto in _KINDS if name.endswith(ending))
     model = load_whole(source, auto, path, trust_remote_code=trust_remote_code)
+    for part in model.modules():
+        if isinstance(part, PreTrainedModel):
+            part.config.return_dict = True
     processor = _processor_of(model, source, path, trust_remote_code)
     if head == "classes" and not isinstance(processor, BaseImageProcessor):
         # a decoder reads its label off the last token that is no padding, by its configuration

@@ -65,8 +65,16 @@ def embed(
         trust_remote_code: run code that comes with the model.
     """
     encoder = model if isinstance(model, SentenceTransformer) else open_encoder(model, trust_remote_code)
+    read = list(texts)
+    # a tokenizer that puts nothing around a text makes nothing of an empty one
+    if not encoder.tokenizer("")["input_ids"] and (mute := [t for t in read if not encoder.tokenizer(t)["input_ids"]]):
+        raise UserError(
+            f"Cannot embed the text {mute[0]!r}: the tokenizer makes no token of it, nor of {len(mute) - 1} others.",
+            "An embedding is made of token states, and there must be one.",
+            "Leave these rows out.",
+        )
     made: NDArray[np.float32] = encoder.encode(
-        list(texts), batch_size=batch, normalize_embeddings=True, show_progress_bar=False
+        read, batch_size=batch, normalize_embeddings=True, show_progress_bar=False
     )
     return made
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from homodistil.loading import unused_positions
 from homodistil.models.sentence import folded, write_modules
 from homodistil.models.teacher import Teacher
 from homodistil.rundir import RESUME, disk_failure, write_text, writing_folder
@@ -32,6 +35,16 @@ def rounded(student: PreTrainedModel, teacher: Teacher) -> PreTrainedModel:
     for parameter in made.parameters():
         parameter.copy_(parameter.to(teacher.dtype))
     return made
+
+
+def _processor_for(student: PreTrainedModel, teacher: Teacher) -> Any:
+    """The teacher's tokenizer or image processor; for a student with fewer positions, one that cuts texts for them."""
+    most, before = (getattr(m.config, "max_position_embeddings", math.inf) for m in (student, teacher.model))
+    if teacher.reads != "text" or most >= before:
+        return teacher.processor
+    tokenizer = copy.deepcopy(teacher.processor)
+    tokenizer.model_max_length = min(tokenizer.model_max_length, most - unused_positions(student))
+    return tokenizer
 
 
 def save_student(
@@ -61,7 +74,7 @@ def save_student(
     try:
         with writing_folder(path) as folder:
             student.save_pretrained(folder)
-            teacher.processor.save_pretrained(folder)
+            _processor_for(student, teacher).save_pretrained(folder)
             if teacher.modules is not None:
                 tail = teacher.tail
                 if tail is not None and projection is not None:

@@ -152,6 +152,9 @@ def _names(runs: Sequence[Path]) -> dict[Path, str]:
     parts = 1
     while True:
         names = {run: "-".join(run.resolve().parts[1:][-parts:]) for run in runs}
-        if len(set(names.values())) == len(set(runs)) or parts > 50:
+        if len(set(names.values())) == len(set(runs)):
             return names
+        if parts > 50:
+            # as of a-b/c and a/b-c
+            return {run: f"{name}-{k + 1}" for k, (run, name) in enumerate(names.items())}
         parts += 1
