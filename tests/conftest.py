@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,10 @@ from transformers import (
     PreTrainedTokenizerBase,
     ViTImageProcessorPil,
 )
+
+from homodistil.axes.families import own
+from homodistil.distill.prepare import Run, prepare
+from homodistil.reading import build
 
 WORDS = "a the one two red blue old small big man cat dog tree house sees likes takes finds on in under near".split()
 HEAD_CLASSES = [
@@ -66,9 +70,11 @@ def make(model_class: type[PreTrainedModel], **changes: object) -> PreTrainedMod
 
 
 @pytest.fixture(autouse=True)
-def _drawn_alike() -> None:
-    """What a test draws hangs on no other test."""
+def _alone() -> Iterator[None]:
+    """What a test draws hangs on no other test, and a family that it registers is its own."""
     torch.manual_seed(0)
+    yield
+    own.registered.clear()
 
 
 @pytest.fixture(scope="session")
@@ -131,3 +137,15 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("text") / "corpus.txt"
     path.write_text("\n".join(" ".join(draw.choices(WORDS, k=draw.randint(4, 20))) for _ in range(400)) + "\n")
     return path
+
+
+@pytest.fixture
+def ready(save_teacher: Callable[..., Path], corpus: Path, tmp_path: Path) -> Callable[..., Run]:
+    """A run of a class, ready for its first step."""
+
+    def make_run(model_class: type[PreTrainedModel], **options: object) -> Run:
+        values = {"teacher": str(save_teacher(model_class)), "data": str(corpus), "target": "0.5", "steps": 10,
+                  "out": str(tmp_path / "run"), "batch": 4, "precision": "fp32", "text": {"length": 32}}  # fmt: skip
+        return prepare(build(values | options), resume=False, texts=None)
+
+    return make_run

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,13 +33,6 @@ from zoo import tiny
 PAGE = (Path(__file__).parents[2] / "docs" / "adding-a-family.md").read_text()
 
 SIDE = {"layers": 2, "attention_heads": 4, "ffn_dim": 96}
-
-
-@pytest.fixture(autouse=True)
-def _forget() -> Iterator[None]:
-    """What a test registers is its own."""
-    yield
-    own.registered.clear()
 
 
 @pytest.fixture

@@ -22,7 +22,6 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 from transformers import (
-    AutoTokenizer,
     BertForMaskedLM,
     BertForQuestionAnswering,
     BertForSequenceClassification,
@@ -33,24 +32,20 @@ from transformers import (
 )
 
 import homodistil
-from homodistil.axes.families import own
 from homodistil.axes.families.encoders import BERT
 from homodistil.axes.layout import Layout
 from homodistil.compress import importance
 from homodistil.compress.compensate import FADING
-from homodistil.compress.schedule import Schedule, Stage
 from homodistil.data.corpus import STREAM_HELDOUT
 from homodistil.distill import arrival, checkpoint, heldout, learning, loop
-from homodistil.distill.defaults import batch_for
 from homodistil.distill.optimizer import rate
-from homodistil.distill.prepare import prepare
 from homodistil.distill.state import State
 from homodistil.errors import RunStopped, UserError
 from homodistil.models.student import save_student
 from homodistil.models.teacher import load_teacher
 from homodistil.reading import load
-from homodistil.recipe import Recipe
-from homodistil.settings import Cutting, Optim, Text
+from homodistil.settings import Cutting
+from runs import stages_of
 from zoo import tiny
 
 WORDS = "one two red blue old small big".split()
@@ -299,14 +294,6 @@ def test_a_run_goes_on_with_its_teacher_and_data_wherever_they_lie(
     assert ours.read_bytes() == theirs.read_bytes()
 
 
-@pytest.fixture
-def _forget() -> Iterator[None]:
-    """What a test registers is its own."""
-    yield
-    own.registered.clear()
-
-
-@pytest.mark.usefixtures("_forget")
 @pytest.mark.parametrize("changed", ["configuration", "pooling", "family"])
 def test_a_run_does_not_go_on_with_a_teacher_that_computes_otherwise(
     changed: str, save_teacher: Callable[..., Path], corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -521,82 +508,6 @@ def test_tokens_and_streams_set_the_length_of_a_run(encoder: Path, tmp_path: Pat
     assert result.students["0.5"].exists()
 
 
-@pytest.mark.parametrize(
-    ("options", "batch"),
-    [
-        ({"tokens": "200k"}, 4),
-        ({"tokens": "2M"}, 8),
-        ({"tokens": "2M", "target": ["0.5", "0.3"]}, 4),
-        ({"tokens": "2M", "text": Text(length=32)}, 32),
-        ({"tokens": "10M"}, 32),
-        ({"tokens": "10M", "accumulate": 4}, 16),
-        ({"tokens": "10B"}, 32),
-        ({"steps": 100}, 32),
-        ({"tokens": "200k", "text": Text(packing="texts")}, 32),
-        ({"tokens": "200k", "text": Text(target="summary")}, 32),
-    ],
-)
-def test_a_language_model_with_few_tokens_takes_small_steps(
-    options: dict[str, Any], batch: int, masked_lm: Path, encoder: Path
-) -> None:
-    """A thousand steps to each target, where the tokens last; encoders compare texts within a batch and keep theirs."""
-    recipe = Recipe(**{"teacher": "t", "data": "d", "out": "o", "target": ["0.5"], "accumulate": 1, **options})
-    assert batch_for(recipe, load_teacher(str(masked_lm))) == batch
-    assert batch_for(recipe, load_teacher(str(encoder))) == 32
-
-
-@pytest.mark.parametrize(("steps", "every"), [(1600, 8), (640, 4), (12, 1)])
-def test_units_leave_where_importance_was_just_measured(
-    steps: int, every: int, encoder: Path, corpus: Path, tmp_path: Path
-) -> None:
-    """At every eighth step of a ramp, and of a short one so often that it is measured sixteen times."""
-    options: dict[str, Any] = {"teacher": str(encoder), "data": str(corpus), "out": str(tmp_path / "run")}
-    recipe = Recipe(**options, target=["0.5"], steps=steps, text=Text(length=32))
-    schedule = prepare(recipe, resume=False, texts=None).schedule
-    assert schedule.every == every
-    assert all(schedule.measured(step) for step, _ in schedule.changes())
-
-
-@pytest.mark.parametrize("steps", [1600, 640, 12])
-def test_targets_that_follow_change_nothing_of_the_way_to_the_first(
-    steps: int, encoder: Path, corpus: Path, tmp_path: Path
-) -> None:
-    """Importance is measured where a run to the first alone measures it, and the widths are the same."""
-    options: dict[str, Any] = {"teacher": str(encoder), "data": str(corpus), "text": Text(length=32)}
-    alone, both = (
-        prepare(
-            Recipe(**options, target=targets, steps=len(targets) * steps, out=str(tmp_path / str(len(targets)))),
-            resume=False,
-            texts=None,
-        ).schedule
-        for targets in (["0.5"], ["0.5", "0.25"])
-    )
-    first = range(1, steps + 1)
-    assert [both.widths(step) for step in first] == [alone.widths(step) for step in first]
-    ramp = range(1, alone.last_cut + 1)
-    assert [both.measured(step) for step in ramp] == [alone.measured(step) for step in ramp]
-
-
-@pytest.mark.parametrize(
-    ("steps", "start", "language_model", "other"),
-    [(2000, 0.0, 0.1, 0.1), (200, 0.0, 0.25, 0.1), (20, 0.0, 0.4, 0.1), (20, 0.3, 0.7, 0.4), (20, 0.95, 1.0, 1.0)],
-)
-def test_a_short_run_of_a_language_model_takes_time_to_be_cut(
-    steps: int, start: float, language_model: float, other: float, masked_lm: Path, encoder: Path, corpus: Path,
-    tmp_path: Path,
-) -> None:  # fmt: skip
-    """Fifty steps, as far as two fifths of them go; a tenth in long ones, and of other models; it is written down."""
-    for source, end in ((masked_lm, language_model), (encoder, other)):
-        out = tmp_path / source.name
-        options: dict[str, Any] = {"teacher": str(source), "data": str(corpus), "out": str(out)}
-        cutting = Cutting(ramp_start=start)
-        recipe = Recipe(**options, target=["0.5"], steps=steps, text=Text(length=32), cutting=cutting)
-        made = prepare(recipe, resume=False, texts=None)
-        assert made.recipe.cutting.ramp_end == pytest.approx(end)
-        assert made.schedule.last_cut == min(round(end * steps), steps - 1)
-        assert yaml.safe_load((out / "recipe.yaml").read_text())["cutting"]["ramp_end"] == pytest.approx(end)
-
-
 def test_the_weights_that_a_teacher_decides_are_written_down(
     masked_lm: Path, encoder: Path, corpus: Path, tmp_path: Path
 ) -> None:
@@ -647,15 +558,6 @@ def test_a_copy_of_a_teacher_in_bf16_is_measured_with_the_positions_that_its_use
     options = QUICK | {"steps": 2, "optim": {"learning_rate": 1e-9}}
     found = homodistil.distil(tmp_path / "teacher", corpus, "1.0", tmp_path / "run", **options).heldout["1.0"]
     assert (found["prediction"], found["hidden"], found["agreement"]) == (0, 0, 1)
-
-
-def test_a_late_ramp_is_cut_as_often_as_an_early_one(encoder: Path, corpus: Path, tmp_path: Path) -> None:
-    """What counts is how long it is, not when it ends."""
-    options: dict[str, Any] = {"teacher": str(encoder), "data": str(corpus), "out": str(tmp_path / "run")}
-    cutting = Cutting(ramp_start=0.8, ramp_end=1.0)
-    recipe = Recipe(**options, target=["0.5"], steps=100, text=Text(length=32), cutting=cutting)
-    schedule = prepare(recipe, resume=False, texts=None).schedule
-    assert schedule.every == 1
 
 
 def test_a_stream_with_as_much_text_as_the_run_learns_from_is_enough(masked_lm: Path, tmp_path: Path) -> None:
@@ -742,70 +644,6 @@ def test_what_layers_read_weighs_less_at_each_later_measurement(
         assert now == pytest.approx(FADING * before + new)
 
 
-def _stages(*targets: str, steps: int) -> tuple[Stage, ...]:
-    widths = {"hidden": 48}
-    return Schedule.over(widths, [(t, widths) for t in targets], steps=steps, ramp=(0.0, 0.1), grain=8).stages
-
-
-def test_the_learning_rate_rises_and_falls_as_a_function_of_the_step() -> None:
-    """Linear up over the warm-up, at its highest at the end of it, linear down to the floor."""
-    optim, (stage,) = Optim(learning_rate=1.0, warmup=0.1, floor=0.2), _stages("0.5", steps=100)
-    rates = [rate(optim, stage, step) for step in range(1, 101)]
-    assert rates[:10] == pytest.approx([0.1 * k for k in range(1, 11)])
-    assert max(rates) == rates[9] == 1
-    assert all(a > b for a, b in itertools.pairwise(rates[9:]))
-    assert 0.2 < rates[-1] < 0.22
-
-
-def test_the_learning_rate_rises_and_falls_for_each_target_less_high_each_time() -> None:
-    """As for the first alone, but half as high for the second and a third for the third."""
-    optim, stages = Optim(learning_rate=1.0, warmup=0.1, floor=0.2), _stages("0.5", "0.4", "0.3", steps=300)
-    alone = [rate(optim, stages[0], step) for step in range(1, 101)]
-    for stage in stages:
-        rates = [rate(optim, stage, step) for step in range(stage.begin + 1, stage.end + 1)]
-        assert rates == pytest.approx([rate / stage.number for rate in alone])
-
-
-def test_targets_that_follow_change_nothing_of_a_student(masked_lm: Path, corpus: Path, tmp_path: Path) -> None:
-    """The first of two students is the one that a run to it alone makes, bit for bit."""
-    both = homodistil.distil(masked_lm, corpus, ["0.75", "0.5"], tmp_path / "both", **{**QUICK, "steps": 24})
-    alone = homodistil.distil(masked_lm, corpus, "0.75", tmp_path / "alone", **QUICK)
-    first, same = (load_file(run.students["0.75"] / "model.safetensors") for run in (both, alone))
-    assert first.keys() == same.keys()
-    assert all(torch.equal(first[name], same[name]) for name in first)
-
-
-def test_the_learning_rate_goes_with_how_much_narrower_the_student_is() -> None:
-    """Half the width, twice the rate; with a power of 0 one rate for all widths."""
-    (stage,) = _stages("0.5", steps=100)
-    whole, half = (rate(Optim(learning_rate=1e-3), stage, 50, narrower=n) for n in (1.0, 2.0))
-    assert half == pytest.approx(2 * whole)
-    constant = Optim(learning_rate=1e-3, width_power=0.0)
-    assert rate(constant, stage, 50, narrower=2.0) == rate(constant, stage, 50)
-
-
-def test_the_learning_rate_of_a_long_run_falls_with_the_cube_root_of_its_steps(
-    encoder: Path, corpus: Path, tmp_path: Path
-) -> None:
-    """Of its steps to each target, over the tokens of one; a short run has the whole rate, and a named one stays."""
-
-    def highest(steps: int, **options: Any) -> float:
-        options = {"target": ["0.5"], "steps": steps, "text": Text(length=32), **options}
-        recipe = Recipe(teacher=str(encoder), data=str(corpus), out=str(tmp_path / "run"), **options)
-        run = prepare(recipe, resume=False, texts=None)
-        shutil.rmtree(run.dir.path)
-        assert run.recipe.optim.learning_rate is not None
-        return run.recipe.optim.learning_rate
-
-    assert highest(100) == highest(20) == pytest.approx(0.384 / 48)
-    assert highest(8_000) < 0.9 * highest(100)
-    assert highest(64_000) == pytest.approx(highest(8_000) / 2)
-    assert highest(16_000, target=["0.5", "0.3"]) == pytest.approx(highest(8_000))
-    # as many tokens by steps of half the size
-    assert highest(16_000, batch=16) == pytest.approx(highest(8_000, batch=32) / 4 ** (1 / 3), rel=0.01)
-    assert highest(64_000, optim=Optim(learning_rate=1e-3)) == 1e-3
-
-
 @pytest.mark.parametrize(("target", "narrower"), [("0.5", 2.0), ("layers=1", 1.0)])
 def test_a_run_learns_faster_as_its_student_gets_narrower(
     target: str, narrower: float, masked_lm: Path, corpus: Path, tmp_path: Path
@@ -816,7 +654,7 @@ def test_a_run_learns_faster_as_its_student_gets_narrower(
     optim, steps = load(tmp_path / "run" / "recipe.yaml").optim, len(records)
     assert optim.learning_rate == pytest.approx(0.384 / 48)
     first, last = (records[k]["learning_rate"] for k in (0, -1))
-    (stage,) = _stages(target, steps=steps)
+    (stage,) = stages_of(target, steps=steps)
     assert first == pytest.approx(rate(optim, stage, 1))
     assert last == pytest.approx(narrower * rate(optim, stage, steps))
 
@@ -843,41 +681,6 @@ def test_a_student_with_fewer_layers_learns_from_its_teacher(
     held = [record["heldout"] for record in measured]
     for name in ("hidden", "attention", "prediction"):
         assert held[-1][name] < held[0][name]
-
-
-@pytest.mark.parametrize(
-    ("changes", "options", "said"),
-    [
-        ({"hidden_size": 96}, {}, "must not be larger than its teacher"),
-        ({"num_attention_heads": 2}, {}, "--losses.attention 0"),
-        ({"num_hidden_layers": 3}, {}, "must not be larger than its teacher"),
-        ({"vocab_size": 64}, {}, "with the teacher's vocabulary and labels"),
-    ],
-)
-def test_a_student_that_does_not_fit_its_teacher_is_refused(
-    changes: dict[str, int],
-    options: dict[str, Any],
-    said: str,
-    masked_lm: Path,
-    save_teacher: Callable[..., Path],
-    corpus: Path,
-    tmp_path: Path,
-) -> None:
-    """Larger ones, and ones whose heads cannot be told apart; nothing is written."""
-    student = save_teacher(BertForMaskedLM, **changes)
-    with pytest.raises(UserError, match=said):
-        homodistil.distil(masked_lm, corpus, "1.0", tmp_path / "run", student=str(student), **QUICK, **options)
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_language_model_of_another_family_is_no_student(masked_lm: Path, corpus: Path, tmp_path: Path) -> None:
-    """What makes logits is asked for by the teacher's names."""
-    student = tiny("DistilBERT")
-    student.save_pretrained(tmp_path / "student")
-    AutoTokenizer.from_pretrained(masked_lm).save_pretrained(tmp_path / "student")
-    with pytest.raises(UserError, match="of its family"):
-        homodistil.distil(masked_lm, corpus, "1.0", tmp_path / "run", student=str(tmp_path / "student"), **QUICK)
-    assert not (tmp_path / "run").exists()
 
 
 def test_options_win_over_a_preset_one_by_one(masked_lm: Path, corpus: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Callable
@@ -10,19 +11,22 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import BertForMaskedLM
+from transformers import (
+    BertForMaskedLM,
+)
 
 import zoo
 from homodistil.axes.layout import Layout
 from homodistil.compress.cut import select
 from homodistil.compress.importance import magnitude
 from homodistil.distill import optimizer as module
-from homodistil.distill.optimizer import BLOCK, NARROW, Muon, between_widths
+from homodistil.distill.optimizer import BLOCK, NARROW, Muon, between_widths, rate
 from homodistil.distill.prepare import Run, prepare
 from homodistil.distill.start import _optimizer
 from homodistil.losses.projections import Projections
 from homodistil.reading import build
 from homodistil.settings import Optim
+from runs import stages_of
 
 
 def _matrix(rows: int, columns: int, least: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -261,3 +265,31 @@ def test_after_a_cut_the_same_matrices_move_by_muon_with_the_momentum_of_what_st
     by_muon = {id(p) for group in state.optimizer.param_groups if "momentum" in group for p in group["params"]}
     assert {n for n, p in named.items() if id(p) in by_muon} == {n for n in named if between_widths(layout, n)}
     assert all(list(state.optimizer.state[p]) == ["exp_avg"] for p in named.values() if id(p) in by_muon)
+
+
+def test_the_learning_rate_rises_and_falls_as_a_function_of_the_step() -> None:
+    """Linear up over the warm-up, at its highest at the end of it, linear down to the floor."""
+    optim, (stage,) = Optim(learning_rate=1.0, warmup=0.1, floor=0.2), stages_of("0.5", steps=100)
+    rates = [rate(optim, stage, step) for step in range(1, 101)]
+    assert rates[:10] == pytest.approx([0.1 * k for k in range(1, 11)])
+    assert max(rates) == rates[9] == 1
+    assert all(a > b for a, b in itertools.pairwise(rates[9:]))
+    assert 0.2 < rates[-1] < 0.22
+
+
+def test_the_learning_rate_rises_and_falls_for_each_target_less_high_each_time() -> None:
+    """As for the first alone, but half as high for the second and a third for the third."""
+    optim, stages = Optim(learning_rate=1.0, warmup=0.1, floor=0.2), stages_of("0.5", "0.4", "0.3", steps=300)
+    alone = [rate(optim, stages[0], step) for step in range(1, 101)]
+    for stage in stages:
+        rates = [rate(optim, stage, step) for step in range(stage.begin + 1, stage.end + 1)]
+        assert rates == pytest.approx([rate / stage.number for rate in alone])
+
+
+def test_the_learning_rate_goes_with_how_much_narrower_the_student_is() -> None:
+    """Half the width, twice the rate; with a power of 0 one rate for all widths."""
+    (stage,) = stages_of("0.5", steps=100)
+    whole, half = (rate(Optim(learning_rate=1e-3), stage, 50, narrower=n) for n in (1.0, 2.0))
+    assert half == pytest.approx(2 * whole)
+    constant = Optim(learning_rate=1e-3, width_power=0.0)
+    assert rate(constant, stage, 50, narrower=2.0) == rate(constant, stage, 50)

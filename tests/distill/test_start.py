@@ -124,3 +124,38 @@ def test_a_student_of_an_encoder_decoder_has_the_teachers_layers_on_each_side(
     with pytest.raises(UserError, match="other numbers of layers than its teacher"):
         homodistil.distil(teacher, corpus, "0.5", tmp_path / "other", student=other, **QUICK)
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "said"),
+    [
+        ({"hidden_size": 96}, {}, "must not be larger than its teacher"),
+        ({"num_attention_heads": 2}, {}, "--losses.attention 0"),
+        ({"num_hidden_layers": 3}, {}, "must not be larger than its teacher"),
+        ({"vocab_size": 64}, {}, "with the teacher's vocabulary and labels"),
+    ],
+)
+def test_a_student_that_does_not_fit_its_teacher_is_refused(
+    changes: dict[str, int],
+    options: dict[str, Any],
+    said: str,
+    masked_lm: Path,
+    save_teacher: Callable[..., Path],
+    corpus: Path,
+    tmp_path: Path,
+) -> None:
+    """Larger ones, and ones whose heads cannot be told apart; nothing is written."""
+    student = save_teacher(BertForMaskedLM, **changes)
+    with pytest.raises(UserError, match=said):
+        homodistil.distil(masked_lm, corpus, "1.0", tmp_path / "run", student=str(student), **QUICK, **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_language_model_of_another_family_is_no_student(masked_lm: Path, corpus: Path, tmp_path: Path) -> None:
+    """What makes logits is asked for by the teacher's names."""
+    student = tiny("DistilBERT")
+    student.save_pretrained(tmp_path / "student")
+    AutoTokenizer.from_pretrained(masked_lm).save_pretrained(tmp_path / "student")
+    with pytest.raises(UserError, match="of its family"):
+        homodistil.distil(masked_lm, corpus, "1.0", tmp_path / "run", student=str(tmp_path / "student"), **QUICK)
+    assert not (tmp_path / "run").exists()

@@ -13,7 +13,6 @@ from unittest.mock import MagicMock
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from huggingface_hub.errors import HfHubHTTPError
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
@@ -27,7 +26,6 @@ from homodistil.errors import UserError
 from homodistil.evaluation.agreement import agreement
 from homodistil.evaluation.language import blocks
 from homodistil.evaluation.models import open_model
-from homodistil.losses import losses
 from homodistil.losses.objective import Objective
 from homodistil.losses.outputs import Runner
 from homodistil.losses.projections import Projections
@@ -199,13 +197,6 @@ def test_batches_without_similarities_to_compare_are_refused(encoder: Path, mask
     assert losses_for(replace(recipe, batch=3), teacher).prediction == 0.5
     assert losses_for(replace(recipe, losses=Losses(prediction=0.0)), teacher).hidden == 120
     assert losses_for(recipe, load_teacher(str(masked_lm))).prediction == 1
-
-
-def test_the_loss_of_embeddings_is_one_minus_their_cosine() -> None:
-    """In the mean over texts, whatever their lengths."""
-    student, teacher = torch.randn(5, 7), torch.randn(5, 7)
-    expected = 1 - F.cosine_similarity(student, teacher).mean()
-    torch.testing.assert_close(losses.cosine(F.normalize(student), F.normalize(teacher)), expected)
 
 
 def test_similarities_are_those_of_the_encoder_itself(as_encoder: Callable[..., Path]) -> None:
