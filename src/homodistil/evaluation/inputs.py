@@ -18,7 +18,11 @@ IMAGES = 256
 
 
 def refuse_other_data(opened: Sequence[Opened], text: Mapping[str, object], images: Mapping[str, object]) -> None:
-    """Text is for models of text, images are for models of images, and two models read the same."""
+    """Text is for models of text, images are for models of images, and two models read the same.
+
+    Raises:
+        UserError: something is given that a model does not read, or images without a teacher.
+    """
     first = opened[0]
     if given := next((name for name, value in (text if first.reads_images else images).items() if value), None):
         reads = "images" if first.reads_images else "text"
@@ -42,7 +46,11 @@ def refuse_other_data(opened: Sequence[Opened], text: Mapping[str, object], imag
 
 
 def refuse_counts(given: Mapping[str, object]) -> None:
-    """Numbers of seeds, rows, threads and tokens, None left out."""
+    """Numbers of seeds, rows, threads and tokens, by their options; None is not given.
+
+    Raises:
+        UserError: one is no whole number from 1 up.
+    """
     for option, value in given.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < 1):
             raise UserError(
@@ -53,7 +61,11 @@ def refuse_counts(given: Mapping[str, object]) -> None:
 
 
 def refuse_unpaired(name: str, splits: Splits) -> None:
-    """Similarities are judged of two texts, by a number."""
+    """Similarities are judged of two texts, by a number.
+
+    Raises:
+        UserError: the task has other columns or labels.
+    """
     if splits.task.labels != "number" or len(splits.task.columns) != 2:
         raise UserError(
             f"Cannot compare the pairs of {name}.",
@@ -63,7 +75,11 @@ def refuse_unpaired(name: str, splits: Splits) -> None:
 
 
 def refuse_too_long(opened: Sequence[Opened], lengths: Sequence[int]) -> None:
-    """No model is timed at a length that it cannot read; models of images have one size."""
+    """No model is timed at a length that it cannot read; models of images have one size.
+
+    Raises:
+        UserError: one has fewer positions.
+    """
     for length in () if opened[0].reads_images else lengths:
         if short := next((one for one in opened if length > one.longest), None):
             raise UserError(
@@ -74,7 +90,11 @@ def refuse_too_long(opened: Sequence[Opened], lengths: Sequence[int]) -> None:
 
 
 def read_pictures(data: str, column: str, opened: Sequence[Opened]) -> list[Image.Image]:
-    """At most `IMAGES` images, evenly spaced."""
+    """At most `IMAGES` images, evenly spaced.
+
+    Raises:
+        UserError: they cannot be found or read, or are fewer than three.
+    """
     found = open_images(data, column, channels=opened[0].model.config.num_channels, option="--image-column")
     rows = range(0, len(found), max(1, -(-len(found) // IMAGES)))
     pictures = [picture for row in rows if (picture := found.read(row)) is not None]
@@ -103,7 +123,11 @@ def refuse_no_mask(opened: Sequence[Opened]) -> None:
 
 
 def read_texts(data: str, column: str, most: int) -> list[str]:
-    """The first texts that are not empty."""
+    """The first texts that are not empty.
+
+    Raises:
+        UserError: the text cannot be found or read, or is fewer than three.
+    """
     rows = open_text(data, column, stream=True, options="--text-")
     found = [text for text in each_text(rows.take(most), column, data) if text.strip()]
     if len(found) < 3:
