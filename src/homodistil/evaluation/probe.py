@@ -32,6 +32,9 @@ STRENGTHS = 10.0 ** np.arange(-4, 3)
 """Inverse strengths of regularisation, of which the best is chosen by cross-validation on training rows: of classes by
 the task's score, and by likelihood where several score alike."""
 FOLDS = 5
+FLOOR = 0.1
+"""The least that a feature is divided by, as a share of what the median feature is. all-MiniLM-L6-v2 has units whose
+last norm multiplies by 1e-33: what little they say is noise, and a gradient through its division is infinite."""
 
 
 def probe(model: Path | str, splits: Splits, *, trust_remote_code: bool = False) -> dict[str, float]:
@@ -58,6 +61,18 @@ def probe(model: Path | str, splits: Splits, *, trust_remote_code: bool = False)
         for split, rows in splits.evaluated.items()
     }
     return summary(task, per_split)
+
+
+class Scaler(StandardScaler):  # type: ignore[misc]
+    """Centres features and divides each by its standard deviation, but by `FLOOR` of their median one at least."""
+
+    scale_: NDArray[np.float64]
+
+    def fit(self, rows: NDArray[np.float32], labels: Any = None, sample_weight: Any = None) -> Scaler:
+        """Measure features (rows, features)."""
+        super().fit(rows, labels, sample_weight)
+        self.scale_ = np.maximum(self.scale_, FLOOR * np.median(self.scale_))
+        return self
 
 
 class Layer(NamedTuple):
@@ -112,7 +127,7 @@ def refuse_spans(task: Task) -> None:
 
 def _linear(task: Task, labels: Sequence[Any]) -> Pipeline:
     if task.labels == "number":
-        return make_pipeline(StandardScaler(), RidgeCV(1 / STRENGTHS))
+        return make_pipeline(Scaler(), RidgeCV(1 / STRENGTHS))
     # each fold needs a row of each class; where one has a single row, nothing can be chosen
     folds = min(FOLDS, *Counter(labels).values())
     linear = LogisticRegression(max_iter=1000)
@@ -120,7 +135,7 @@ def _linear(task: Task, labels: Sequence[Any]) -> Pipeline:
     by = make_scorer(lambda right, said: glue_score(task, {"": score(task, said, np.asarray(right))}))
     both = {"score": by, "likelihood": "neg_log_loss"}
     chosen = GridSearchCV(linear, {"C": STRENGTHS}, scoring=both, refit=_best, cv=folds) if folds > 1 else linear
-    return make_pipeline(StandardScaler(), chosen)
+    return make_pipeline(Scaler(), chosen)
 
 
 def _best(results: Mapping[str, NDArray[np.float64]]) -> int:
