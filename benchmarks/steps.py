@@ -86,9 +86,9 @@ def step(run: Run, batch: dict[str, Tensor], *, scored: bool = False) -> None:
     made = learn(run, batch, 1, scored=scored)
     if scored:
         score(state)
-    state.optimizer.step(1.0)
+    norm = state.optimizer.step(1.0)
     state.optimizer.zero_grad(set_to_none=not run.recorder.keeps_gradients)
-    read_off(run, [made], 1, {})
+    read_off(run, [made], 1, {}, norm)
 
 
 def operations(run: Run, batch: dict[str, Tensor]) -> float:

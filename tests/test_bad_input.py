@@ -304,20 +304,29 @@ def test_a_run_needs_a_place_that_can_be_written_to(place: str, masked_lm: Path,
         homodistil.resume(tmp_path / place)
 
 
-def test_a_loss_that_is_no_number_stops_before_it_does_harm(
-    masked_lm: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("broken", "named"),
+    [
+        (lambda loss: loss * torch.nan, "hidden loss became nan"),
+        (lambda loss: loss + 1e30 * (loss - loss.detach()), "norm of the gradients became inf"),
+    ],
+    ids=["loss", "gradient"],
+)
+def test_a_loss_or_gradient_that_is_no_number_stops_before_it_does_harm(
+    broken: Any, named: str, masked_lm: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The term and the step are named, and the checkpoint before is whole and can be resumed."""
+    """It and the step are named, and the checkpoint before is whole and can be resumed."""
     real, calls = losses.hidden, iter(range(10**6))
 
     def breaks(*arguments: Any, **options: Any) -> torch.Tensor:
         # three hidden states, embeddings included, a batch: the seventh call is in the third step
-        return real(*arguments, **options) * (torch.nan if next(calls) == 6 else 1)
+        loss = real(*arguments, **options)
+        return broken(loss) if next(calls) == 6 else loss
 
     monkeypatch.setattr(losses, "hidden", breaks)
     often = {"checkpoint_minutes": 0, "evaluations": 0, "cutting": {"calibration": 0, "ramp_end": 0.4}}
     said = _refused(tmp_path / "run", "step 3", teacher=masked_lm, data=corpus, target="0.5", **often)
-    assert "hidden loss became nan" in said
+    assert named in said
     assert "the last checkpoint in" in said
     assert (tmp_path / "run" / "checkpoints" / "step-00000002" / "manifest.json").exists()
     monkeypatch.setattr(losses, "hidden", real)

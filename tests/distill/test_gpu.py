@@ -103,9 +103,9 @@ def _learnt(run: Run, steps: int) -> list[dict[str, float]]:
     found = []
     for step in range(1, steps + 1):
         made = learn(run, run.batch(next(feed)), step, scored=False)
-        run.state.optimizer.step(1.0)
+        norm = run.state.optimizer.step(1.0)
         run.state.optimizer.zero_grad(set_to_none=not run.recorder.keeps_gradients)
-        found.append(read_off(run, [made], step, {})[0])
+        found.append(read_off(run, [made], step, {}, norm)[0])
     return found
 
 

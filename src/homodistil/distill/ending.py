@@ -6,7 +6,7 @@ import contextlib
 import math
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from os import PathLike
 from pathlib import Path
 from types import FrameType
@@ -15,14 +15,17 @@ from homodistil.errors import UserError
 from homodistil.rundir import FULL, RunDir, disk_failure
 
 
-def refuse_nonfinite(terms: dict[str, float], step: int, run_dir: RunDir) -> None:
-    """Raise UserError if a loss is no finite number."""
-    if wrong := [name for name, value in terms.items() if not math.isfinite(value)]:
+def refuse_nonfinite(terms: Mapping[str, float], gradient: float, step: int, run_dir: RunDir) -> None:
+    """Raise UserError if a loss, or the norm of all gradients, is no finite number."""
+    wrong = {name: value for name, value in terms.items() if not math.isfinite(value)}
+    # a loss that is no number has such gradients, too
+    what = f"{' and the '.join(wrong)} loss" if wrong else "norm of the gradients"
+    if wrong or not math.isfinite(gradient):
         saved = any(run_dir.checkpoints.glob("step-*"))
         left = f"the last checkpoint in {run_dir.checkpoints} is whole" if saved else "there is no checkpoint before it"
         raise UserError(
-            f"The {' and the '.join(wrong)} loss became {terms[wrong[0]]} at step {step}.",
-            f"Losses must stay finite; the run has stopped, nothing of this step is saved, and {left}.",
+            f"The {what} became {next(iter(wrong.values()), gradient)} at step {step}.",
+            f"Losses and gradients must stay finite; the run has stopped, nothing of this step is saved, and {left}.",
             "Start a new run with a lower --optim.learning_rate, or with --precision fp32.",
         )
 

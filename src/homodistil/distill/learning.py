@@ -162,18 +162,24 @@ def learn(run: Run, batch: dict[str, Tensor], step: int, *, scored: bool, batche
     return _backward(run, terms, share)
 
 
-def read_off(run: Run, made: Sequence[Terms], step: int, counts: Mapping[str, int]) -> tuple[Values, Values]:
+def read_off(
+    run: Run, made: Sequence[Terms], step: int, counts: Mapping[str, int], norm: Tensor | None = None
+) -> tuple[Values, Values]:
     """The terms of a step, summed over its batches and in the mean over processes, and the sums of counts over them.
 
     A GPU is waited for here, so that everything else must have been asked for.
 
     Raises:
-        UserError: in all processes, if a term is no number in one of them.
+        UserError: in all processes, if a term is no finite number in one of them, or the norm of the gradients is
+            none, if they moved anything: an infinite one would shorten all of them to nothing.
     """
-    here = dict(zip(made[0].names, torch.stack([terms.values for terms in made]).sum(0).cpu().tolist(), strict=True))
+    summed = torch.stack([terms.values for terms in made]).sum(0)
+    norm = torch.zeros_like(summed[0]) if norm is None else norm
+    *values, gradient = torch.cat((summed, norm.to(summed).view(1))).cpu().tolist()
+    here = dict(zip(made[0].names, values, strict=True))
     everywhere = run.processes.total({**here, **counts})
     terms = {name: everywhere[name] / run.processes.count for name in here}
-    refuse_nonfinite(terms, step, run.dir)
+    refuse_nonfinite(terms, gradient, step, run.dir)
     return terms, {name: everywhere[name] for name in counts}
 
 

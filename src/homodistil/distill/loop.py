@@ -157,7 +157,7 @@ def _train(run: Run, display: Display, stop: list[int]) -> None:
             state.seen = seen_after(state.seen, before)
         asked = {"tokens": tokens_here, "asked to stop": len(stop), "ended": int(ended is not None)}
         asked["due"] = int(processes.main and time.monotonic() - saved_at >= 60 * recipe.checkpoint_minutes)
-        terms, counts = read_off(run, made, step, asked)
+        terms, counts = read_off(run, made, step, asked, norm)
         tokens, stopping, torn = int(counts["tokens"]), counts["asked to stop"] > 0, counts["ended"] > 0
         saving = step < schedule.steps and (counts["due"] > 0 or stopping or torn)
         state.tokens += tokens
