@@ -20,6 +20,7 @@ from transformers import AutoTokenizer, BertModel, BertTokenizer, PreTrainedToke
 from conftest import WORDS, tiny_config
 from homodistil.errors import UserError
 from homodistil.evaluation import finetune as finetuning
+from homodistil.evaluation import probe as probing
 from homodistil.evaluation import training
 from homodistil.evaluation.evaluation import evaluate
 from homodistil.evaluation.finetune import finetune
@@ -173,19 +174,35 @@ def test_an_encoder_learns_where_a_unit_of_its_embedding_says_nothing(
     columns: tuple[str, ...], sentence_encoder: Path, tmp_path: Path
 ) -> None:
     """all-MiniLM-L6-v2 has three whose last norm multiplies by next to nothing; all else would be clipped away."""
+    splits = _splits(lambda a, _: "cat" in a.split(), *columns)
+    net = Towers(_with_a_dead_unit(sentence_encoder, tmp_path), splits, [False, True])
+    rows = net.encoded(splits.train, splits.task, net.tokenizer, 32, int)
+    net(**TowersCollator(net.tokenizer)(rows.to_list()))["loss"].backward()
+    others = torch.arange(net.encoder.get_embedding_dimension()) != 3
+    slope = next(p.grad for n, p in net.named_parameters() if n.endswith("layer.1.output.LayerNorm.bias"))
+    assert slope is not None
+    assert slope[others].norm() > slope[3].abs()
+
+
+def test_gradients_that_are_not_finite_are_refused_and_not_clipped_to_nothing(
+    sentence_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model would be scored as it came."""
+    monkeypatch.setattr(probing, "FLOOR", 0.0)
+    dead = _with_a_dead_unit(sentence_encoder, tmp_path)
+    splits = _splits(lambda a, _: "cat" in a.split(), "one", "other")
+    with pytest.raises(UserError, match=r"norm of its gradients was (inf|nan)"):
+        finetune(dead, splits, Settings(learning_rate=1e-3, epochs=1, length=32), seed=0)
+
+
+def _with_a_dead_unit(sentence_encoder: Path, place: Path) -> Path:
+    """The encoder with an embedding of which one unit is as good as zero."""
     encoder = SentenceTransformer(str(sentence_encoder))
     norm = encoder[0].model.encoder.layer[-1].output.LayerNorm
     with torch.no_grad():
         norm.weight[3] = norm.bias[3] = 1e-33
-    encoder.save(str(tmp_path / "dead"))
-    splits = _splits(lambda a, _: "cat" in a.split(), *columns)
-    net = Towers(tmp_path / "dead", splits, [False, True])
-    rows = net.encoded(splits.train, splits.task, net.tokenizer, 32, int)
-    net(**TowersCollator(net.tokenizer)(rows.to_list()))["loss"].backward()
-    others = torch.arange(len(norm.weight)) != 3
-    slope = next(p.grad for n, p in net.named_parameters() if n.endswith("layer.1.output.LayerNorm.bias"))
-    assert slope is not None
-    assert slope[others].norm() > slope[3].abs()
+    encoder.save(str(place / "dead"))
+    return place / "dead"
 
 
 def test_fine_tuning_learns_more_than_the_probe(sentence_encoder: Path) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from datasets import Dataset
 from torch import nn
 from transformers import DataCollatorWithPadding, PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 
+from homodistil.errors import UserError
 from homodistil.evaluation.towers import TowersCollator
 from homodistil.loading import computes_bf16
 
@@ -46,7 +48,12 @@ def train_and_predict(
     settings: Settings,
     seed: int,
 ) -> dict[str, Any]:
-    """Train in place, and what the model then says of each split."""
+    """Train in place, and what the model then says of each split.
+
+    Raises:
+        UserError: the norm of the gradients was no finite number at the end of an epoch. Clipping would have made
+            nothing of them, and the model would be scored as it came.
+    """
     _attend(net, settings.length)
     steps = -(-len(train) // settings.batch) * settings.epochs
     with tempfile.TemporaryDirectory() as out:
@@ -65,7 +72,7 @@ def train_and_predict(
             use_cpu=not torch.cuda.is_available(),
             bf16=computes_bf16(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
             save_strategy="no",
-            logging_strategy="no",
+            logging_strategy="epoch",
             report_to=[],
             disable_tqdm=True,
             dataloader_pin_memory=torch.cuda.is_available(),
@@ -76,9 +83,20 @@ def train_and_predict(
         # it would print its timings into our table
         trainer.remove_callback(PrinterCallback)
         trainer.train()
+        _refuse_nonfinite(trainer.state.log_history)
         # the strategy would sort scored rows as well, and answers must come in the rows' order
         trainer.args.train_sampling_strategy = "random"
         return {split: trainer.predict(rows).predictions for split, rows in evaluated.items()}
+
+
+def _refuse_nonfinite(records: Sequence[Mapping[str, float]]) -> None:
+    if wrong := [r for r in records if not math.isfinite(r.get("grad_norm", 0.0))]:
+        raise UserError(
+            f"Cannot fine-tune this model: the norm of its gradients was {wrong[0]['grad_norm']} after epoch "
+            f"{wrong[0]['epoch']:.0f}.",
+            "Gradients must stay finite; one that is not makes the model learn nothing, or destroys it.",
+            "Check its weights for numbers that are none or extreme, or measure it without --tasks.",
+        )
 
 
 def _attend(net: nn.Module, length: int) -> None:
