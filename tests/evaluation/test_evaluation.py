@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import errno
+import functools
 import itertools
 import json
 import os
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sentence_transformers import SentenceTransformer
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, BertModel, PreTrainedTokenizerBase
 
 import homodistil
 from conftest import WORDS
@@ -100,6 +102,27 @@ def test_counts_that_are_none_are_refused_in_python_too(masked_lm: Path, wrong: 
         homodistil.evaluate(masked_lm / "nowhere", **wrong)
     with pytest.raises(UserError, match="there is no folder"):
         homodistil.evaluate(masked_lm / "nowhere")
+
+
+def test_what_texts_tell_at_their_end_is_learnt_as_far_as_they_are_read(
+    save_teacher: Callable[..., Path], tmp_path: Path
+) -> None:
+    """By default all of it; by fewer tokens nothing, which is said."""
+    learner = save_teacher(BertModel, initializer_range=0.05, max_position_embeddings=160, num_hidden_layers=1)
+    AutoTokenizer.from_pretrained(learner, model_max_length=160).save_pretrained(learner)
+    draw, file = random.Random(0), tmp_path / "own.jsonl"
+    texts = [" ".join(["the"] * 130 + [draw.choice(["cat", "dog"])] * draw.randint(20, 25)) for _ in range(300)]
+    file.write_text("".join(json.dumps({"text": t, "label": int("dog" in t)}) + "\n" for t in texts))
+    ask = functools.partial(evaluate, str(learner), tasks=[str(file)], seeds=1, time=False)
+    assert ask()[-1]["values"]["accuracy"] > 0.9
+    with pytest.warns(UserWarning, match=r"300 of 300 rows of own fill all 128 tokens .* \(--max-length\)"):
+        assert ask(max_length=128)[-1]["values"]["accuracy"] < 0.7
+
+
+def test_a_length_without_room_for_text_is_refused(masked_lm: Path) -> None:
+    """Before anything is measured."""
+    with pytest.raises(UserError, match=r"--max-length 15\.\n.*from 16 up"):
+        homodistil.evaluate(masked_lm, max_length=15)
 
 
 def test_a_model_in_memory_is_told_to_be_saved() -> None:

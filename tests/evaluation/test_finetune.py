@@ -151,7 +151,12 @@ def test_small_tasks_get_more_epochs_and_narrow_models_higher_rates() -> None:
     assert epochs == [10, 6, 3]
     rates = [defaults(task, 5_000, hidden).learning_rate for hidden in (768, 384, 120)]
     assert rates == pytest.approx([3e-5, 6e-5, 1.92e-4])
-    assert defaults(TASKS["squad"], 5_000, 768).length == 384
+
+
+def test_ones_own_texts_are_read_further_than_those_of_glue() -> None:
+    """GLUE and SQuAD are read as BERT read them, and a user's own task four times as far."""
+    tasks = (TASKS["rte"], TASKS["stsb"], TASKS["squad"], _splits(len).task, _splits(len, labels="number").task)
+    assert [defaults(task, 5_000, 768).length for task in tasks] == [128, 128, 384, 512, 512]
 
 
 def test_a_class_that_cannot_be_learnt_is_refused(encoder: Path) -> None:

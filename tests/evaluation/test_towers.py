@@ -228,11 +228,11 @@ def test_padding_and_other_rows_change_no_logit(sentence_encoder: Path) -> None:
 def test_texts_are_read_as_far_as_positions_reach_also_where_eight_does_not_divide_them(
     tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of 36 positions 36 are read, and no padding beyond them."""
+    """Of 36 positions 36 are read, and no padding beyond them; that texts are cut is said."""
     BertModel(tiny_config(max_position_embeddings=36)).save_pretrained(tmp_path / "bare")
     tokenizer.save_pretrained(tmp_path / "bare")
     SentenceTransformer(str(tmp_path / "bare")).save_pretrained(str(tmp_path / "sentences"))
-    rows = Dataset.from_dict({"one": ["a cat " * 40, "two dog " * 17] * 16, "label": [0, 1] * 16})
+    rows = Dataset.from_dict({"one": ["a cat " * 40, "two dog " * 16] * 16, "label": [0, 1] * 16})
     task = Task(name="own", columns=("one",), labels="classes", metrics=("accuracy",))
     settings = Settings(learning_rate=1e-3, epochs=1, length=64)
     longest: list[int] = []
@@ -246,7 +246,8 @@ def test_texts_are_read_as_far_as_positions_reach_also_where_eight_does_not_divi
 
     monkeypatch.setattr(finetuning, "train_and_predict", spied)
     for folder in ("bare", "sentences"):
-        finetune(tmp_path / folder, Splits(task, rows, {"validation": rows}), settings, seed=0)
+        with pytest.warns(UserWarning, match=r"32 of 64 rows of own fill all 36 tokens that are read"):
+            finetune(tmp_path / folder, Splits(task, rows, {"validation": rows}), settings, seed=0)
     assert longest == [36, 36]
 
 

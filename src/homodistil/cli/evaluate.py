@@ -34,6 +34,11 @@ def evaluate(words: list[str]) -> None:
     add("--seeds", type=int, default=3, help="how often each task is learnt (default: 3)")
     add("--grid", action="store_true", help="choose the learning rate on training rows that are held out")
     add("--limit", type=int, help="learn each task and probe from that many rows at most")
+    add(
+        "--max-length",
+        type=int,
+        help="tokens of an example that are read while fine-tuning (default: GLUE 128, SQuAD 384, own files 512)",
+    )
     add("--columns", type=_names, default=[], help="the text columns of one's own tasks")
     add("--label", default="label", help="the label's column of one's own tasks (default: label)")
     add("--text-column", default="text", help="the column of --text, where it has columns (default: text)")
@@ -63,6 +68,7 @@ def evaluate(words: list[str]) -> None:
         seeds=options.seeds,
         grid=options.grid,
         limit=options.limit,
+        max_length=options.max_length,
         columns=options.columns,
         label=options.label,
         text_column=options.text_column,

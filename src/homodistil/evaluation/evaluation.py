@@ -10,6 +10,7 @@ from pathlib import Path
 
 from homodistil.evaluation import speed
 from homodistil.evaluation.inputs import (
+    SHORTEST,
     read_pictures,
     read_texts,
     refuse_counts,
@@ -47,6 +48,7 @@ def evaluate(
     seeds: int = 3,
     grid: bool = False,
     limit: int | None = None,
+    max_length: int | None = None,
     columns: Names = (),
     label: str = "label",
     text_column: str = "text",
@@ -72,6 +74,8 @@ def evaluate(
         seeds: how often each task is learnt.
         grid: choose the learning rate of each task and model on training rows that are held out.
         limit: learn each task and probe from that many rows at most.
+        max_length: tokens of an example that are read at most while fine-tuning, as far as the model reads; by default
+            128 of GLUE, 384 of SQuAD, whose contexts are read in windows of it, and 512 of one's own tasks.
         columns: the text columns of one's own tasks.
         label: the label's column of one's own tasks.
         text_column: the text's column.
@@ -91,6 +95,7 @@ def evaluate(
             be known.
     """
     refuse_counts({"--seeds": seeds, "--limit": limit, "--threads": threads})
+    refuse_counts({"--max-length": max_length}, least=SHORTEST)
     for length in lengths:
         refuse_counts({"--lengths": length})
     tasks, pairs, probes, columns = (several(given) for given in (tasks, pairs, probes, columns))
@@ -126,7 +131,7 @@ def evaluate(
     for name, splits in probed.items():
         measure_probe(records, opened, name, splits)
     for name, splits in labelled.items():
-        measure_task(records, opened, name, splits, seeds=seeds, grid=grid)
+        measure_task(records, opened, name, splits, seeds=seeds, grid=grid, max_length=max_length)
     if time:
         measure_speed(records, opened, lengths, threads)
     return records.used

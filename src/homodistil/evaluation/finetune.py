@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from homodistil.evaluation.models import right_padding_tokenizer, transformer_fo
 from homodistil.evaluation.similarity import is_sentence_encoder
 from homodistil.evaluation.tasks import Splits, Task
 from homodistil.evaluation.towers import Towers, TowersCollator
-from homodistil.evaluation.training import Settings, train_and_predict
+from homodistil.evaluation.training import Settings, lengths, train_and_predict
 from homodistil.loading import longest
 
 Label = Callable[[Any], float]
@@ -40,7 +41,9 @@ EXAMPLES = 30_000
 """Training examples seen at least, within `EPOCHS`: small tasks need more epochs."""
 EPOCHS = (3, 10)
 LENGTH = {"classes": 128, "number": 128, "span": 384}
-"""Tokens of an example at most, as BERT was fine-tuned."""
+"""Tokens of an example of GLUE and SQuAD at most, as BERT was fine-tuned."""
+OWN_LENGTH = 512
+"""The same of a user's own task, whose texts may tell at their end what they tell; short ones cost no more by it."""
 
 
 def defaults(task: Task, rows: int, hidden: int) -> Settings:
@@ -50,7 +53,8 @@ def defaults(task: Task, rows: int, hidden: int) -> Settings:
     needs for matrices (Yang et al. 2022, *Tensor Programs V*, table 3).
     """
     epochs = int(np.clip(round(EXAMPLES / rows), *EPOCHS))
-    return Settings(learning_rate=3e-5 * 768 / hidden, epochs=epochs, length=LENGTH[task.labels])
+    length = OWN_LENGTH if task.hub is None else LENGTH[task.labels]
+    return Settings(learning_rate=3e-5 * 768 / hidden, epochs=epochs, length=length)
 
 
 def best_of_grid(model: Path, splits: Splits, settings: Settings, *, trust_remote_code: bool = False) -> Settings:
@@ -94,6 +98,9 @@ def finetune(
         Each metric of each scored split (`accuracy`, or `validation_matched/accuracy` where there are several),
         and `score`, their mean as GLUE defines it, 0 to 100.
 
+    Warns:
+        UserWarning: there are rows that are not read to their end.
+
     Raises:
         UserError: the labels of scored rows are unknown, or the model has no such head.
     """
@@ -125,6 +132,7 @@ def finetune(
         net, collate, read, length = _reader(model, splits, known, tokenizer, settings.length, trust_remote_code)
         train = read(splits.train, task, tokenizer, length, label)
         evaluated = {s: read(rows, task, tokenizer, length, label) for s, rows in splits.evaluated.items()}
+        _warn_of_cut_rows(task, length, (train, *evaluated.values()))
         answers = train_and_predict(net, collate, train, evaluated, settings, seed)
         per_split = {}
         for split, logits in answers.items():
@@ -151,6 +159,16 @@ def _reader(
     _without_types(opened, tokenizer)
     length = min(most, longest(opened, tokenizer))
     return opened, DataCollatorWithPadding(tokenizer, pad_to_multiple_of=_multiple(length)), _encoded, length
+
+
+def _warn_of_cut_rows(task: Task, length: int, read: Sequence[Dataset]) -> None:
+    counted = [tokens for rows in read for tokens in lengths(rows)]
+    if full := sum(tokens >= length for tokens in counted):
+        warnings.warn(
+            f"{full:,} of {len(counted):,} rows of {task.name} fill all {length} tokens that are read; "
+            "what comes after is not (--max-length).",
+            stacklevel=2,
+        )
 
 
 def _without_types(net: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

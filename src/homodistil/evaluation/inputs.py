@@ -15,6 +15,8 @@ from homodistil.text import each_text, open_text
 
 IMAGES = 256
 """Images that are compared at most."""
+SHORTEST = 16
+"""Tokens of an example that leave room for text between those that stand around it, and for a question before it."""
 
 
 def refuse_other_data(opened: Sequence[Opened], text: Mapping[str, object], images: Mapping[str, object]) -> None:
@@ -45,18 +47,18 @@ def refuse_other_data(opened: Sequence[Opened], text: Mapping[str, object], imag
         )
 
 
-def refuse_counts(given: Mapping[str, object]) -> None:
+def refuse_counts(given: Mapping[str, object], least: int = 1) -> None:
     """Numbers of seeds, rows, threads and tokens, by their options; None is not given.
 
     Raises:
-        UserError: one is no whole number from 1 up.
+        UserError: one is no whole number from `least` up.
     """
     for option, value in given.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < 1):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < least):
             raise UserError(
                 f"Cannot use {option} {value}.",
-                "It must be a whole number from 1 up.",
-                f"Use {option} {'32,128' if option == '--lengths' else 1}.",
+                f"It must be a whole number from {least} up.",
+                f"Use {option} {'32,128' if option == '--lengths' else least}.",
             )
 
 

@@ -94,13 +94,21 @@ def measure_probe(records: Records, opened: Sequence[Opened], name: str, splits:
 
 
 def measure_task(
-    records: Records, opened: Sequence[Opened], name: str, splits: Splits, *, seeds: int, grid: bool
+    records: Records,
+    opened: Sequence[Opened],
+    name: str,
+    splits: Splits,
+    *,
+    seeds: int,
+    grid: bool,
+    max_length: int | None,
 ) -> None:
     """What is learnt by fine-tuning, by each seed; of a grid by the best learning rate."""
     data, task = _data_of(name, splits), splits.task
     for one in opened:
         path, trust = Path(one.source), one.trust_remote_code
         settings = finetune.defaults(task, len(splits.train), one.model.config.hidden_size)
+        settings = replace(settings, length=max_length or settings.length)
         if grid:
             choose = functools.partial(_best_rate, path, splits, settings, trust)
             best = records.measure(one.source, f"{task.name}, best of the grid", {**asdict(settings), **data}, choose)

@@ -54,7 +54,7 @@ def train_and_predict(
         UserError: the norm of the gradients was no finite number at the end of an epoch. Clipping would have made
             nothing of them, and the model would be scored as it came.
     """
-    _attend(net, settings.length)
+    _attend(net, max(max(lengths(rows)) for rows in (train, *evaluated.values())))
     steps = -(-len(train) // settings.batch) * settings.epochs
     with tempfile.TemporaryDirectory() as out:
         arguments = TrainingArguments(
@@ -99,9 +99,14 @@ def _refuse_nonfinite(records: Sequence[Mapping[str, float]]) -> None:
         )
 
 
-def _attend(net: nn.Module, length: int) -> None:
+def lengths(rows: Dataset) -> list[int]:
+    """Tokens of each row; of a pair of texts that are read one by one, of the longer."""
+    return list(rows["length"]) if "length" in rows.column_names else [len(ids) for ids in rows["input_ids"]]
+
+
+def _attend(net: nn.Module, longest: int) -> None:
     """Let what transformers built attend plainly where that is faster."""
-    if torch.cuda.is_available() or length > PLAIN:
+    if torch.cuda.is_available() or longest > PLAIN:
         return
     for part in net.modules():
         if isinstance(part, PreTrainedModel):
