@@ -29,7 +29,7 @@ from harness import RESULTS
 from homodistil.assets import fetch
 from homodistil.evaluation.agreement import agreement
 from homodistil.evaluation.finetune import defaults, finetune
-from homodistil.evaluation.language import blocks, masked_predictions
+from homodistil.evaluation.language import blocks, masked_predictions, usual
 from homodistil.evaluation.models import open_model
 from homodistil.evaluation.probe import probe
 from homodistil.evaluation.records import machine
@@ -126,7 +126,7 @@ def measure(run: Run, folder: Path, source: Path, held: Path, data: Path) -> dic
     """What a student can do before it is fine-tuned."""
     student, teacher = open_model(str(folder)), open_model(str(source))
     texts = held.read_text().splitlines()
-    ids = blocks(student, texts, 128, 128)
+    ids = blocks(student, texts, usual(student, texts), 128)
     values: dict[str, float] = {}
     if run.arm != TEACHER:
         values |= _prefixed("held-out text", agreement(student, teacher, ids, texts[:400]))

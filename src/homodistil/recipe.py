@@ -97,7 +97,7 @@ class Recipe:
         self.token_budget()
         one_up = {
             "log_every": self.log_every,
-            "text.length": self.text.length,
+            "text.length": 1 if self.text.length is None else self.text.length,
             "cutting.grain": self.cutting.grain,
             "cutting.window": self.cutting.window,
             "steps": 1 if self.steps is None else self.steps,

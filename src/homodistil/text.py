@@ -141,6 +141,28 @@ def each_text(rows: Iterable[Mapping[str, Any]], column: str, data: object) -> I
             yield text
 
 
+def some_texts(data: str | Iterable[Any], column: str, count: int, *, stream: bool) -> list[str] | None:
+    """Some texts, evenly spaced where they have places, and otherwise the first; None if they can be read only once.
+
+    Args:
+        data: as `open_text` takes it, or the texts themselves.
+        column: the text column.
+        count: how many at most.
+        stream: read on the fly.
+
+    Raises:
+        UserError: they cannot be found or read.
+    """
+    if isinstance(data, str):
+        opened = open_text(data, column, stream=stream)
+        if isinstance(opened, Dataset) and len(opened) > count:
+            opened = opened.select(range(0, len(opened), -(-len(opened) // count)))
+        return list(itertools.islice(each_text(opened, column, data), count))
+    if iter(data) is data:
+        return None
+    return list(itertools.islice(strings(data), count))
+
+
 def from_disk(path: Path) -> Dataset | None:
     """The dataset that `save_to_disk` wrote into a folder, of one in splits its `train`; None if there is none.
 

@@ -89,14 +89,16 @@ def test_blocks_are_full_and_lose_only_the_rest(tokenizer: Any, tmp_path: Path) 
     assert len(joined) - len(inside) < 14
 
 
-def test_blocks_do_not_depend_on_how_many_texts_come_at_a_time(tokenizer: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("whole", [False, True])
+def test_blocks_do_not_depend_on_how_many_texts_come_at_a_time(whole: bool, tokenizer: Any, tmp_path: Path) -> None:
     """A file by one process and by three, a stream, and text by text: the same blocks, though none fills one alone."""
     texts = TEXTS * 40
     (tmp_path / "texts.txt").write_text("\n".join(texts))
-    cutter = Cutter(tokenizer, "text", 64, packed=True)
+    cutter = Cutter(tokenizer, "text", 64, packed=True, whole=whole)
     one_by_one = Blocks(cutter)
     expected = [block for text in texts for block in one_by_one(cutter({"text": [text]}))["input_ids"]]
-    assert len(expected) == sum(len(ids) + 1 for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]) // 62
+    full = sum(len(ids) + 1 for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]) // 62
+    assert len(expected) == full if not whole else len(expected) > full
     assert [ids for ids, _ in cutter.stream(texts)] == expected
     for workers in (1, 3):
         opened = open_text(str(tmp_path / "texts.txt"), "text")
@@ -106,17 +108,41 @@ def test_blocks_do_not_depend_on_how_many_texts_come_at_a_time(tokenizer: Any, t
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("packed", [False, True])
-def test_batches_can_be_entered_anywhere(stream: bool, packed: bool, tokenizer: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("packed", "whole"), [(False, False), (True, False), (True, True)])
+def test_batches_can_be_entered_anywhere(
+    stream: bool, packed: bool, whole: bool, tokenizer: Any, tmp_path: Path
+) -> None:
     """Starting at the k-th batch gives what reaching it gives, over the ends of epochs, masks included."""
     data = _write("txt", tmp_path)
-    corpus = load_corpus(data, tokenizer, length=24, packed=packed, stream=stream, batch=4, heldout=0.1)
+    corpus = load_corpus(data, tokenizer, length=24, packed=packed, whole=whole, stream=stream, batch=4, heldout=0.1)
     collate = Collator(tokenizer, 0.3, 7)
     first = list(itertools.islice(batches(corpus.train, collate, 4, start=0), 30))
     for start in (1, 13, 29):
         later = next(batches(corpus.train, collate, 4, start=start))
         assert later.keys() == first[start].keys()
         assert all(torch.equal(later[k], first[start][k]) for k in later)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_whole_texts_share_a_block_as_far_as_they_fit(stream: bool, tokenizer: Any, tmp_path: Path) -> None:
+    """None is cut; blocks of like length come together, and how long they are on average is told."""
+    draw = random.Random(0)
+    own = [" ".join(draw.choices(WORDS, k=draw.randint(1, 16))) for _ in range(400)]
+    (tmp_path / "own.txt").write_text("\n".join(own))
+    data = str(tmp_path / "own.txt")
+    corpus = load_corpus(data, tokenizer, length=24, whole=True, stream=stream, batch=4, heldout=0.1)
+    every = _sequences(corpus, 60) + [list(ids) for ids in corpus.heldout]
+    known = {tuple(ids) for ids in tokenizer(own, add_special_tokens=False)["input_ids"]}
+    for block in every:
+        assert (block[0], block[-1]) == (tokenizer.cls_token_id, tokenizer.sep_token_id)
+        texts = itertools.groupby(block[1:], key=lambda token: token == tokenizer.sep_token_id)
+        assert {tuple(text) for end, text in texts if not end} <= known
+    lengths = {len(block) for block in every}
+    assert len(lengths) > 3
+    assert min(lengths) < corpus.mean_tokens < max(lengths) <= 24
+    if not stream:
+        drawn = [[len(ids) for ids in draw.sequences] for draw in itertools.islice(draws(corpus.train, 4, start=0), 40)]
+        assert np.mean([max(some) - min(some) for some in drawn]) < 2
 
 
 def test_an_epoch_leaves_less_than_a_batch_out_and_has_none_twice_or_held_out(tokenizer: Any, tmp_path: Path) -> None:

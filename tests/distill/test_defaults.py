@@ -52,19 +52,24 @@ QUICK: dict[str, Any] = {"steps": 12, "batch": 4, "text": {"length": 32}, "preci
         ({"tokens": "2M"}, 8),
         ({"tokens": "2M", "target": ["0.5", "0.3"]}, 4),
         ({"tokens": "2M", "text": Text(length=32)}, 32),
+        ({"tokens": "2M", "text": Text(length=512)}, 2),
+        ({"tokens": "200k", "text": Text(length=512)}, 1),
+        ({"tokens": "10B", "text": Text(length=512)}, 8),
+        ({"steps": 100, "text": Text(length=512)}, 8),
         ({"tokens": "10M"}, 32),
         ({"tokens": "10M", "accumulate": 4}, 16),
         ({"tokens": "10B"}, 32),
         ({"steps": 100}, 32),
-        ({"tokens": "200k", "text": Text(packing="texts")}, 32),
-        ({"tokens": "200k", "text": Text(target="summary")}, 32),
+        ({"tokens": "200k", "text": Text(length=128, packing="texts")}, 32),
+        ({"tokens": "200k", "text": Text(length=128, target="summary")}, 32),
     ],
 )
 def test_a_language_model_with_few_tokens_takes_small_steps(
     options: dict[str, Any], batch: int, masked_lm: Path, encoder: Path
 ) -> None:
     """A thousand steps to each target, where the tokens last; encoders compare texts within a batch and keep theirs."""
-    recipe = Recipe(**{"teacher": "t", "data": "d", "out": "o", "target": ["0.5"], "accumulate": 1, **options})
+    given = {"teacher": "t", "data": "d", "out": "o", "target": ["0.5"], "accumulate": 1, "text": Text(length=128)}
+    recipe = Recipe(**{**given, **options})
     assert batch_for(recipe, load_teacher(str(masked_lm))) == batch
     assert batch_for(recipe, load_teacher(str(encoder))) == 32
 

@@ -36,11 +36,13 @@ from homodistil.evaluation.agreement import agreement, linear_cka, pairs_correla
 from homodistil.evaluation.evaluation import evaluate
 from homodistil.evaluation.language import (
     LOGITS,
+    attended,
     blocks,
     language,
     masked_positions,
     masked_predictions,
     pseudo_perplexity,
+    usual,
 )
 from homodistil.evaluation.models import Opened, open_model
 from zoo import tiny
@@ -72,13 +74,47 @@ def _silenced(opened: Opened) -> Opened:
     return opened
 
 
-def test_blocks_are_full_and_special_at_both_ends(masked_lm: Path) -> None:
+def test_blocks_are_full_and_special_at_both_ends(encoder: Path) -> None:
     """Each block has exactly its length, [CLS] first and [SEP] last."""
-    opened = open_model(str(masked_lm))
+    opened = open_model(str(encoder))
     ids = blocks(opened, TEXTS, 32, 5)
     assert ids.shape == (5, 32)
     assert set(ids[:, 0].tolist()) == {opened.tokenizer.cls_token_id}
     assert set(ids[:, -1].tolist()) == {opened.tokenizer.sep_token_id}
+
+
+@torch.no_grad()
+def test_padding_says_and_changes_nothing(masked_lm: Path) -> None:
+    """A masked language model reads whole texts, which are padded: each is predicted as it is alone."""
+    opened = open_model(str(masked_lm))
+    texts = [" ".join(text.split()[: 1 + k % 8]) for k, text in enumerate(TEXTS)]
+    ids = blocks(opened, texts, 24, 9)
+    mask = attended(opened, ids)
+    assert len(set(mask.sum(1).tolist())) > 2
+    assert torch.equal(mask.cummin(1).values, mask)
+    chosen = masked_positions((opened, ids))
+    said, right = (torch.cat(parts) for parts in zip(*masked_predictions(opened, ids, chosen), strict=True))
+    alone = []
+    for row, read, where in zip(ids, mask, chosen, strict=True):
+        count = int(read.sum())
+        hidden = row.masked_fill(where, opened.tokenizer.mask_token_id)[None, :count]
+        alone.append(opened.model(input_ids=hidden).logits[0, where[:count]].log_softmax(-1))
+    torch.testing.assert_close(said, torch.cat(alone), atol=1e-5, rtol=1e-5)
+    assert opened.tokenizer.pad_token_id not in right
+    states = agreement(opened, opened, ids, TEXTS[:9])
+    assert states["hidden_cka"] == pytest.approx(1)
+
+
+def test_a_block_is_as_long_as_a_language_models_texts(masked_lm: Path, encoder: Path, causal: Path) -> None:
+    """As in training, as far as positions reach; what has no language model is read at 128 tokens."""
+    long = ["the cat " * 90, "a dog", *["the dog sees a cat"] * 8]
+    models = [open_model(str(folder)) for folder in (masked_lm, encoder, causal)]
+    for opened in models:
+        opened.model.config.max_position_embeddings = opened.model.config.n_positions = 400
+        opened.tokenizer.model_max_length = 400
+    assert [usual(opened, long) for opened in models] == [184, 128, 184]
+    models[0].tokenizer.model_max_length = 64
+    assert usual(models[0], long) == 64
 
 
 def _proteins() -> PreTrainedTokenizerFast:
@@ -107,11 +143,12 @@ def test_a_text_is_cut_as_in_training(
     kinds = {"words": tokenizer, "proteins": _proteins(), "a decoder's": _without_an_end(tokenizer)}
     opened = replace(open_model(str(masked_lm)), processor=kinds[kind])
     texts = ["MKVLAT" * (1 + k % 5) for k in range(40)] if kind == "proteins" else TEXTS
-    cutter = Cutter(opened.tokenizer, "text", 16, packed=True)
-    cut = blocks(opened, texts, 16, 1000).tolist()
+    cutter = Cutter(opened.tokenizer, "text", 24, packed=True, whole=opened.tokenizer.pad_token is not None)
+    padded = blocks(opened, texts, 24, 1000)
+    cut = [ids[read > 0].tolist() for ids, read in zip(padded, attended(opened, padded), strict=True)]
     assert cut == [ids for ids, _ in cutter.stream(texts)]
     assert all((block[0], block[-1]) == tuple(opened.tokenizer.convert_tokens_to_ids(ends)) for block in cut if ends[0])
-    assert sum(block.count(opened.tokenizer.convert_tokens_to_ids("[SEP]")) for block in cut) >= len(texts) - 1
+    assert sum(block.count(opened.tokenizer.convert_tokens_to_ids("[SEP]")) for block in cut) >= len(texts) / 2 - 1
 
 
 def test_no_special_token_is_ever_masked(masked_lm: Path) -> None:
@@ -157,7 +194,9 @@ def test_pseudo_perplexity_is_of_each_word_masked_alone(masked_lm: Path) -> None
         if ids[row, place] not in opened.tokenizer.all_special_ids:
             hidden = ids[row : row + 1].clone()
             hidden[0, place] = opened.tokenizer.mask_token_id
-            found.append(F.cross_entropy(opened.model(input_ids=hidden).logits[0, place], ids[row, place]))
+            mask = attended(opened, hidden)
+            logits = opened.model(input_ids=hidden, attention_mask=mask).logits
+            found.append(F.cross_entropy(logits[0, place], ids[row, place]))
     assert pseudo_perplexity(opened, ids) == pytest.approx(math.exp(sum(found) / len(found)), rel=1e-4)
 
 

@@ -66,6 +66,7 @@ def load_corpus(
     target: str | None = None,
     length: int = 128,
     packed: bool = True,
+    whole: bool = False,
     heldout: float = 0.02,
     stream: bool = False,
     workers: int = 0,
@@ -83,7 +84,8 @@ def load_corpus(
         column: the text column.
         target: the column of what is said to each text, which makes pairs (see `pairs`); they are not packed.
         length: tokens in a sequence at most, special ones included; of a pair in each of the two.
-        packed: join texts into full blocks; otherwise one text a sequence, cut at `length`.
+        packed: join texts into blocks; otherwise one text a sequence, cut at `length`.
+        whole: cut texts that are joined only where they do not fit into a block, so that not all blocks are full.
         heldout: the share that is held out.
         stream: never hold the text as a whole.
         workers: processes that tokenise; 0 chooses.
@@ -95,7 +97,7 @@ def load_corpus(
     Raises:
         UserError: the text cannot be found or read, or does not fill two sequences.
     """
-    cutter = Cutter(tokenizer, column, length, packed, target, prompts)
+    cutter = Cutter(tokenizer, column, length, packed, target, prompts, whole=whole)
     cropper = Cropper(0.0 if packed else crops, cutter.suffix, seed)
     if isinstance(data, str):
         opened = open_text(data, column, target=target, stream=stream)
@@ -118,10 +120,11 @@ def load_corpus(
     held = sorted((tokenised[i]["input_ids"] for i in sorted(order[:count])), key=len)
     train = np.sort(np.asarray(order[count:]))
     digest = _digest(tokenised)
-    if packed:
+    if packed and not whole:
         return Corpus(Shuffled(tokenised.select(train), batch, seed), held, float(length), digest=digest)
     lengths = pc.list_value_length(tokenised.data.column("input_ids")).to_numpy()
-    openings = tokenised.data.column("opening").to_numpy()
+    opening = len(cutter.prefix)
+    openings = np.full(len(lengths), opening) if packed else tokenised.data.column("opening").to_numpy()
     pieces = Pieces(cropper, openings[train], lengths[train])
     mean = float(pieces.of(0)[1].mean())
     return Corpus(Shuffled(tokenised.select(train), batch, seed, pieces), held, mean, digest=digest)

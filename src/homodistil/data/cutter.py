@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from homodistil.data.pairs import PAIR
 from homodistil.data.sources import Tokens
 from homodistil.errors import UserError
+from homodistil.packing import Joiner
 from homodistil.tokenizer import special_tokens
 
 
@@ -28,8 +29,9 @@ class Cutter:
     Args:
         tokenizer: the teacher's.
         column: of the texts.
-        length: tokens of a block, special ones included, and the most that a text kept apart has.
+        length: tokens of a block at most, special ones included, and the most that a text kept apart has.
         packed: whether texts are joined.
+        whole: whether texts that are joined are cut only where they do not fit into a block.
         target: the column of what is said to each text, for pairs.
         prompts: what texts are read after; none is the empty one.
 
@@ -45,10 +47,12 @@ class Cutter:
         packed: bool,
         target: str | None = None,
         prompts: Sequence[str] = (),
+        *,
+        whole: bool = False,
     ) -> None:
         # one of its own: what it is asked to leave out of long texts stays in a fast tokenizer, and would be saved
         self.tokenizer, self.column, self.packed, self.target = copy.deepcopy(tokenizer), column, packed, target
-        self.prompts = tuple(prompts) or ("",)
+        self.prompts, self.whole = tuple(prompts) or ("",), packed and whole
         longest = min(tokenizer.model_max_length, 1 << 30)
         if length > longest:
             raise UserError(
@@ -82,7 +86,7 @@ class Cutter:
             return self._after_prompts(texts)
         # longer than the model reads is what packing is for; verbose=False keeps the tokenizer from warning of it
         plain = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-        return {"input_ids": [ids + self.ends for ids in plain]}
+        return {"input_ids": [ids for ids in plain if ids]}
 
     def _opening(self, prompt: str) -> Tokens:
         """What a text opens with after a prompt, up to where the text itself may change a token."""
@@ -131,29 +135,25 @@ class Cutter:
         identity = backend.to_str() if backend is not None else (repr(self.tokenizer), self.tokenizer.get_vocab())
         # two tokenizers may have one backend and end texts by different tokens, or cut them at different ends
         own = (self.ends, self.tokenizer.truncation_side, getattr(self.tokenizer, "split_special_tokens", None))
-        parts = (data._fingerprint, identity, own, self.column, self.length, self.packed, self.target)
+        parts = (data._fingerprint, identity, own, self.column, self.length, self.packed, self.whole, self.target)
         return hashlib.sha256(repr((*parts, self.prompts)).encode()).hexdigest()[:32]
 
 
 class Blocks:
-    """Joins tokenised texts, some at a time, into blocks that are full: special tokens at both ends, texts in between.
+    """Joins tokenised texts, some at a time, into blocks: special tokens at both ends, texts in between.
 
-    What does not fill a block waits for the next texts, so that nothing is lost but the rest of the last ones, and the
+    What is not a block yet waits for the next texts, so that nothing is lost but the rest of the last ones, and the
     blocks are the same however many texts come at a time.
     """
 
     def __init__(self, cutter: Cutter) -> None:
         self.prefix, self.suffix = cutter.prefix, cutter.suffix
-        self.room = cutter.length - len(self.prefix) - len(self.suffix)
-        self.rest: list[int] = []
+        room = cutter.length - len(self.prefix) - len(self.suffix)
+        self.join = Joiner(room, cutter.ends, whole=cutter.whole)
 
     def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        """The blocks that are full now, under `input_ids`, as the texts are."""
-        joined = [*self.rest, *itertools.chain.from_iterable(rows["input_ids"])]
-        full = len(joined) // self.room * self.room
-        self.rest = joined[full:]
-        blocks = (joined[at : at + self.room] for at in range(0, full, self.room))
-        return {"input_ids": [[*self.prefix, *block, *self.suffix] for block in blocks]}
+        """The blocks that are done now, under `input_ids`, as the texts are."""
+        return {"input_ids": [[*self.prefix, *block, *self.suffix] for block in self.join(rows["input_ids"])]}
 
 
 def _is_text(value: Any) -> bool:

@@ -13,8 +13,13 @@ from homodistil.errors import UserError
 from homodistil.loading import unused_positions
 from homodistil.models.kind import LANGUAGE_MODELS
 from homodistil.models.teacher import Teacher, no_tokenizer
+from homodistil.packing import LENGTHS, usual_length
 from homodistil.recipe import Recipe
 from homodistil.settings import Images, Text
+from homodistil.text import some_texts
+
+SEEN = 2000
+"""Texts that are looked at to see how long they are."""
 
 
 def read(recipe: Recipe, teacher: Teacher, origin: Teacher, texts: Iterable[str] | None) -> tuple[Corpus, Collate]:
@@ -35,14 +40,43 @@ def read(recipe: Recipe, teacher: Teacher, origin: Teacher, texts: Iterable[str]
 
 
 def packs(recipe: Recipe, teacher: Teacher) -> bool:
-    """Whether text is joined and cut into blocks of one length; pairs never are."""
+    """Whether text is joined into blocks; pairs never are."""
     packing, wanted = recipe.text.packing, teacher.kind in LANGUAGE_MODELS
     return recipe.text.target is None and (packing == "blocks" or (packing == "auto" and wanted))
+
+
+def length_for(recipe: Recipe, teacher: Teacher, origin: Teacher, texts: Iterable[str] | None) -> int:
+    """Tokens of a sequence at most: what the recipe says, or as many as nearly all texts have where they are joined.
+
+    A language model says something at each position, and is no good at those that it has not learnt. An embedding of a
+    whole text hardly hangs on them, and more short texts teach it more than fewer long ones.
+
+    Args:
+        recipe: says how text is read.
+        teacher: reads it.
+        origin: the student, or the teacher itself: reads it too.
+        texts: the data itself, where it is no file.
+
+    Raises:
+        UserError: the data cannot be found or read.
+    """
+    if recipe.text.length is not None:
+        return recipe.text.length
+    most = int(min(_positions(teacher), _positions(origin), teacher.tokenizer.model_max_length))
+    if not packs(recipe, teacher):
+        return min(LENGTHS[0], most)
+    data = texts if texts is not None else recipe.data
+    some = some_texts(data, recipe.text.column, SEEN, stream=recipe.text.stream)
+    if some is None:
+        return min(LENGTHS[1], most)
+    counts = [len(ids) for ids in teacher.tokenizer(some, verbose=False)["input_ids"]] if some else []
+    return usual_length(counts, most)
 
 
 def _text(recipe: Recipe, teacher: Teacher, shorter: Teacher, texts: Iterable[str] | None) -> tuple[Corpus, Collate]:
     """Tokenised text, and what makes batches of it, no longer than the model with fewer positions reads."""
     longest = _positions(shorter)
+    assert recipe.text.length is not None
     if recipe.text.length > longest:
         raise UserError(
             f"Cannot make sequences of {recipe.text.length} tokens.",
@@ -63,6 +97,7 @@ def _text(recipe: Recipe, teacher: Teacher, shorter: Teacher, texts: Iterable[st
         target=target,
         length=recipe.text.length,
         packed=packs(recipe, teacher),
+        whole=teacher.kind == "masked-lm",
         heldout=recipe.text.heldout,
         stream=recipe.text.stream,
         workers=recipe.text.workers,

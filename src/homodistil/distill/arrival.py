@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from homodistil.axes.shape import LAYERS
+from homodistil.compress.positions import all_moved, tables, unit_of
 from homodistil.distill import checkpoint
 from homodistil.distill.ending import disk_explained
 from homodistil.distill.prepare import Run
@@ -79,7 +83,18 @@ def save_target(run: Run, target: str) -> None:
     parent = {_named_at_start(axis, layers): _named_at_start(outer, layers) for axis, outer in layout.parent.items()}
     said = {"start": run.start, "teacher": whole, "kept": kept, "parent": parent}
     write_text(run.dir.units(target), json.dumps(said))
-    save_student(run.dir.student(target), run.state.student, run.teacher, text, run.state.projections.last)
+    with _positions_moved(run):
+        save_student(run.dir.student(target), run.state.student, run.teacher, text, run.state.projections.last)
+
+
+def _positions_moved(run: Run) -> AbstractContextManager[None]:
+    """Within it, the student's positions that the text has not reached are as those that it has."""
+    state, start, reached = run.state, dict[str, Tensor](), dict[str, Tensor]()
+    for name, table in tables(state.student, state.layout).items():
+        if moments := state.optimizer.state.get(table):
+            reached[name] = (moments["exp_avg_sq"] > 0).any(1)
+            start[name] = run.positions[name][:, state.origin[unit_of(state.layout, name)].cpu()]
+    return all_moved(state.student, state.layout, start, reached)
 
 
 def _named_at_start(axis: str, layers: Sequence[int]) -> str:

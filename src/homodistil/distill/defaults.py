@@ -19,8 +19,8 @@ from homodistil.models.teacher import Teacher
 from homodistil.recipe import Recipe
 from homodistil.settings import Cutting, Losses, Optim
 
-BATCH, SMALLEST = 32, 4
-"""Sequences in a batch, where the recipe does not say and where it leaves too few steps."""
+BATCH, TOKENS = 32, (512, 4096)
+"""Sequences in a batch, where the recipe does not say; and a language model's tokens in one at least and at most."""
 RATE = 0.384
 """The learning rate times the teacher's hidden width, where the recipe does not say."""
 LONG = 0.5
@@ -62,10 +62,13 @@ def batch_for(recipe: Recipe, teacher: Teacher) -> int:
     similarities that a sentence encoder learns from are those within a batch, so its batches stay as they are; and so
     do those of texts and pairs that are not packed, which may be far shorter than `text.length`.
     """
-    if teacher.kind not in LANGUAGE_MODELS or not packs(recipe, teacher) or recipe.steps is not None:
+    if teacher.kind not in LANGUAGE_MODELS or not packs(recipe, teacher):
         return BATCH
-    a_batch = recipe.token_budget() / (recipe.text.length * recipe.accumulate * STEPS * len(recipe.target))
-    return min(BATCH, 1 << math.floor(math.log2(max(SMALLEST, a_batch))))
+    assert recipe.text.length is not None
+    least, most = TOKENS
+    a_batch = most if recipe.steps else recipe.token_budget() / (recipe.accumulate * STEPS * len(recipe.target))
+    sequences = min(max(a_batch, least), most) / recipe.text.length
+    return min(BATCH, 1 << math.floor(math.log2(max(1, sequences))))
 
 
 def prompts_for(recipe: Recipe, teacher: Teacher) -> list[str] | None:

@@ -15,11 +15,12 @@ from torch import Tensor
 from homodistil.axes.families import read_family, register
 from homodistil.axes.shape import LAYERS
 from homodistil.compress.plan import Planned, plan, refuse_growth, teacher_figures
+from homodistil.compress.positions import tables
 from homodistil.compress.schedule import Schedule
 from homodistil.compress.vocabulary import Vocabulary
 from homodistil.data.collate import Collate, Draw
 from homodistil.data.corpus import Corpus
-from homodistil.data.inputs import read, refuse_other_options
+from homodistil.data.inputs import length_for, read, refuse_other_options
 from homodistil.distill import checkpoint
 from homodistil.distill.defaults import (
     accumulate_for,
@@ -60,6 +61,7 @@ class Run:
         figures: shape and counts of the teacher, with its whole vocabulary.
         vocabulary: which of the teacher's tokens are left; None if all are.
         start: the widths and the depth that the student starts with.
+        positions: the tables of positions that it starts with, by name, on the CPU.
         states: how many hidden states it starts with, the first embeddings aside: one a layer, and of encoder-decoders
             the target's embeddings.
         planned: the targets, widest first.
@@ -81,6 +83,7 @@ class Run:
     figures: Planned
     vocabulary: Vocabulary | None
     start: dict[str, int]
+    positions: dict[str, Tensor]
     states: int
     planned: list[Planned]
     weights: str
@@ -164,11 +167,13 @@ def _prepared(recipe: Recipe, resume: bool, texts: Iterable[str] | None, process
             # what is said to a text stands after no prompt
             recipe.text.prompts if recipe.text.target is None else [*(recipe.text.prompts or ()), ""],
         )
-    # before the data is read, in whose order batches show
-    recipe = replace(recipe, batch=recipe.batch or batch_for(recipe, teacher))
     losses = losses_for(recipe, teacher)
     recipe = replace(recipe, losses=losses)
     origin = teacher if recipe.student is None else first_student(recipe, teacher, vocabulary, losses)
+    if teacher.reads == "text":
+        recipe = replace(recipe, text=replace(recipe.text, length=length_for(recipe, teacher, origin, texts)))
+    # before the data is read, in whose order batches show
+    recipe = replace(recipe, batch=recipe.batch or batch_for(recipe, teacher))
     whole = origin.layout.shape(origin.model)
     planned = plan(origin.layout, whole, recipe.target)
     refuse_growth(planned)
@@ -184,6 +189,7 @@ def _prepared(recipe: Recipe, resume: bool, texts: Iterable[str] | None, process
 
     # as they were loaded: what follows moves the teacher to its device, and rounds it
     weights = weights_of(teacher, origin)
+    positions = {name: table.detach().clone() for name, table in tables(origin.model, origin.layout).items()}
     if processes.device.type == "cpu":
         keep_freed_memory()
     teacher.model.to(processes.device)
@@ -206,6 +212,7 @@ def _prepared(recipe: Recipe, resume: bool, texts: Iterable[str] | None, process
         figures=figures,
         vocabulary=vocabulary,
         start=whole,
+        positions=positions,
         states=origin.states,
         planned=planned,
         weights=weights,

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import BatchEncoding
 
 from homodistil.errors import UserError
-from homodistil.evaluation.language import LOGITS, masked_positions, predictions
+from homodistil.evaluation.language import LOGITS, attended, masked_positions, predictions
 from homodistil.evaluation.models import Opened
 from homodistil.evaluation.similarity import embed, follows, is_sentence_encoder
 
@@ -182,8 +182,11 @@ def _predictions(
 
 @torch.no_grad()
 def _last_hidden(opened: Opened, ids: Tensor) -> Tensor:
-    base = opened.model.base_model
-    return torch.cat([base(input_ids=part).last_hidden_state.flatten(0, 1).cpu() for part in torch.split(ids, 32)])
+    states = []
+    for part in torch.split(ids, 32):
+        mask = attended(opened, part)
+        states.append(opened.model.base_model(input_ids=part, attention_mask=mask).last_hidden_state[mask > 0].cpu())
+    return torch.cat(states)
 
 
 def _read(opened: Opened, texts: Sequence[str], batch: int = 32) -> Iterator[BatchEncoding]:

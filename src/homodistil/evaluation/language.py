@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 
@@ -11,30 +12,50 @@ from torch import Tensor
 
 from homodistil.errors import UserError
 from homodistil.evaluation.models import Opened
+from homodistil.packing import LENGTHS, Joiner, usual_length
 from homodistil.tokenizer import special_tokens
 
 MASKED = 0.15
 """The share of tokens that is masked (BERT, section 3.1); all by the mask token, which is what is scored here."""
-PSEUDO_BLOCKS = 8
-"""Blocks for pseudo-perplexity, which needs a forward pass of a row for each token."""
+PSEUDO_TOKENS = 1024
+"""Tokens for pseudo-perplexity, which needs a forward pass of a row for each of them."""
 LOGITS = 1 << 26
 """Numbers that a model says at once, 256 MiB: of 250,000 tokens those of two blocks, which are copied several times."""
 
 
 def blocks(opened: Opened, texts: Sequence[str], length: int, most: int) -> Tensor:
-    """Full blocks of joined text, as training cuts them: (blocks, length).
+    """Blocks of joined text, as training cuts them: (blocks, length).
 
-    Special tokens stand at both ends where the tokenizer puts them, and what ends a text stands between two.
+    Special tokens stand at both ends where the tokenizer puts them, and what ends a text stands between two. Those of a
+    masked language model are whole texts, as far as they fit, and padded.
 
     Raises:
         UserError: the tokenizer makes nothing of any of its own tokens.
     """
     before, after, ends = special_tokens(opened.tokenizer)
-    bare = [ids for text in texts if (ids := opened.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)]
-    joined = [token for ids in bare for token in (*ids, *ends)]
-    room = length - len(before) - len(after)
-    cut = [before + joined[i : i + room] + after for i in range(0, len(joined) - room + 1, room)][:most]
-    return torch.tensor(cut, device=opened.model.device)
+    bare = (ids for text in texts if (ids := opened.tokenizer(text, add_special_tokens=False, verbose=False).input_ids))
+    join = Joiner(length - len(before) - len(after), ends, whole=_pads(opened))
+    cut = [[*before, *ids, *after] for ids in itertools.islice(join(bare), most)]
+    padding = [opened.tokenizer.pad_token_id]
+    padded = [ids + padding * (length - len(ids)) for ids in cut]
+    return torch.tensor(padded, device=opened.model.device)
+
+
+def attended(opened: Opened, ids: Tensor) -> Tensor:
+    """Which tokens of blocks (blocks, length) a model reads, 1 or 0: all but the padding of a masked language model."""
+    return (ids != opened.tokenizer.pad_token_id).long() if _pads(opened) else torch.ones_like(ids)
+
+
+def _pads(opened: Opened) -> bool:
+    return opened.head == "masked" and opened.tokenizer.pad_token_id is not None
+
+
+def usual(opened: Opened, texts: Sequence[str]) -> int:
+    """Tokens of a block: of a language model as many as nearly all texts have, as in training, and 128 of others."""
+    most = min(opened.longest, LENGTHS[1])
+    if opened.head not in ("masked", "causal"):
+        return min(LENGTHS[0], most)
+    return usual_length([len(ids) for ids in opened.tokenizer(list(texts), verbose=False).input_ids], most)
 
 
 def refuse_unknown(opened: Opened, ids: Tensor) -> None:
@@ -47,12 +68,16 @@ def refuse_unknown(opened: Opened, ids: Tensor) -> None:
     Raises:
         UserError: its first blocks hold no two tokens that are not special; what it cannot read is special, too.
     """
-    if opened.head == "masked" and int((~_special(opened, ids[:PSEUDO_BLOCKS])).sum()) < 2:
+    if opened.head == "masked" and int((~_special(opened, _few(ids))).sum()) < 2:
         raise UserError(
             f"Cannot measure {opened.source} on this text: its tokenizer knows no word of it.",
             "There must be tokens to mask and to predict.",
             "Give text of the model's language.",
         )
+
+
+def _few(ids: Tensor) -> Tensor:
+    return ids[: max(1, PSEUDO_TOKENS // ids.shape[1])]
 
 
 def _special(opened: Opened, ids: Tensor) -> Tensor:
@@ -95,7 +120,8 @@ def masked_predictions(
     hidden = ids.masked_fill(chosen, opened.tokenizer.mask_token_id)
     batch = opened.rows_at_once(LOGITS, ids.shape[1], batch)
     for part, where, right in zip(*(torch.split(x, batch) for x in (hidden, chosen, ids)), strict=True):
-        yield opened.model(input_ids=part).logits[where].float().log_softmax(-1), right[where]
+        said = opened.model(input_ids=part, attention_mask=attended(opened, part)).logits
+        yield said[where].float().log_softmax(-1), right[where]
 
 
 @torch.no_grad()
@@ -111,7 +137,7 @@ def pseudo_perplexity(opened: Opened, ids: Tensor, *, batch: int = 64) -> float:
             rows = block.repeat(len(part), 1)
             at = torch.arange(len(part), device=ids.device)
             rows[at, part] = mask
-            logits = opened.model(input_ids=rows).logits[at, part]
+            logits = opened.model(input_ids=rows, attention_mask=attended(opened, rows)).logits[at, part]
             losses.append(F.cross_entropy(logits.float(), block[part], reduction="none"))
     return math.exp(torch.cat(losses).mean().item())
 
@@ -147,6 +173,6 @@ def language(opened: Opened, ids: Tensor) -> dict[str, float]:
         hits += int((said.argmax(-1) == right).sum())
         count += len(right)
     if opened.head == "masked":
-        perplexity = pseudo_perplexity(opened, ids[:PSEUDO_BLOCKS])
+        perplexity = pseudo_perplexity(opened, _few(ids))
         return {"masked_accuracy": hits / count, "pseudo_perplexity": perplexity}
     return {"perplexity": math.exp(total / count), "next_accuracy": hits / count}

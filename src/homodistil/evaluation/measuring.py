@@ -13,7 +13,7 @@ from PIL import Image
 from homodistil.errors import UserError
 from homodistil.evaluation import finetune, speed
 from homodistil.evaluation.agreement import agreement, image_agreement
-from homodistil.evaluation.language import blocks, language, predicted, refuse_unknown
+from homodistil.evaluation.language import blocks, language, predicted, refuse_unknown, usual
 from homodistil.evaluation.models import Opened
 from homodistil.evaluation.probe import probe
 from homodistil.evaluation.records import Records, digest, identity, machine
@@ -23,8 +23,6 @@ from homodistil.evaluation.training import Settings
 
 BLOCKS = 128
 """Blocks of plain text that are measured at most."""
-BLOCK = 128
-"""Tokens in one."""
 TEXTS = 400
 """Texts whose similarities are compared at most."""
 
@@ -35,7 +33,7 @@ def measure_text(records: Records, opened: Sequence[Opened], texts: list[str]) -
     Raises:
         UserError: it is too little text for a block, or tokens that a model does not know.
     """
-    block = min(BLOCK, *(one.longest for one in opened))
+    block = min(usual(one, texts) for one in opened)
     ids = [blocks(one, texts, block, BLOCKS) for one in opened]
     for one, tokens in zip(opened, ids, strict=True):
         if not len(tokens):
