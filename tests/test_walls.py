@@ -18,7 +18,7 @@ from homodistil.axes.notation import parse_table
 ROOT = Path(homodistil.__file__).parent
 FLOORS = [
     {"errors"},
-    {"settings", "kinds"},
+    {"settings", "kinds", "packing"},
     {"recipe", "rundir"},
     {"files"},
     {"text"},

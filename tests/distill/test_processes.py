@@ -160,7 +160,8 @@ def test_two_processes_make_the_student_that_one_makes(
     assert all(torch.equal(first[name], second[name]) for name in first)
     records = homodistil.rundir.RunDir(out).read_metrics()
     assert [r["step"] for r in records] == sorted({r["step"] for r in records})
-    assert records[-1]["tokens"] == OPTIONS["steps"] * OPTIONS["batch"] * OPTIONS["accumulate"] * 32
+    sequences = OPTIONS["steps"] * OPTIONS["batch"] * OPTIONS["accumulate"]
+    assert 16 * sequences < records[-1]["tokens"] <= 32 * sequences
     assert {p.name for p in out.iterdir()} == {"metrics.jsonl", "recipe.yaml", "students", "units"}
 
 

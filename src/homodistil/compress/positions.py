@@ -34,7 +34,7 @@ def tables(model: PreTrainedModel, layout: Layout) -> dict[str, Tensor]:
 
 
 def unit_of(layout: Layout, table: str) -> str:
-    """The axis of a table's units: the hidden units, or those of narrower embeddings."""
+    """The axis of a table's units: the hidden units, or those of narrower embeddings, which are never cut."""
     (axis,) = layout.dims[table][1]
     assert isinstance(axis, str)
     return axis

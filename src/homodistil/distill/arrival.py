@@ -93,7 +93,8 @@ def _positions_moved(run: Run) -> AbstractContextManager[None]:
     for name, table in tables(state.student, state.layout).items():
         if moments := state.optimizer.state.get(table):
             reached[name] = (moments["exp_avg_sq"] > 0).any(1)
-            start[name] = run.positions[name][:, state.origin[unit_of(state.layout, name)].cpu()]
+            left = state.origin.get(unit_of(state.layout, name))
+            start[name] = run.positions[name] if left is None else run.positions[name][:, left.cpu()]
     return all_moved(state.student, state.layout, start, reached)
 
 
