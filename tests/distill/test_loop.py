@@ -551,7 +551,7 @@ def test_a_student_lies_in_the_precision_of_its_teacher_and_is_measured_as_it_li
     assert opened.dtype == torch.bfloat16
     positions = opened.bert.embeddings.position_embeddings.weight
     for name, parameter in opened.named_parameters():
-        rows = slice(QUICK["text"]["length"]) if parameter is positions else slice(None)
+        rows = slice(16) if parameter is positions else slice(None)
         assert torch.equal(parameter[rows].float(), measured[name][rows]), name
 
 

@@ -44,6 +44,7 @@ class Corpus:
         mean_tokens: tokens in a sequence, on average.
         once: whether what is learnt from ends, and cannot be read again.
         digest: what tells all of it apart; empty of a stream, which is not read whole.
+        cut: of texts that are kept apart, the share that is as long as it may be, so that most of these go on.
     """
 
     train: Source
@@ -51,6 +52,7 @@ class Corpus:
     mean_tokens: float
     once: bool = False
     digest: str = ""
+    cut: float = 0.0
 
     @property
     def identity(self) -> str:
@@ -127,7 +129,8 @@ def load_corpus(
     openings = np.full(len(lengths), opening) if packed else tokenised.data.column("opening").to_numpy()
     pieces = Pieces(cropper, openings[train], lengths[train])
     mean = float(pieces.of(0)[1].mean())
-    return Corpus(Shuffled(tokenised.select(train), batch, seed, pieces), held, mean, digest=digest)
+    cut = 0.0 if packed or target is not None else float((lengths == length).mean())
+    return Corpus(Shuffled(tokenised.select(train), batch, seed, pieces), held, mean, digest=digest, cut=cut)
 
 
 def _streamed(
@@ -158,7 +161,8 @@ def _streamed(
         source = Stream(lambda: _behind(held, cutter.stream(texts())), cropper)
         # a second pass that is another one is seen before anything is written
         next(source.sequences(0))
-    return Corpus(source, sorted(held, key=len), mean, once)
+    cut = 0.0 if cutter.packed else float((lengths == cutter.length).mean())
+    return Corpus(source, sorted(held, key=len), mean, once, cut=cut)
 
 
 def _behind(held: Sequence[Tokens], again: Iterator[tuple[Tokens, int]]) -> Iterator[tuple[Tokens, int]]:

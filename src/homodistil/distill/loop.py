@@ -16,14 +16,13 @@ from typing import Any
 from homodistil.axes.shape import LAYERS
 from homodistil.compress.compensate import FADING
 from homodistil.compress.cut import select
-from homodistil.compress.targets import CLOSE
 from homodistil.data.collate import Draw, heldout_draws, seen_after
 from homodistil.distill.arrival import Result, refuse_missing, result_of, write
-from homodistil.distill.defaults import BATCH
 from homodistil.distill.ending import disk_explained, stop_requested
 from homodistil.distill.heldout import measure
 from homodistil.distill.learning import calibrate, drawn, feed_of, learn, read_off, score
 from homodistil.distill.leaving import PROBES, all_but_one
+from homodistil.distill.notices import notices
 from homodistil.distill.optimizer import rate
 from homodistil.distill.prepare import Run, prepare
 from homodistil.distill.processes import Processes
@@ -80,24 +79,8 @@ def distil(
         if not run.processes.main:
             display = Display.silent()
         with stop_requested(insisting=alone) as stop, display.showing(run.state.step, run.schedule.steps):
-            if run.vocabulary is not None:
-                display.say(f"vocabulary: {len(run.vocabulary.rows):,} of {run.vocabulary.before:,} tokens")
-            if run.recipe.text.prompts:
-                display.say(f"before each text one of {run.recipe.text.prompts}")
-            if run.recipe.batch != (recipe.batch or BATCH):
-                display.say(
-                    f"batch: {run.recipe.batch}, so that {recipe.tokens} tokens are {run.schedule.steps:,} steps"
-                )
-            for planned in run.planned:
-                if planned.missed is not None and abs(planned.missed) > CLOSE:
-                    display.say(
-                        f"{planned.target}: {planned.parameters:,} parameters, {planned.missed:+.1%} off the budget; "
-                        "no shape near the teacher's proportions meets it"
-                    )
-            if not alone:
-                display.say(
-                    f"{run.processes.count} processes: {run.recipe.accumulate} batches of {run.recipe.batch} a step"
-                )
+            for line in notices(run, recipe):
+                display.say(line)
             _train(run, display, stop)
         run.processes.wait()
         if run.processes.main:

@@ -1,0 +1,123 @@
+"""How long what a run reads is, where its recipe does not say."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoTokenizer, BertForMaskedLM, BertModel, PreTrainedModel
+
+import homodistil
+from conftest import WORDS, make
+from homodistil.distill.prepare import Run, prepare
+from homodistil.reading import build
+from zoo import tiny
+
+
+def _texts(longest: int) -> list[str]:
+    """A hundred, of which one is far longer than all others."""
+    draw = random.Random(0)
+    lengths = [*(1 + k * longest // 99 for k in range(99)), 450]
+    draw.shuffle(lengths)
+    return [" ".join(draw.choices(WORDS, k=length)) for length in lengths]
+
+
+def _folder(model: PreTrainedModel, tokenizer: Any, folder: Path) -> Path:
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(folder, model_max_length=512).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def run_of(tokenizer: Any, tmp_path: Path) -> Callable[..., Run]:
+    """What a run of a model would be, on data in memory, or in a file."""
+
+    def run(model: PreTrainedModel, data: Any, **options: Any) -> Run:
+        teacher = _folder(model, tokenizer, tmp_path / "teacher")
+        named = {"teacher": str(teacher), "target": "0.5", "steps": 4, "out": str(tmp_path / "run"), **options}
+        texts = None if isinstance(data, str) else data
+        return prepare(build({**named, "data": data if texts is None else "<texts>"}), resume=False, texts=texts)
+
+    return run
+
+
+def _masked_lm(positions: int = 512) -> PreTrainedModel:
+    return make(BertForMaskedLM, max_position_embeddings=positions)
+
+
+@pytest.mark.parametrize("kind", ["file", "stream", "list"])
+def test_a_language_model_reads_as_far_as_nearly_all_texts_reach(
+    kind: str, run_of: Callable[..., Run], tmp_path: Path
+) -> None:
+    """Of a file, a stream and a list alike; it is written down, and a block has no more tokens."""
+    texts = _texts(200)
+    (tmp_path / "texts.txt").write_text("\n".join(texts))
+    data = texts if kind == "list" else str(tmp_path / "texts.txt")
+    run = run_of(_masked_lm(), data, text={"stream": kind == "stream"})
+    # 99 of 100 have 199 words at most, and two special tokens
+    assert run.recipe.text.length == 200
+    assert max(map(len, run.corpus.heldout)) <= 200
+    assert "length: 200" in (run.dir.path / "recipe.yaml").read_text()
+
+
+def test_what_can_be_read_once_is_not_looked_at(run_of: Callable[..., Run]) -> None:
+    """All that the models read, up to 512 tokens, is given to texts that nobody has counted."""
+    assert run_of(_masked_lm(400), iter(_texts(200) * 9)).recipe.text.length == 400
+
+
+@pytest.mark.parametrize(
+    ("options", "length"), [({"length": 40}, 40), ({"packing": "texts"}, 128), ({"packing": "blocks"}, 200)]
+)
+def test_what_a_recipe_says_is_done(options: dict[str, Any], length: int, run_of: Callable[..., Run]) -> None:
+    """A length as it is given; 128 of texts that are kept apart, and of blocks what nearly all texts have."""
+    assert run_of(_masked_lm(), _texts(200), text=options).recipe.text.length == length
+
+
+def test_no_more_is_read_than_there_are_positions(run_of: Callable[..., Run]) -> None:
+    """Where nobody asks for more, fewer positions than 128 are no error."""
+    assert run_of(_masked_lm(64), _texts(200)).recipe.text.length == 64
+
+
+def test_an_encoder_without_a_language_model_reads_128_tokens(run_of: Callable[..., Run]) -> None:
+    """Its embeddings are of whole texts."""
+    assert run_of(make(BertModel, max_position_embeddings=512), _texts(200)).recipe.text.length == 128
+
+
+def test_a_decoder_reads_full_blocks_and_a_masked_language_model_whole_texts(run_of: Callable[..., Run]) -> None:
+    """Of texts that two by two would fill no block."""
+    texts = [" ".join(random.Random(k).choices(WORDS, k=90)) for k in range(60)]
+    assert {len(block) for block in run_of(_masked_lm(), texts).corpus.heldout} == {92}
+
+
+@pytest.mark.parametrize("model", ["GPT-2", "T5"])
+def test_what_is_no_masked_language_model_reads_full_blocks(model: str, run_of: Callable[..., Run]) -> None:
+    """Whatever texts are in them."""
+    texts = [" ".join(random.Random(k).choices(WORDS, k=40)) for k in range(90)]
+    heldout = run_of(tiny(model), texts, text={"length": 48}).corpus.heldout
+    assert {len(block) for block in heldout} == {48}
+
+
+def test_a_students_positions_beyond_the_text_are_moved(tokenizer: Any, tmp_path: Path) -> None:
+    """None stays what was cut out of the teacher's, and none goes further than those that have learnt."""
+    teacher = _folder(_masked_lm(64), tokenizer, tmp_path / "teacher")
+    texts = [" ".join(random.Random(k).choices(WORDS, k=30)) for k in range(200)]
+    options: dict[str, Any] = {"steps": 12, "batch": 4, "precision": "fp32", "optim": {"weight_decay": 0.0}}
+    made = homodistil.distil(teacher, texts, "0.5", tmp_path / "run", text={"length": 32}, **options)
+    opened = BertForMaskedLM.from_pretrained(made.students["0.5"])
+    kept = _kept(made.out / "units" / "0.5.json")
+    start = BertForMaskedLM.from_pretrained(teacher).bert.embeddings.position_embeddings.weight[:, kept]
+    table = opened.bert.embeddings.position_embeddings.weight
+    assert not (table[32:] == start[32:]).any(dim=1).all()
+    assert torch.isfinite(table).all()
+    assert (table - start)[32:].norm(dim=1).max() < 2 * (table - start)[:32].norm(dim=1).max()
+
+
+def _kept(file: Path) -> list[int]:
+    units: list[int] = json.loads(file.read_text())["kept"]["hidden"]
+    return units
