@@ -62,9 +62,11 @@ def ready(teacher: Path, target: str, **options: Any) -> Run:
     """A run whose student has been cut to a target, ready for its next step, with as many masks as its peers have."""
     out = Path(tempfile.mkdtemp()) / "run"
     losses = {"masked": MEASURED, **options.pop("losses", {})}
+    # full blocks, so that a step is of as many tokens as is said
+    text = {"length": 128, "packing": "blocks", **options.pop("text", {})}
     recipe = build(
         {"teacher": str(teacher), "data": str(fetch("wiki-leads")), "target": ["1.0"], "out": str(out), "steps": 100,
-         "losses": losses, **options}
+         "losses": losses, "text": text, **options}
     )  # fmt: skip
     run = prepare(recipe, resume=False, texts=None)
     layout, student = run.state.layout, run.state.student

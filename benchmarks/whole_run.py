@@ -39,6 +39,7 @@ def whole(teacher: Path, target: str, count: int, precision: str) -> Action:
         homodistil.distil(
             teacher, fetch("wiki-leads"), target, out, steps=count, batch=16, precision=precision,
             cutting={"calibration": CALIBRATION, "ramp_end": 0.1}, losses={"masked": MEASURED}, evaluations=1,
+            text={"length": 128, "packing": "blocks"},
         )  # fmt: skip
 
     return run

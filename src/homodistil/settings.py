@@ -53,9 +53,9 @@ class Text:
             what stood where spans were taken out of the text.
         length: tokens in a sequence at most; of a pair in each of the two. By default 128, and of blocks as many as
             nearly all texts have, from 128 to 512, as far as both models read.
-        packing: `blocks` joins texts into sequences, of a masked language model whole ones, which are cut only where
-            they are longer, and of others full ones; `texts` keeps one text a sequence; `auto` is blocks for language
-            models and texts for everything else, and for pairs.
+        packing: `blocks` joins texts and cuts them into full sequences, `whole` joins as many whole ones as there is
+            room for, `texts` keeps one text a sequence; `auto` is whole for masked language models, blocks for other
+            language models, and texts for everything else, and for pairs.
         crops: of the texts that a sentence encoder learns from, the share that is cut down to a random piece, so that
             it learns short texts as well as long ones.
         prompts: what is put before texts that are kept apart, one of them before each, such as "query: "; by default
@@ -69,7 +69,7 @@ class Text:
     column: str = "text"
     target: str | None = None
     length: int | None = None
-    packing: Literal["auto", "blocks", "texts"] = "auto"
+    packing: Literal["auto", "blocks", "whole", "texts"] = "auto"
     crops: float = 0.5
     prompts: list[str] | None = None
     heldout: float = 0.02

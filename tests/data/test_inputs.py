@@ -89,10 +89,12 @@ def test_an_encoder_without_a_language_model_reads_128_tokens(run_of: Callable[.
     assert run_of(make(BertModel, max_position_embeddings=512), _texts(200)).recipe.text.length == 128
 
 
-def test_a_decoder_reads_full_blocks_and_a_masked_language_model_whole_texts(run_of: Callable[..., Run]) -> None:
-    """Of texts that two by two would fill no block."""
+@pytest.mark.parametrize(("packing", "length"), [("auto", 92), ("whole", 92), ("texts", 92), ("blocks", 128)])
+def test_a_masked_language_model_reads_whole_texts(packing: str, length: int, run_of: Callable[..., Run]) -> None:
+    """Of which two would not fit into one block, unless it is asked for full ones."""
     texts = [" ".join(random.Random(k).choices(WORDS, k=90)) for k in range(60)]
-    assert {len(block) for block in run_of(_masked_lm(), texts).corpus.heldout} == {92}
+    run = run_of(_masked_lm(), texts, text={"packing": packing})
+    assert {len(block) for block in run.corpus.heldout} == {length}
 
 
 @pytest.mark.parametrize("model", ["GPT-2", "T5"])

@@ -39,10 +39,21 @@ def read(recipe: Recipe, teacher: Teacher, origin: Teacher, texts: Iterable[str]
     return _images(recipe, teacher, texts)
 
 
+def packing_of(recipe: Recipe, teacher: Teacher) -> str:
+    """Whether text is joined into full `blocks`, or of `whole` texts, or stays `texts`; pairs always do."""
+    packing = recipe.text.packing
+    if recipe.text.target is not None:
+        return "texts"
+    if packing != "auto":
+        return packing
+    if teacher.kind == "masked-lm":
+        return "whole"
+    return "blocks" if teacher.kind in LANGUAGE_MODELS else "texts"
+
+
 def packs(recipe: Recipe, teacher: Teacher) -> bool:
-    """Whether text is joined into blocks; pairs never are."""
-    packing, wanted = recipe.text.packing, teacher.kind in LANGUAGE_MODELS
-    return recipe.text.target is None and (packing == "blocks" or (packing == "auto" and wanted))
+    """Whether texts are joined."""
+    return packing_of(recipe, teacher) != "texts"
 
 
 def length_for(recipe: Recipe, teacher: Teacher, origin: Teacher, texts: Iterable[str] | None) -> int:
@@ -97,7 +108,7 @@ def _text(recipe: Recipe, teacher: Teacher, shorter: Teacher, texts: Iterable[st
         target=target,
         length=recipe.text.length,
         packed=packs(recipe, teacher),
-        whole=teacher.kind == "masked-lm",
+        whole=packing_of(recipe, teacher) == "whole",
         heldout=recipe.text.heldout,
         stream=recipe.text.stream,
         workers=recipe.text.workers,
@@ -191,9 +202,9 @@ def refuse_other_options(recipe: Recipe, teacher: Teacher) -> None:
             "Only an encoder-decoder reads a text and says another one to it.",
             "Leave it out.",
         )
-    if recipe.text.target is not None and recipe.text.packing == "blocks":
+    if recipe.text.target is not None and recipe.text.packing in ("blocks", "whole"):
         raise UserError(
-            f"Cannot join pairs into blocks (text.packing = blocks, text.target = {recipe.text.target}).",
+            f"Cannot join pairs (text.packing = {recipe.text.packing}, text.target = {recipe.text.target}).",
             "What is said belongs to one text, so that pairs are kept apart.",
             "Leave --text.packing out.",
         )
