@@ -51,8 +51,8 @@ class Text:
         column: the text column of .jsonl, .csv, .parquet and datasets.
         target: the column of targets, for encoder-decoders that learn from given pairs; left out, they learn to say
             what stood where spans were taken out of the text.
-        length: tokens in a sequence at most; of a pair in each of the two. By default 128, and of blocks as many as
-            nearly all texts have, from 128 to 512, as far as both models read.
+        length: tokens in a sequence at most; of a pair in each of the two. By default 128, and of language models as
+            many as nearly all texts have, from 128 to 512, as far as both models read.
         packing: `blocks` joins texts and cuts them into full sequences, `whole` joins as many whole ones as there is
             room for, `texts` keeps one text a sequence; `auto` is whole for masked language models, blocks for other
             language models, and texts for everything else, and for pairs.

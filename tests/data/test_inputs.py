@@ -72,10 +72,10 @@ def test_what_can_be_read_once_is_not_looked_at(run_of: Callable[..., Run]) -> N
 
 
 @pytest.mark.parametrize(
-    ("options", "length"), [({"length": 40}, 40), ({"packing": "texts"}, 128), ({"packing": "blocks"}, 200)]
+    ("options", "length"), [({"length": 40}, 40), ({"packing": "texts"}, 200), ({"packing": "blocks"}, 200)]
 )
 def test_what_a_recipe_says_is_done(options: dict[str, Any], length: int, run_of: Callable[..., Run]) -> None:
-    """A length as it is given; 128 of texts that are kept apart, and of blocks what nearly all texts have."""
+    """A length as it is given, and otherwise what nearly all texts have, however they are joined."""
     assert run_of(_masked_lm(), _texts(200), text=options).recipe.text.length == length
 
 
@@ -95,6 +95,16 @@ def test_a_masked_language_model_reads_whole_texts(packing: str, length: int, ru
     texts = [" ".join(random.Random(k).choices(WORDS, k=90)) for k in range(60)]
     run = run_of(_masked_lm(), texts, text={"packing": packing})
     assert {len(block) for block in run.corpus.heldout} == {length}
+
+
+def test_of_pairs_the_longer_side_counts(run_of: Callable[..., Run], tmp_path: Path) -> None:
+    """Both are read as far."""
+    short, long = (_texts(longest) for longest in (20, 300))
+    (tmp_path / "pairs.jsonl").write_text(
+        "".join(json.dumps({"text": a, "said": b}) + "\n" for a, b in zip(short, long, strict=True))
+    )
+    run = run_of(tiny("T5"), str(tmp_path / "pairs.jsonl"), text={"target": "said"})
+    assert run.recipe.text.length == 304
 
 
 @pytest.mark.parametrize("model", ["GPT-2", "T5"])

@@ -62,6 +62,7 @@ QUICK: dict[str, Any] = {"steps": 12, "batch": 4, "text": {"length": 32}, "preci
         ({"steps": 100}, 32),
         ({"tokens": "200k", "text": Text(length=128, packing="texts")}, 32),
         ({"tokens": "200k", "text": Text(length=128, target="summary")}, 32),
+        ({"tokens": "200k", "text": Text(length=512, packing="texts")}, 8),
     ],
 )
 def test_a_language_model_with_few_tokens_takes_small_steps(

@@ -57,10 +57,10 @@ def packs(recipe: Recipe, teacher: Teacher) -> bool:
 
 
 def length_for(recipe: Recipe, teacher: Teacher, origin: Teacher, texts: Iterable[str] | None) -> int:
-    """Tokens of a sequence at most: what the recipe says, or as many as nearly all texts have where they are joined.
+    """Tokens of a sequence at most: what the recipe says, or a language model's as many as nearly all texts have.
 
-    A language model says something at each position, and is no good at those that it has not learnt. An embedding of a
-    whole text hardly hangs on them, and more short texts teach it more than fewer long ones.
+    It says something at each position, and is no good at those that it has not learnt. An embedding of a whole text
+    hardly hangs on them, and more short texts teach it more than fewer long ones.
 
     Args:
         recipe: says how text is read.
@@ -74,14 +74,15 @@ def length_for(recipe: Recipe, teacher: Teacher, origin: Teacher, texts: Iterabl
     if recipe.text.length is not None:
         return recipe.text.length
     most = int(min(_positions(teacher), _positions(origin), teacher.tokenizer.model_max_length))
-    if not packs(recipe, teacher):
+    if teacher.kind not in LANGUAGE_MODELS:
         return min(LENGTHS[0], most)
-    data = texts if texts is not None else recipe.data
-    some = some_texts(data, recipe.text.column, SEEN, stream=recipe.text.stream)
-    if some is None:
-        return min(LENGTHS[1], most)
-    counts = [len(ids) for ids in teacher.tokenizer(some, verbose=False)["input_ids"]] if some else []
-    return usual_length(counts, most)
+    data, lengths = texts if texts is not None else recipe.data, []
+    for column in filter(None, (recipe.text.column, recipe.text.target)):
+        if (some := some_texts(data, column, SEEN, stream=recipe.text.stream)) is None:
+            return min(LENGTHS[1], most)
+        counts = [len(ids) for ids in teacher.tokenizer(some, verbose=False)["input_ids"]] if some else []
+        lengths.append(usual_length(counts, most))
+    return max(lengths)
 
 
 def _text(recipe: Recipe, teacher: Teacher, shorter: Teacher, texts: Iterable[str] | None) -> tuple[Corpus, Collate]:

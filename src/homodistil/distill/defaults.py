@@ -59,14 +59,15 @@ def batch_for(recipe: Recipe, teacher: Teacher) -> int:
     """Sequences in a batch, where the recipe does not say: a power of two that leaves `STEPS` to each target.
 
     A language model learns far more from many small steps than from few large ones, as long as there are few. The
-    similarities that a sentence encoder learns from are those within a batch, so its batches stay as they are; and so
-    do those of texts and pairs that are not packed, which may be far shorter than `text.length`.
+    similarities that a sentence encoder learns from are those within a batch, so its batches stay as they are. Texts
+    and pairs that are not packed may be far shorter than `text.length`, and there are as many as there may be.
     """
-    if teacher.kind not in LANGUAGE_MODELS or not packs(recipe, teacher):
+    if teacher.kind not in LANGUAGE_MODELS:
         return BATCH
     assert recipe.text.length is not None
     least, most = TOKENS
-    a_batch = most if recipe.steps else recipe.token_budget() / (recipe.accumulate * STEPS * len(recipe.target))
+    chosen = packs(recipe, teacher) and not recipe.steps
+    a_batch = recipe.token_budget() / (recipe.accumulate * STEPS * len(recipe.target)) if chosen else most
     sequences = min(max(a_batch, least), most) / recipe.text.length
     return min(BATCH, 1 << math.floor(math.log2(max(1, sequences))))
 
