@@ -95,5 +95,8 @@ def test_afterwards_the_model_is_as_it_was() -> None:
         assert torch.equal(table, moved_along(before, start, known))
         assert not torch.equal(table, before)
     assert torch.equal(table, before)
+    with pytest.raises(OSError, match="full"), all_moved(model, layout, {name: start}, {name: known}):
+        raise OSError("the disk is full")
+    assert torch.equal(table, before)
     with all_moved(model, layout, {}, {}):
         assert torch.equal(table, before)

@@ -57,9 +57,11 @@ def all_moved(
     before = {name: table.clone() for name, table in moved.items()}
     for name, table in moved.items():
         table.copy_(moved_along(table, start[name], reached[name]))
-    yield
-    for name, table in moved.items():
-        table.copy_(before[name])
+    try:
+        yield
+    finally:
+        for name, table in moved.items():
+            table.copy_(before[name])
 
 
 def moved_along(table: Tensor, start: Tensor, reached: Tensor) -> Tensor:
