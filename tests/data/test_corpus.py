@@ -26,7 +26,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from conftest import WORDS
-from homodistil.data.collate import Collator, Draw, batches, draws, heldout_draws, of_batch, seen_after
+from homodistil.data.collate import MEASURED, Collator, Draw, batches, draws, heldout_draws, of_batch, seen_after
 from homodistil.data.corpus import STREAM_HELDOUT, Corpus, heldout_count, load_corpus, tokenise
 from homodistil.data.cutter import Blocks, Cutter
 from homodistil.data.sources import Cropper, Pieces, of_epoch
@@ -228,6 +228,20 @@ def test_held_out_batches_have_the_same_masks_whatever_share_is_learnt_from(toke
         mine, theirs = few(sequences, index), many(sequences, index)
         assert len(mine["positions"]) == 30
         assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_batches_of_uneven_sequences_have_few_shapes(tokenizer: Any) -> None:
+    """A number of predicted tokens that a GPU has seen before, near the asked-for share; held-out ones exactly it."""
+    draw, collate = random.Random(0), Collator(tokenizer, 0.25, 0)
+    counts = []
+    for index in range(300):
+        lengths = [180 + draw.randrange(8) for _ in range(4)]
+        sequences = [[2, *[7] * (length - 2), 3] for length in lengths]
+        free, predicted = sum(lengths) - 8, len(collate(sequences, index)["labels"])
+        assert predicted == pytest.approx(0.25 * free, rel=1 / 14)
+        assert len(collate(sequences, -1 - index)["labels"]) == int(MEASURED * free)
+        counts.append(predicted)
+    assert len(set(counts)) < 4 < len({int(0.25 * count) for count in range(712, 740)})
 
 
 def test_text_is_tokenised_once(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,9 +56,13 @@ class Collator:
             return batch
         generator = of_batch(self.seed, index)
         free = batch["ordinary"].flatten() > 0
-        # a fixed share of the batch and not a coin a token, so that packed batches all have the same shapes
+        # a fixed share of the batch and not a coin a token, so that full blocks all have the same shapes
         share = self.masked if index >= 0 else MEASURED
-        count = min(max(1, int(share * int(free.sum()))), int(free.sum()))
+        most = int(free.sum())
+        count = min(max(1, int(share * most)), most)
+        if index >= 0 and len(set(map(len, sequences))) > 1:
+            # and others few, or a GPU could play nothing back
+            count = min(_evened(count), most)
         lot = torch.rand(ids.numel(), generator=generator).masked_fill(~free, -1)
         positions = lot.topk(count).indices.sort().values
         flat = ids.flatten()
@@ -69,6 +73,12 @@ class Collator:
             fate < 0.8, torch.tensor(self.tokenizer.mask_token_id), torch.where(fate < 0.9, random, labels)
         )
         return batch | {"input_ids": flat.view_as(ids), "positions": positions, "labels": labels}
+
+
+def _evened(count: int) -> int:
+    """The nearest of the numbers of which eight lie, evenly spaced, between a power of two and the next."""
+    step = 1 << max(0, count.bit_length() - 4)
+    return round(count / step) * step
 
 
 def padded(
