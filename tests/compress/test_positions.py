@@ -1,4 +1,4 @@
-"""Positions that no text reaches are moved as those that one does."""
+"""Positions, distances and types that no text reaches are moved as those that one does."""
 
 from __future__ import annotations
 
@@ -46,8 +46,18 @@ def test_what_rows_have_not_in_common_moves_no_other() -> None:
     assert moved.norm() < 0.35 * torch.randn_like(moved).norm()
 
 
-@pytest.mark.parametrize("reached", [200, 15, 0])
-def test_a_table_of_which_all_or_hardly_any_row_was_reached_stays(reached: int) -> None:
+@pytest.mark.parametrize("rows", [2, 12])
+def test_of_few_rows_the_mean_change_is_told(rows: int) -> None:
+    """As of the two types of text, of which a single text has one."""
+    start = _table(rows + 1, 24)
+    known = torch.arange(rows + 1) < rows
+    table = start + known[:, None] * torch.randn(24)
+    made = moved_along(table, start, known)
+    torch.testing.assert_close(made, start + (table - start)[0])
+
+
+@pytest.mark.parametrize("reached", [200, 0])
+def test_a_table_of_which_all_or_no_row_was_reached_stays(reached: int) -> None:
     """There is nobody to move, or nobody to go by."""
     start = _table(200, 24)
     known = torch.arange(200) < reached
@@ -69,7 +79,7 @@ def test_a_row_of_zeros_is_nobodys_position() -> None:
 @pytest.mark.parametrize(
     ("model", "names"),
     [
-        (make(BertForMaskedLM), ["bert.embeddings.position_embeddings.weight"]),
+        (make(BertForMaskedLM), [f"bert.embeddings.{kind}_embeddings.weight" for kind in ("position", "token_type")]),
         (tiny("GPT-2"), ["transformer.wpe.weight"]),
         (tiny("BART"), ["model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight"]),
         (tiny("Llama"), []),

@@ -116,18 +116,22 @@ def test_what_is_no_masked_language_model_reads_full_blocks(model: str, run_of: 
 
 
 def test_a_students_positions_beyond_the_text_are_moved(tokenizer: Any, tmp_path: Path) -> None:
-    """None stays what was cut out of the teacher's, and none goes further than those that have learnt."""
+    """None stays what was cut out of the teacher's, and none goes further than those that have learnt; types do, too."""
     teacher = _folder(_masked_lm(64), tokenizer, tmp_path / "teacher")
     texts = [" ".join(random.Random(k).choices(WORDS, k=30)) for k in range(200)]
     options: dict[str, Any] = {"steps": 12, "batch": 4, "precision": "fp32", "optim": {"weight_decay": 0.0}}
     made = homodistil.distil(teacher, texts, "0.5", tmp_path / "run", text={"length": 32}, **options)
     opened = BertForMaskedLM.from_pretrained(made.students["0.5"])
     kept = _kept(made.out / "units" / "0.5.json")
-    start = BertForMaskedLM.from_pretrained(teacher).bert.embeddings.position_embeddings.weight[:, kept]
-    table = opened.bert.embeddings.position_embeddings.weight
+    before, after = (m.bert.embeddings for m in (BertForMaskedLM.from_pretrained(teacher), opened))
+    start, table = before.position_embeddings.weight[:, kept], after.position_embeddings.weight
     assert not (table[32:] == start[32:]).any(dim=1).all()
     assert torch.isfinite(table).all()
     assert (table - start)[32:].norm(dim=1).max() < 2 * (table - start)[:32].norm(dim=1).max()
+    # a single text has one type
+    learnt, told = after.token_type_embeddings.weight - before.token_type_embeddings.weight[:, kept]
+    torch.testing.assert_close(told, learnt, atol=1e-6, rtol=1e-5)
+    assert learnt.abs().max() > 1e-4
 
 
 def _kept(file: Path) -> list[int]:

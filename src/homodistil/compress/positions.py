@@ -1,9 +1,10 @@
-"""Positions that a run's text never reaches: their rows move as those of the positions that it does.
+"""Positions, distances and types of text that a run never reaches: their rows move as those that it does.
 
 A student that learns from sequences of 128 tokens learns the first 128 rows of its table of positions, and all layers
 with them. The rows after that would stay what was cut out of the teacher's, and say nothing to these layers any more.
 But what a row has learnt is nearly a linear function of what it was, the same for all of them: it is fitted to the rows
-that were reached, and moves the others.
+that were reached, and moves the others. Of types of text one is reached, that of a single text: its change is what
+layers expect of the others, too.
 """
 
 from __future__ import annotations
@@ -19,18 +20,19 @@ from transformers import PreTrainedModel
 
 from homodistil.axes.layout import Layout
 
-POSITION = "position"
-"""The axis of positions, in the tables of all families that have one."""
+COUNTED = ("position", "distance", "type")
+"""The axes of tables of which a text reaches some rows, in all families that have them."""
 STRENGTHS = 10.0 ** np.arange(-3, 3.5, 0.5)
 """Of the ridge, in mean variances of what the rows were; each unit has the one that tells rows left out best."""
 FEWEST = 16
-"""Rows that must be reached, or nothing can be told of the others."""
+"""Rows that must be reached; of fewer the mean change is all that is told of the others."""
 
 
 def tables(model: PreTrainedModel, layout: Layout) -> dict[str, Tensor]:
-    """The tables of positions that a model learns, (positions, units), by their names."""
+    """The tables that a model learns of positions, distances and types, (rows, units), by their names."""
     named = dict(model.named_parameters())
-    return {name: named[name] for name, dims in layout.dims.items() if len(dims) == 2 and dims[0] == (POSITION,)}
+    known = [(axis,) for axis in COUNTED]
+    return {name: named[name] for name, dims in layout.dims.items() if len(dims) == 2 and dims[0] in known}
 
 
 def unit_of(layout: Layout, table: str) -> str:
@@ -50,8 +52,8 @@ def all_moved(
     Args:
         model: what has learnt.
         layout: its axes.
-        start: what each table was at first, of the units that are left, (positions, units).
-        reached: which rows have learnt, (positions,); a table that is not named has no such row.
+        start: what each table was at first, of the units that are left, (rows, units).
+        reached: which rows have learnt, (rows,); a table that is not named has no such row.
     """
     moved = {name: table for name, table in tables(model, layout).items() if name in reached}
     before = {name: table.clone() for name, table in moved.items()}
@@ -68,21 +70,24 @@ def moved_along(table: Tensor, start: Tensor, reached: Tensor) -> Tensor:
     """A table of which some rows have learnt, with the others moved as those were.
 
     Args:
-        table: as it is, (positions, units).
-        start: as it was, (positions, units).
-        reached: which rows have learnt, (positions,).
+        table: as it is, (rows, units).
+        start: as it was, (rows, units).
+        reached: which rows have learnt, (rows,).
     """
     made = table.clone()
-    if reached.all() or reached.sum() < FEWEST:
+    if reached.all() or not reached.any():
         return made
     was, now = (t.double().cpu().numpy() for t in (start, table))
     known = reached.cpu().numpy()
     # some tables have a row of zeros for padding, which is nobody's position
     others = ~known & was.any(axis=1)
     spread = float(was[known].var(axis=0).sum() * known.sum() / was.shape[1])
-    if not others.any() or not spread:
+    if not others.any():
         return made
-    fitted = RidgeCV(alphas=spread * STRENGTHS, alpha_per_target=True).fit(was[known], (now - was)[known])
-    rows = torch.from_numpy(was[others] + fitted.predict(was[others]))
-    made[torch.from_numpy(others).to(made.device)] = rows.to(made)
+    change = (now - was)[known]
+    if known.sum() < FEWEST or not spread:
+        moves = change.mean(axis=0, keepdims=True)
+    else:
+        moves = RidgeCV(alphas=spread * STRENGTHS, alpha_per_target=True).fit(was[known], change).predict(was[others])
+    made[torch.from_numpy(others).to(made.device)] = torch.from_numpy(was[others] + moves).to(made)
     return made

@@ -88,7 +88,7 @@ def save_target(run: Run, target: str) -> None:
 
 
 def _positions_moved(run: Run) -> AbstractContextManager[None]:
-    """Within it, the student's positions that the text has not reached are as those that it has."""
+    """Within it, positions and types that the text has not reached are as those that it has."""
     state, start, reached = run.state, dict[str, Tensor](), dict[str, Tensor]()
     for name, table in tables(state.student, state.layout).items():
         if moments := state.optimizer.state.get(table):

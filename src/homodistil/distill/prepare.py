@@ -61,7 +61,7 @@ class Run:
         figures: shape and counts of the teacher, with its whole vocabulary.
         vocabulary: which of the teacher's tokens are left; None if all are.
         start: the widths and the depth that the student starts with.
-        positions: the tables of positions that it starts with, by name, on the CPU.
+        positions: its tables of positions, distances and types as it starts, by name, on the CPU.
         states: how many hidden states it starts with, the first embeddings aside: one a layer, and of encoder-decoders
             the target's embeddings.
         planned: the targets, widest first.
