@@ -116,7 +116,7 @@ def test_what_is_no_masked_language_model_reads_full_blocks(model: str, run_of: 
 
 
 def test_a_students_positions_beyond_the_text_are_moved(tokenizer: Any, tmp_path: Path) -> None:
-    """None stays what was cut out of the teacher's, and none goes further than those that have learnt; types do, too."""
+    """None stays what was cut out of the teacher, and none goes further than those that have learnt; types, too."""
     teacher = _folder(_masked_lm(64), tokenizer, tmp_path / "teacher")
     texts = [" ".join(random.Random(k).choices(WORDS, k=30)) for k in range(200)]
     options: dict[str, Any] = {"steps": 12, "batch": 4, "precision": "fp32", "optim": {"weight_decay": 0.0}}
