@@ -40,7 +40,9 @@ def test_a_length_and_a_batch_that_nobody_has_asked_for_are_said(ready: Callable
     run = ready(BertForMaskedLM)
     run = replace(run, recipe=replace(run.recipe, text=replace(run.recipe.text, length=64)))
     asked = {"text": replace(run.recipe.text, length=None), "batch": 0, "tokens": "2k"}
-    assert _said(run, **asked) == ["sequences of up to 64 tokens", "batch: 4, so that 2k tokens are 10 steps"]
+    said = ["sequences of up to 64 tokens", "batch: 4, so that 2k tokens are 10 steps"]
+    assert _said(run, **asked, steps=None) == said
+    assert _said(run, **asked, steps=10) == [said[0], "batch: 4"]
     assert _said(run) == []
 
 

@@ -31,7 +31,8 @@ def notices(run: Run, recipe: Recipe) -> Iterator[str]:
     if run.corpus.cut > CUT:
         yield f"{run.corpus.cut:.0%} of the texts are read to their token {length} and no further (--text.length)"
     if chosen.batch != (recipe.batch or BATCH):
-        yield f"batch: {chosen.batch}, so that {recipe.tokens} tokens are {run.schedule.steps:,} steps"
+        tokens = "" if recipe.steps else f", so that {recipe.tokens} tokens are {run.schedule.steps:,} steps"
+        yield f"batch: {chosen.batch}{tokens}"
     for planned in run.planned:
         if planned.missed is not None and abs(planned.missed) > CLOSE:
             yield (
