@@ -158,13 +158,12 @@ def test_an_arm_that_passes_another_target_has_as_many_tokens_for_each(
     monkeypatch.setattr(quality, "text_of", lambda *_: (corpus, corpus))
     seen = {}
     for arm, before in (("alone", ()), ("passes", ("0.75",))):
-        monkeypatch.setattr(quality, "ARMS", {arm: ({"text": {"length": 32}}, None)})
+        monkeypatch.setattr(quality, "ARMS", {arm: ({"text": {"length": 32, "packing": "blocks"}}, None)})
         monkeypatch.setattr(quality, "BEFORE", {"passes": before})
         run = Run(seed=0, teacher="any", target="0.5", arm=arm, tokens="2560")
         seen[arm] = quality.distilled(run, tmp_path, tmp_path)["tokens_seen"]
         assert quality.metrics_of(run, tmp_path)[-1]["target"] == "0.5"
-    assert seen["passes"] == pytest.approx(2 * seen["alone"], rel=0.1)
-    assert seen["alone"] > 2000
+    assert seen["passes"] == 2 * seen["alone"] > 0
     passed = quality.runs(_options(tmp_path, arms=["passes"], targets=["0.75", "0.5"]))
     assert {made.target for made in passed} == {"0.5"}
 

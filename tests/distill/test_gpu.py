@@ -114,7 +114,9 @@ def test_recorded_steps_are_those_that_were_recorded(
     model_class: type[PreTrainedModel], ready: Callable[..., Run], tmp_path: Path
 ) -> None:
     """Of packed and of padded text, beside a run that records nothing."""
-    run, plain = (ready(model_class, precision="fp32", out=str(tmp_path / name)) for name in ("recorded", "plain"))
+    text = {"length": 32, "packing": "blocks" if model_class is BertForMaskedLM else "texts"}
+    options = {"precision": "fp32", "text": text}
+    run, plain = (ready(model_class, out=str(tmp_path / name), **options) for name in ("recorded", "plain"))
     plain.recorder.stop()
     ours, theirs = _learnt(run, SETTLED + 24), _learnt(plain, SETTLED + 24)
     assert run.recorder.recordings >= 1

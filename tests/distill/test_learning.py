@@ -85,7 +85,8 @@ def test_heads_turn_before_they_lose_dimensions_and_the_student_says_the_same(
 ) -> None:
     """Losses stay at nothing up to rounding, in another basis; where heads keep their dimensions, so does it."""
     for target, turned in (("0.5", True), ("hidden=48,heads=4,head_dim=12,ffn=40", False)):
-        run = ready(BertForMaskedLM, target=target, out=str(tmp_path / target), cutting={"calibration": 3})
+        text = {"length": 32, "packing": "blocks"}
+        run = ready(BertForMaskedLM, target=target, out=str(tmp_path / target), cutting={"calibration": 3}, text=text)
         before = {name: p.clone() for name, p in run.state.student.named_parameters()}
         with torch.enable_grad():
             feed = calibrate(run, draws(run.corpus.train, 4, start=0))
@@ -96,8 +97,6 @@ def test_heads_turn_before_they_lose_dimensions_and_the_student_says_the_same(
         terms = terms_of(run, batch)
         # its kernel subtracts sums of squares that are not small, so that by it nothing is no less than rounding
         assert abs(float(terms.pop("attention"))) < 1e-5
-        # a divergence is a difference of logarithms of about 3, which float32 tells to 2e-7, on either side of nothing
-        assert abs(float(terms.pop("prediction"))) < 2e-7
         assert all(float(term) < 1e-8 for name, term in terms.items() if name != "lm")
         layers = [run.runner(model, batch).attention for model in (run.state.student, run.teacher.model)]
         for pair in zip(*layers, strict=True):

@@ -34,8 +34,8 @@ def test_a_batch_is_known_to_be_unpadded_where_its_tokens_are_as_many_as_its_row
 ) -> None:
     """The number lies on the CPU; a batch without it is not known to be."""
     text = {"length": 32, "packing": "blocks"}
-    # full blocks, and texts one by one
-    runs = [ready(BertModel, out=str(tmp_path / "packed"), text=text), ready(BertModel, out=str(tmp_path / "padded"))]
+    packed_run = ready(BertForMaskedLM, out=str(tmp_path / "packed"), text=text)
+    runs = [packed_run, ready(BertModel, out=str(tmp_path / "padded"))]
     packed, padded = (run.batch(next(draws(run.corpus.train, 4, start=0))) for run in runs)
     assert [int(b["tokens"]) for b in (packed, padded)] == [int(b["attention_mask"].sum()) for b in (packed, padded)]
     assert [outputs.unpadded(b) for b in (packed, padded)] == [True, False]
