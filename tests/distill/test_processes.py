@@ -31,10 +31,12 @@ OPTIONS: dict[str, Any] = {
     "precision": "fp32",
     "log_every": 3,
 }
-CUTTINGS: dict[str, dict[str, Any]] = {
+WAYS: dict[str, dict[str, Any]] = {
     "calibrated": {},
     # everything that is measured is measured on batches that are shared
-    "on the way": {"importance": "output", "calibration": 0, "basis": "teacher"},
+    "on the way": {"cutting": {"importance": "output", "calibration": 0, "basis": "teacher"}},
+    # so that batches differ in length, and in how many tokens they predict
+    "uneven": {"text": {"packing": "whole"}},
 }
 
 DRIVER = """
@@ -119,8 +121,8 @@ except (errors.UserError, errors.RunStopped) as ended:
 """.replace("TARGET", repr(TARGET))
 
 
-def _options(cutting: str) -> dict[str, Any]:
-    return OPTIONS | {"cutting": OPTIONS["cutting"] | CUTTINGS[cutting]}
+def _options(way: str) -> dict[str, Any]:
+    return OPTIONS | {group: OPTIONS[group] | others for group, others in WAYS[way].items()}
 
 
 def _launch(*words: object) -> subprocess.CompletedProcess[str]:
@@ -132,26 +134,26 @@ def _launch(*words: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-def _drive(folder: Path, teacher: Path, corpus: Path, out: Path, verb: str, cutting: str) -> None:
+def _drive(folder: Path, teacher: Path, corpus: Path, out: Path, verb: str, way: str) -> None:
     (folder / "driver.py").write_text(DRIVER)
-    done = _launch(folder / "driver.py", teacher, corpus, out, verb, json.dumps(_options(cutting)))
+    done = _launch(folder / "driver.py", teacher, corpus, out, verb, json.dumps(_options(way)))
     assert done.returncode == 0, done.stderr
 
 
-def _alone(teacher: Path, corpus: Path, out: Path, cutting: str) -> dict[str, torch.Tensor]:
+def _alone(teacher: Path, corpus: Path, out: Path, way: str) -> dict[str, torch.Tensor]:
     """The student that a single process makes of the same batches."""
-    result = homodistil.distil(teacher, corpus, TARGET, out, **_options(cutting))
+    result = homodistil.distil(teacher, corpus, TARGET, out, **_options(way))
     return load_file(result.students[TARGET] / "model.safetensors")
 
 
-@pytest.mark.parametrize("cutting", CUTTINGS)
+@pytest.mark.parametrize("way", WAYS)
 def test_two_processes_make_the_student_that_one_makes(
-    masked_lm: Path, corpus: Path, tmp_path: Path, cutting: str
+    masked_lm: Path, corpus: Path, tmp_path: Path, way: str
 ) -> None:
     """The same but for rounding, though one would cut otherwise; each holds it bit for bit; one of them writes."""
     out = tmp_path / "run"
-    alone = _alone(masked_lm, corpus, tmp_path / "alone", cutting)
-    _drive(tmp_path, masked_lm, corpus, out, "distil", cutting)
+    alone = _alone(masked_lm, corpus, tmp_path / "alone", way)
+    _drive(tmp_path, masked_lm, corpus, out, "distil", way)
     made = load_file(out / "students" / TARGET / "model.safetensors")
     assert made.keys() == alone.keys()
     for name, tensor in made.items():
@@ -161,7 +163,10 @@ def test_two_processes_make_the_student_that_one_makes(
     assert all(torch.equal(first[name], second[name]) for name in first)
     records = homodistil.rundir.RunDir(out).read_metrics()
     assert [r["step"] for r in records] == sorted({r["step"] for r in records})
-    assert records[-1]["tokens"] == OPTIONS["steps"] * OPTIONS["batch"] * OPTIONS["accumulate"] * 32
+    of_one = homodistil.rundir.RunDir(tmp_path / "alone").read_metrics()
+    assert [r["tokens"] for r in records] == [r["tokens"] for r in of_one]
+    full = OPTIONS["steps"] * OPTIONS["batch"] * OPTIONS["accumulate"] * 32
+    assert 0 < records[-1]["tokens"] < full if way == "uneven" else records[-1]["tokens"] == full
     assert {p.name for p in out.iterdir()} == {"metrics.jsonl", "recipe.yaml", "students", "units"}
 
 
