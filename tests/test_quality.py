@@ -60,6 +60,16 @@ def test_a_seed_is_finished_before_the_next_begins(tmp_path: Path) -> None:
     assert {run.teacher for run in made if run.arm == "paper"} == {"rxnfp"}
     assert {run.teacher for run in made if run.arm == "no-cosine"} == {"minilm"}
     assert [run.target for run in made if run.arm == "teacher"] == ["1"] * 4
+    # one set of weights for all layers has no fewer of them
+    assert {r.teacher for r in runs(_options(tmp_path, arms=["layers"], teachers=["rxnfp", "rxnmapper"]))} == {"rxnfp"}
+
+
+def test_atoms_are_counted_one_by_one_and_products_as_wholes() -> None:
+    """A product with one atom that is mapped otherwise is mapped otherwise."""
+    from atom_maps import agreement
+
+    said = agreement([[4, 2], [0, 1], [7]], [[4, 2], [0, 3], [7]])
+    assert said == {"atoms mapped as the teacher": 0.8, "products mapped as the teacher": pytest.approx(2 / 3)}
 
 
 def test_what_is_finished_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Real weights: MiniLM and rxnfp go through the whole job and come out as what their users open."""
+"""Real weights: teachers of three families go through the whole job and come out as what their users open."""
 
 from __future__ import annotations
 
@@ -57,10 +57,13 @@ def test_minilm_comes_out_as_a_sentence_encoder_of_half_the_width(tmp_path: Path
     np.testing.assert_allclose(pooled.numpy(), embeddings, atol=1e-5)
 
 
-def test_an_uncut_pass_leaves_the_masked_accuracy_of_rxnfp_unchanged(tmp_path: Path, reactions: Path) -> None:
+@pytest.mark.parametrize("teacher", ["rxnfp", "rxnmapper"])
+def test_an_uncut_pass_leaves_the_masked_accuracy_of_a_teacher_unchanged(
+    tmp_path: Path, reactions: Path, teacher: str
+) -> None:
     """With the teacher's own width as target and no learning, teacher and student find the same masked tokens."""
     result = homodistil.distil(
-        fetch("rxnfp"),
+        fetch(teacher),
         reactions,
         "1.0",
         tmp_path / "run",
@@ -75,15 +78,18 @@ def test_an_uncut_pass_leaves_the_masked_accuracy_of_rxnfp_unchanged(tmp_path: P
     assert held["hidden"] == held["attention"] == held["prediction"] == 0.0
 
 
-def test_rxnfp_goes_through_two_targets_and_comes_out_loadable(tmp_path: Path, reactions: Path) -> None:
-    """A true masked language model of 12 layers passes through 0.75 to 0.5 in one run."""
+@pytest.mark.parametrize("teacher", ["rxnfp", "rxnmapper"])
+def test_a_model_of_reactions_goes_through_two_targets_and_comes_out_loadable(
+    tmp_path: Path, reactions: Path, teacher: str
+) -> None:
+    """A true masked language model of 12 layers, or of one that is passed 12 times, gets to 0.5 by 0.75 in one run."""
     result = homodistil.distil(
-        fetch("rxnfp"), reactions, ["0.5", "0.75"], tmp_path / "run", steps=8, batch=4, text={"heldout": 0.2}
+        fetch(teacher), reactions, ["0.5", "0.75"], tmp_path / "run", steps=8, batch=4, text={"heldout": 0.2}
     )
     for target, hidden in (("0.75", 192), ("0.5", 128)):
         model = AutoModelForMaskedLM.from_pretrained(result.students[target])
         assert model.config.hidden_size == hidden
-        assert model.cls.predictions.decoder.weight is model.bert.embeddings.word_embeddings.weight
+        assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
         tokenizer = AutoTokenizer.from_pretrained(result.students[target])
         assert tokenizer.tokenize("BrC[C@@H]Cl>>C") == ["Br", "C", "[C@@H]", "Cl", ">>", "C"]
 

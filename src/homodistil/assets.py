@@ -234,6 +234,6 @@ ASSETS: dict[str, Asset] = {
         licence="CC BY-SA",
     ),
 }
-"""all-MiniLM-L6-v2 (a sentence encoder), rxnfp and rxnmapper (masked language models of chemical reactions, a BERT and an
-ALBERT), SmolLM2-135M-Instruct (a small language model, dequantised from four bits), and the lead sections of 10,033
-articles of Wikipedia, one a line."""
+"""all-MiniLM-L6-v2 (a sentence encoder), rxnfp and rxnmapper (masked language models of chemical reactions, the one a
+BERT, the other an ALBERT), SmolLM2-135M-Instruct (a small language model, dequantised from four bits), and the lead
+sections of 10,033 articles of Wikipedia, one a line."""
