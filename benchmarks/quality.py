@@ -39,11 +39,11 @@ from homodistil.evaluation.similarity import judged_pairs
 from homodistil.evaluation.tasks import TASKS, open_task
 from homodistil.models.teacher import load_teacher
 from homodistil.rundir import writing_folder
-from quality_arms import ARMS, BEFORE, ONLY, TEACHER, Run, budget, reactions, text_of
+from quality_arms import ARMS, BEFORE, ENCODERS, ONLY, TEACHER, Run, budget, reactions, text_of
 
 TARGETS = ("0.3", "0.5")
 SEEDS = (0, 1, 2)
-MINILM_TASKS = ("stsb", "mrpc", "rte", "cola", "sst2")
+GLUE_TASKS = ("stsb", "mrpc", "rte", "cola", "sst2")
 
 
 def runs(options: argparse.Namespace) -> Iterator[Run]:
@@ -138,7 +138,7 @@ def measure(run: Run, folder: Path, source: Path, held: Path, data: Path) -> dic
     if run.teacher == "rxnmapper" and run.arm != TEACHER:
         maps = (mapped(place, texts[:400]) for place in (folder, source))
         values |= _prefixed("held-out text", atoms_agree(*maps))
-    if run.teacher == "minilm":
+    if run.teacher in ENCODERS:
         for split in ("validation", "test"):
             rows = datasets_of(data, split)
             values[f"stsb {split}: spearman"] = judged_pairs(folder, TASKS["stsb"], rows)
@@ -154,8 +154,8 @@ def datasets_of(data: Path, split: str) -> Any:
 
 def tasks_of(run: Run, data: Path, work: Path) -> dict[str, str]:
     """The labelled tasks of a teacher's field: the name, and what `open_task` opens."""
-    if run.teacher == "minilm":
-        return {name: name for name in MINILM_TASKS}
+    if run.teacher in ENCODERS:
+        return {name: name for name in GLUE_TASKS}
     folder = work / "yields"
     for split, rows in zip(("train", "validation"), reactions(data), strict=True):
         folder.mkdir(exist_ok=True)

@@ -88,9 +88,9 @@ ARMS: dict[str, tuple[Options, Callable[[Run, Teacher, Path], Path] | None]] = {
 """For each arm what it changes of the recipe, and what makes its first student if that is no copy of the teacher."""
 BEFORE = {"after-half": ("0.5",)}
 """Arms that reach other targets first, in the same run and with as many tokens for each of them."""
-REACTIONS = ("rxnfp", "rxnmapper")
-"""The teachers of chemical reactions, masked language models."""
-ONLY = {"no-distillation": REACTIONS, "paper": REACTIONS, "no-cosine": ("minilm",), "layers": ("minilm", "rxnfp")}
+ENCODERS, REACTIONS = ("minilm", "mpnet"), ("rxnfp", "rxnmapper")
+"""The teachers: sentence encoders, and masked language models of chemical reactions."""
+ONLY = {"no-distillation": REACTIONS, "paper": REACTIONS, "no-cosine": ENCODERS, "layers": (*ENCODERS, "rxnfp")}
 """Arms of some teachers: the others have no language model, no embeddings, or one set of weights for all layers."""
 TEACHER = "teacher"
 """The arm that is not distilled, so that there is something to compare with."""
@@ -101,7 +101,7 @@ def text_of(teacher: str, data: Path, work: Path) -> tuple[Path, Path]:
     learn, held = work / f"{teacher}-learn.txt", work / f"{teacher}-held.txt"
     if not held.exists():
         draw = random.Random(0)
-        if teacher == "minilm":
+        if teacher in ENCODERS:
             books = [b for b in sorted((data / "text" / "openstax").glob("*.txt")) if b.stem != "psychology"]
             lines = fetch("wiki-leads").read_text().splitlines()
             lines += [line for book in books for line in book.read_text().splitlines() if len(line.split()) > 3]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from homodistil import assets
+from homodistil import assets, pinned
 from homodistil.errors import UserError
 
 
@@ -21,11 +22,11 @@ def _wheel(folder: Path) -> Path:
     return path
 
 
-def _pinned(sha256: str) -> assets.Asset:
+def _pinned(sha256: str) -> pinned.Asset:
     def unpack(wheel: Path, place: Path) -> None:
         (place / "text.txt").write_text((wheel / "thing" / "text.txt").read_text())
 
-    return assets.Asset(wheel="thing", version="1.0", sha256=sha256, unpack=unpack, result="text.txt", licence="none")
+    return pinned.Asset(wheels={"thing": sha256}, version="1.0", unpack=unpack, result="text.txt", licence="none")
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def digest(tmp_path: Path) -> str:
 
 def test_an_asset_is_fetched_once(monkeypatch: pytest.MonkeyPatch, index: list[list[str]], digest: str) -> None:
     """The second use reads the cache."""
-    monkeypatch.setitem(assets.ASSETS, "thing", _pinned(digest))
+    monkeypatch.setitem(pinned.ASSETS, "thing", _pinned(digest))
     assert assets.fetch("thing").read_text() == "hello"
     assert assets.fetch("thing").read_text() == "hello"
     assert len(index) == 1
@@ -60,11 +61,24 @@ def test_an_asset_is_fetched_once(monkeypatch: pytest.MonkeyPatch, index: list[l
     assert index[0][-1] == "thing==1.0"
 
 
+def test_an_asset_of_several_wheels_is_fetched_whole(
+    monkeypatch: pytest.MonkeyPatch, index: list[list[str]], digest: str
+) -> None:
+    """Each of them in its pinned version, and each is checked."""
+    asset = _pinned(digest)
+    monkeypatch.setitem(pinned.ASSETS, "thing", replace(asset, wheels={"first": digest, "second": digest}))
+    assert assets.fetch("thing").read_text() == "hello"
+    assert [command[-1] for command in index] == ["first==1.0", "second==1.0"]
+    monkeypatch.setitem(pinned.ASSETS, "other", replace(asset, wheels={"first": digest, "second": "0" * 64}))
+    with pytest.raises(UserError, match=f"Cannot use other.*{digest}"):
+        assets.fetch("other")
+
+
 def test_a_filled_cache_need_not_be_writable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, index: list[list[str]], digest: str
 ) -> None:
     """One that was copied to where all may read it; `~` is the home, and nothing is locked there."""
-    monkeypatch.setitem(assets.ASSETS, "thing", _pinned(digest))
+    monkeypatch.setitem(pinned.ASSETS, "thing", _pinned(digest))
     assets.fetch("thing")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("HOMODISTIL_CACHE", "~/cache")
@@ -78,7 +92,7 @@ def test_a_cache_that_cannot_be_made_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, index: list[list[str]], digest: str
 ) -> None:
     """By the variable that names another one."""
-    monkeypatch.setitem(assets.ASSETS, "thing", _pinned(digest))
+    monkeypatch.setitem(pinned.ASSETS, "thing", _pinned(digest))
     (tmp_path / "file").write_text("words")
     monkeypatch.setenv("HOMODISTIL_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(UserError, match="another place by HOMODISTIL_CACHE"):
@@ -89,7 +103,7 @@ def test_another_wheel_than_the_pinned_one_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, index: list[list[str]], digest: str
 ) -> None:
     """A wheel with another SHA-256 is not unpacked, and nothing of it stays."""
-    monkeypatch.setitem(assets.ASSETS, "thing", _pinned("0" * 64))
+    monkeypatch.setitem(pinned.ASSETS, "thing", _pinned("0" * 64))
     with pytest.raises(UserError, match=digest):
         assets.fetch("thing")
     assert not list((tmp_path / "cache").glob("thing-*"))
@@ -105,7 +119,7 @@ def test_without_index_and_cache_the_error_says_what_to_do(
 
     monkeypatch.setenv("HOMODISTIL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(subprocess, "run", run)
-    monkeypatch.setitem(assets.ASSETS, "thing", _pinned(digest))
+    monkeypatch.setitem(pinned.ASSETS, "thing", _pinned(digest))
     with pytest.raises(UserError, match=r"(?s)No matching distribution.*index.*HOMODISTIL_CACHE"):
         assets.fetch("thing")
 

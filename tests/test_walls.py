@@ -31,6 +31,7 @@ FLOORS = [
     {"data", "losses"},
     {"distill"},
     {"evaluation"},
+    {"pinned"},
     {"assets"},
     {"api"},
     {"demo"},

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from homodistil import api
-from homodistil.assets import ASSETS, fetch
+from homodistil.assets import fetch
 from homodistil.compress import importance
 from homodistil.compress.compensate import InputMoments
 from homodistil.compress.importance import Importance
@@ -25,6 +25,7 @@ from homodistil.evaluation.speed import sentences_per_second
 from homodistil.losses.outputs import Runner
 from homodistil.models.student import save_student
 from homodistil.models.teacher import copy_of, load_teacher
+from homodistil.pinned import ASSETS
 from homodistil.recipe import Recipe
 from homodistil.reports.live import Display
 from homodistil.rundir import RunDir, disk_failure
