@@ -18,8 +18,9 @@ class Losses:
         attention: L_att, distance of each layer's attention; for encoders whose layers attend to the whole sequence by
             default 0.25, or 0.1 where L_hid is relative, and 0 for all others, MPNet and DeBERTa among them.
         embedding: L_emb, distance of the embeddings.
-        cosine: L_cos, one minus the cosine between the embeddings of a text, the student's mapped to the teacher's
-            width; by default 1 for sentence encoders, and 0 for encoders that nobody has made into one.
+        cosine: L_cos, one minus the cosine between the embeddings of a text, the student's led to the teacher's width,
+            and the same again with the teacher's led back to the student's; by default 1 for sentence encoders, and 0
+            for encoders that nobody has made into one.
         hidden_kind: what L_hid is: the mean squared error, or that relative to both sides' mean square at each token;
             `auto` is relative for decoders and encoder-decoders, some of whose states are a thousand times the others,
             and for models of images.

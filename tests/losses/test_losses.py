@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -87,3 +88,29 @@ def test_the_loss_of_embeddings_is_one_minus_their_cosine() -> None:
     student, teacher = torch.randn(5, 7), torch.randn(5, 7)
     expected = 1 - F.cosine_similarity(student, teacher).mean()
     torch.testing.assert_close(losses.cosine(F.normalize(student), F.normalize(teacher)), expected)
+
+
+def test_embeddings_are_led_to_the_teachers_and_back_by_one_matrix(ready: Callable[..., Run]) -> None:
+    """Both ways are added up."""
+    run = ready(BertModel, losses={"cosine": 1.0}, precision="fp32")
+    cut_narrow(run)
+    batch, matrix = batch_of(run), run.objective.projections.last
+    mine, theirs = (run.runner(model, batch) for model in (run.state.student, run.teacher.model))
+    assert mine.prediction is not None and theirs.prediction is not None
+    there = 1 - F.cosine_similarity(mine.prediction @ matrix, theirs.prediction).mean()
+    back = 1 - F.cosine_similarity(mine.prediction, theirs.prediction @ matrix.T).mean()
+    torch.testing.assert_close(terms_of(run, batch)["cosine"], there + back)
+
+
+def test_what_embeddings_have_in_common_costs_even_where_the_matrix_takes_it_away(ready: Callable[..., Run]) -> None:
+    """Users compare a student's embeddings without that matrix."""
+    run = ready(BertModel, losses={"cosine": 1.0}, precision="fp32")
+    batch = batch_of(run)
+    copy, theirs = (run.runner(model, batch) for model in (run.state.student, run.teacher.model))
+    assert copy.prediction is not None
+    with torch.no_grad():
+        run.objective.projections.last[0] = 0
+    shifted = replace(copy, prediction=copy.prediction + 9 * F.one_hot(torch.tensor(0), copy.prediction.shape[1]))
+    plain, apart = (run.objective.terms(mine, theirs, batch, run.descent)["cosine"] for mine in (copy, shifted))
+    assert plain < 0.1
+    assert apart > 0.3

@@ -23,7 +23,7 @@ from conftest import WORDS, make
 from homodistil.data.collate import padded
 from homodistil.distill.defaults import losses_for
 from homodistil.errors import UserError
-from homodistil.evaluation.agreement import agreement
+from homodistil.evaluation.agreement import agreement, pairs_correlation, pairs_error
 from homodistil.evaluation.language import blocks
 from homodistil.evaluation.models import open_model
 from homodistil.losses.objective import Objective
@@ -207,6 +207,17 @@ def test_similarities_are_those_of_the_encoder_itself(as_encoder: Callable[..., 
     assert agreement(first, first, ids, TEXTS)["similarity"] == pytest.approx(1)
     assert agreement(first, second, ids, TEXTS)["similarity"] < 0.99
     assert agreement(first, second, ids, TEXTS)["hidden_cka"] == pytest.approx(1)
+    assert agreement(first, first, ids, TEXTS)["similarity_error"] == 0
+    assert agreement(first, second, ids, TEXTS)["similarity_error"] > 0.01
+
+
+def test_similarities_in_one_order_may_be_far_from_each_other() -> None:
+    """Three texts far apart, and three close together: who is nearer to whom is the same, a threshold is not."""
+    apart, close = (torch.tensor([[np.cos(x), np.sin(x)] for x in np.radians(d)]) for d in ([0, 30, 90], [0, 10, 30]))
+    assert pairs_correlation(apart, close) == pytest.approx(1)
+    cosines = [np.cos(np.radians(d)) for d in ([30, 60, 90], [10, 20, 30])]
+    assert pairs_error(apart, close) == pytest.approx(np.sqrt(np.mean((cosines[0] - cosines[1]) ** 2)))
+    assert pairs_error(apart, 3 * apart) == pytest.approx(0, abs=1e-6)
 
 
 def test_a_way_of_pooling_that_we_do_not_know_is_refused(as_encoder: Callable[..., Path]) -> None:

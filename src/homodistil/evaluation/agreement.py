@@ -36,7 +36,8 @@ def agreement(student: Opened, teacher: Opened, ids: Tensor, texts: Sequence[str
         `hidden_cka`, the linear centred kernel
         alignment of the last hidden states (Kornblith et al. 2019), 1 for equal up to rotation and scale;
         `similarity`, Spearman's correlation of the cosine similarities of all pairs of texts, by a sentence encoder's
-        own embedding, or by the mean of the last hidden states.
+        own embedding, or by the mean of the last hidden states; of two sentence encoders `similarity_error`, the root
+        mean square of by how much these similarities differ, without which a threshold may mean something else.
 
     Raises:
         UserError: the student has tokens that its teacher does not know.
@@ -55,6 +56,8 @@ def agreement(student: Opened, teacher: Opened, ids: Tensor, texts: Sequence[str
     embeddings = [_embeddings(m, sorted(texts, key=len)) for m in (student, teacher)]
     result["hidden_cka"] = linear_cka(*states)
     result["similarity"] = pairs_correlation(*embeddings)
+    if all(is_sentence_encoder(m.source) for m in (student, teacher)):
+        result["similarity_error"] = pairs_error(*embeddings)
     return result
 
 
@@ -147,6 +150,14 @@ def linear_cka(a: Tensor, b: Tensor) -> float:
 def pairs_correlation(a: Tensor, b: Tensor) -> float:
     """Spearman's correlation between the cosine similarities of all pairs of rows; 0 if all of one are alike."""
     return follows(*(torch.nn.functional.normalize(x, dim=-1).numpy() for x in (a, b)))
+
+
+def pairs_error(a: Tensor, b: Tensor) -> float:
+    """Root mean square of the difference between the cosine similarities of all pairs of rows."""
+    ours, others = (torch.nn.functional.normalize(x.double(), dim=-1) for x in (a, b))
+    pairs = torch.triu_indices(len(a), len(a), 1)
+    difference = (ours @ ours.T - others @ others.T)[pairs[0], pairs[1]]
+    return float(difference.square().mean().sqrt())
 
 
 def _shared(student: Opened, teacher: Opened) -> tuple[Tensor, Tensor]:

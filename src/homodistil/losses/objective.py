@@ -74,7 +74,8 @@ class Objective:
                 student.hidden[0], teacher.hidden[0], self.projections[0], student.masks[0], relative=self.relative
             )
         if w.cosine and (embeddings := self._embeddings(student, teacher)):
-            terms["cosine"] = losses.cosine(*embeddings)
+            ways = [embeddings] if self.tail is not None else [embeddings, self._back(student, teacher)]
+            terms["cosine"] = torch.stack([losses.cosine(*both) for both in ways]).sum()
         return terms
 
     def answers(self, student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor] | None:
@@ -99,6 +100,17 @@ class Objective:
         if self.tail is not None:
             mine, theirs = (self.tail({EMBEDDING: x})[EMBEDDING] for x in (mine, theirs))
         return _normalised(mine), _normalised(theirs)
+
+    def _back(self, student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
+        """Normalised embeddings of the student's width (batch, narrow), to which the same matrix leads back.
+
+        Its users compare a student's embeddings without that matrix. If it led there alone, it could shrink what the
+        embeddings of all texts have in common, and their cosines would stay high.
+        """
+        mine, theirs = student.prediction, teacher.prediction
+        assert mine is not None and theirs is not None
+        with torch.autocast(mine.device.type, enabled=False):
+            return _normalised(mine), _normalised(theirs.float() @ self.projections.last.T)
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
         """The weighted sum, which is what the student learns from."""

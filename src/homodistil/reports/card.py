@@ -19,7 +19,7 @@ _MEANING = {
     "hidden": "hidden states",
     "attention": "attention",
     "embedding": "embeddings",
-    "cosine": "one minus the cosine to the teacher's embedding",
+    "cosine": "one minus the cosine of embeddings, there and back",
     "agreement": "agreement with the teacher",
     "accuracy": "tokens found",
     "teacher_accuracy": "tokens found by the teacher",
