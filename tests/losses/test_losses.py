@@ -96,7 +96,8 @@ def test_embeddings_are_led_to_the_teachers_and_back_by_one_matrix(ready: Callab
     cut_narrow(run)
     batch, matrix = batch_of(run), run.objective.projections.last
     mine, theirs = (run.runner(model, batch) for model in (run.state.student, run.teacher.model))
-    assert mine.prediction is not None and theirs.prediction is not None
+    assert mine.prediction is not None
+    assert theirs.prediction is not None
     there = 1 - F.cosine_similarity(mine.prediction @ matrix, theirs.prediction).mean()
     back = 1 - F.cosine_similarity(mine.prediction, theirs.prediction @ matrix.T).mean()
     torch.testing.assert_close(terms_of(run, batch)["cosine"], there + back)

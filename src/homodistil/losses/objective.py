@@ -73,8 +73,7 @@ class Objective:
             terms["embedding"] = losses.hidden(
                 student.hidden[0], teacher.hidden[0], self.projections[0], student.masks[0], relative=self.relative
             )
-        if w.cosine and (embeddings := self._embeddings(student, teacher)):
-            ways = [embeddings] if self.tail is not None else [embeddings, self._back(student, teacher)]
+        if w.cosine and (ways := self._ways(student, teacher)):
             terms["cosine"] = torch.stack([losses.cosine(*both) for both in ways]).sum()
         return terms
 
@@ -86,31 +85,29 @@ class Objective:
         if self.kind != "similarity":
             return mine, theirs
         if self.tail is not None:
-            return self._embeddings(student, teacher)
+            return self._ways(student, teacher)[0]
         return _normalised(mine), _normalised(theirs)
 
-    def _embeddings(self, student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor] | None:
-        """Of sentence encoders, normalised embeddings of the teacher's width (batch, width), if they were asked for."""
-        mine, theirs = student.prediction, teacher.prediction
-        if mine is None or theirs is None or self.kind != "similarity":
-            return None
-        # in float32, in which nothing is lost by the identity that W starts as
-        with torch.autocast(mine.device.type, enabled=False):
-            mine, theirs = mine.float() @ self.projections.last, theirs.float()
-        if self.tail is not None:
-            mine, theirs = (self.tail({EMBEDDING: x})[EMBEDDING] for x in (mine, theirs))
-        return _normalised(mine), _normalised(theirs)
+    def _ways(self, student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
+        """Of sentence encoders, the student's and the teacher's normalised embeddings, if they were asked for.
 
-    def _back(self, student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
-        """Normalised embeddings of the student's width (batch, narrow), to which the same matrix leads back.
-
-        Its users compare a student's embeddings without that matrix. If it led there alone, it could shrink what the
-        embeddings of all texts have in common, and their cosines would stay high.
+        First in the teacher's width, (batch, wide), and then in the student's, (batch, narrow), to which the same
+        matrix leads back: its users compare a student's embeddings without it. If it led there alone, it could shrink
+        what the embeddings of all texts have in common, and their cosines would stay high. A tail is in the teacher's
+        width, and so are a student's embeddings behind it.
         """
         mine, theirs = student.prediction, teacher.prediction
-        assert mine is not None and theirs is not None
+        if mine is None or theirs is None or self.kind != "similarity":
+            return []
+        matrix = self.projections.last
+        # in float32, in which nothing is lost by the identity that W starts as
         with torch.autocast(mine.device.type, enabled=False):
-            return _normalised(mine), _normalised(theirs.float() @ self.projections.last.T)
+            mine, theirs = mine.float(), theirs.float()
+            ways = [(mine @ matrix, theirs), (mine, theirs @ matrix.T)]
+        if self.tail is not None:
+            there, teachers = (self.tail({EMBEDDING: x})[EMBEDDING] for x in ways[0])
+            ways = [(there, teachers)]
+        return [(_normalised(ours), _normalised(others)) for ours, others in ways]
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
         """The weighted sum, which is what the student learns from."""
