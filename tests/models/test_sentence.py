@@ -22,6 +22,7 @@ import homodistil
 from conftest import WORDS, make
 from homodistil.data.collate import padded
 from homodistil.distill.defaults import losses_for
+from homodistil.distill.prepare import Run
 from homodistil.errors import UserError
 from homodistil.evaluation.agreement import agreement, pairs_correlation, pairs_error
 from homodistil.evaluation.language import blocks
@@ -33,6 +34,7 @@ from homodistil.models.sentence import EMBEDDING, folded
 from homodistil.models.teacher import load_teacher
 from homodistil.recipe import Recipe
 from homodistil.settings import Losses
+from runs import batch_of, terms_of
 from zoo import tiny
 
 TEXTS = ["the cat sees a dog", "a man", "one old house near the big red tree likes the small blue man", "two"]
@@ -130,6 +132,23 @@ def test_an_encoder_keeps_its_layers_after_the_pooling(tailed: Path, corpus: Pat
     np.testing.assert_allclose(whole, teacher, atol=1e-5)
     assert half.shape == teacher.shape
     np.testing.assert_allclose(_embedded(made["0.5"]), half, atol=1e-5)
+
+
+def test_behind_a_tail_embeddings_are_the_teachers_own_kind_and_nothing_leads_back(
+    tailed: Path, ready: Callable[..., Run]
+) -> None:
+    """What reads them stands behind the matrix, which a student keeps: its cosine is all of the loss."""
+    run = ready(BertModel, teacher=str(tailed), losses={"cosine": 1.0})
+    batch, tail = batch_of(run), run.teacher.tail
+    assert tail is not None
+    with torch.no_grad():
+        run.objective.projections.last[0] = 0
+        mine, theirs = (run.runner(model, batch).prediction for model in (run.state.student, run.teacher.model))
+    assert mine is not None
+    there, right = (tail({EMBEDDING: x})[EMBEDDING] for x in (mine @ run.objective.projections.last, theirs))
+    found = terms_of(run, batch)["cosine"]
+    assert found > 0
+    torch.testing.assert_close(found, 1 - torch.cosine_similarity(there, right).mean(), atol=1e-6, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("term", "left"), [("prediction", 0.5), ("cosine", 0.8)])
