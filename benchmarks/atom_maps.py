@@ -42,6 +42,6 @@ def agreement(maps: Maps, teacher: Maps) -> dict[str, float]:
     """The share of atoms, and of whole products, that are mapped as the teacher maps them."""
     same = [[a == b for a, b in zip(mine, theirs, strict=True)] for mine, theirs in zip(maps, teacher, strict=True)]
     return {
-        "atoms mapped as the teacher": statistics.mean(hit for hits in same for hit in hits),
-        "products mapped as the teacher": statistics.mean(all(hits) for hits in same),
+        "atoms mapped": statistics.mean(hit for hits in same for hit in hits),
+        "products mapped": statistics.mean(all(hits) for hits in same),
     }

@@ -28,6 +28,7 @@ COUNTED = ("seconds", "parameters")
 DRAWN = {
     "minilm": ("stsb test: spearman", "held-out text: similarity"),
     "rxnfp": ("held-out text: masked accuracy", "held-out text: kl"),
+    "rxnmapper": ("held-out text: products mapped",),
 }
 """The measures that the pictures show, of each teacher."""
 TERMS = ("hidden", "attention")
@@ -88,7 +89,7 @@ def _cell(name: str, numbers: list[float]) -> str:
 def arms_figure(tables: dict[tuple[str, str, str], Values], target: str, tokens: str) -> Figure:
     """The drawn measures of all arms: seeds as points, their mean as a bar, the teacher as a line."""
     panels = [(teacher, name) for teacher, names in DRAWN.items() for name in names]
-    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    figure = Figure(figsize=(2.75 * len(panels), 3.4), layout="constrained")
     for axes, (teacher, name) in zip(figure.subplots(1, len(panels)), panels, strict=True):
         by_arm = tables[teacher, target, tokens][name]
         arms = [arm for arm in reversed(ARMS) if arm in by_arm]
@@ -106,7 +107,7 @@ def arms_figure(tables: dict[tuple[str, str, str], Values], target: str, tokens:
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.xaxis.set_major_formatter(ScalarFormatter())
             axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_title(f"{teacher}, {name}", fontsize=8, loc="left")
+        axes.set_title(f"{teacher}, {name.removeprefix('held-out text: ')}", fontsize=8, loc="left")
         axes.tick_params(axis="x", labelsize=7)
         axes.spines[["top", "right"]].set_visible(False)
     return figure
@@ -115,7 +116,7 @@ def arms_figure(tables: dict[tuple[str, str, str], Values], target: str, tokens:
 def budgets_figure(tables: dict[tuple[str, str, str], Values], target: str) -> Figure:
     """The drawn measures against the budget: means with standard errors, of arms with several budgets."""
     panels = [(teacher, name) for teacher, names in DRAWN.items() for name in names]
-    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    figure = Figure(figsize=(2.75 * len(panels), 3.4), layout="constrained")
     for axes, (teacher, name) in zip(figure.subplots(1, len(panels)), panels, strict=True):
         by_tokens = {c[2]: values[name] for c, values in tables.items() if c[:2] == (teacher, target)}
         budgets = {tokens: budget(tokens) for tokens in sorted(by_tokens, key=budget)}
@@ -132,7 +133,7 @@ def budgets_figure(tables: dict[tuple[str, str, str], Values], target: str) -> F
         axes.set_xscale("log")
         axes.set_xticks(list(budgets.values()), list(budgets))
         axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_title(f"{teacher}, {name}", fontsize=8, loc="left")
+        axes.set_title(f"{teacher}, {name.removeprefix('held-out text: ')}", fontsize=8, loc="left")
         axes.set_xlabel("tokens", fontsize=8)
         axes.tick_params(labelsize=7)
         axes.spines[["top", "right"]].set_visible(False)
