@@ -103,10 +103,10 @@ class Objective:
         # in float32, in which nothing is lost by the identity that W starts as
         with torch.autocast(mine.device.type, enabled=False):
             mine, theirs = mine.float(), theirs.float()
-            ways = [(mine @ matrix, theirs), (mine, theirs @ matrix.T)]
+            there = mine @ matrix
+            ways = [(there, theirs)] if self.tail is not None else [(there, theirs), (mine, theirs @ matrix.T)]
         if self.tail is not None:
-            there, teachers = (self.tail({EMBEDDING: x})[EMBEDDING] for x in ways[0])
-            ways = [(there, teachers)]
+            ways = [tuple(self.tail({EMBEDDING: x})[EMBEDDING] for x in ways[0])]
         return [(_normalised(ours), _normalised(others)) for ours, others in ways]
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
