@@ -149,7 +149,8 @@ class Optim:
             V*, table 3); 0 is one rate for all widths.
         warmup: the fraction of a target's steps over which it rises.
         floor: the fraction of a target's highest learning rate that is left at its end.
-        weight_decay: of the student's matrices.
+        weight_decay: of matrices from units to units. Tables of tokens and positions have none, so that those which the
+            text does not have stay as they are.
         momentum: Muon's, what the average of gradients keeps of itself.
         scale: Muon's, the root mean square of an update of a matrix, in learning rates.
         beta1: AdamW's.

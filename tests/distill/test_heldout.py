@@ -20,8 +20,9 @@ from transformers import (
 from homodistil.compress.cut import select
 from homodistil.compress.importance import magnitude
 from homodistil.data.collate import heldout_draws
-from homodistil.distill.heldout import agreement, measure
+from homodistil.distill.heldout import agreement, measure, similarity_error
 from homodistil.distill.prepare import Run, prepare
+from homodistil.evaluation.agreement import pairs_error
 from homodistil.recipe import Recipe
 from homodistil.settings import Losses, Text
 
@@ -53,6 +54,7 @@ def _texts(run: Run) -> list[Any]:
     return [sequence for _, sequence in zip(range(37), run.corpus.train.sequences(0), strict=False)]
 
 
+OF_EMBEDDINGS: dict[type[PreTrainedModel], set[str]] = {BertModel: {"similarity_error"}}
 KINDS = pytest.mark.parametrize(
     ("model_class", "weights"),
     [(BertForSequenceClassification, {}), (BertForTokenClassification, {}), (BertModel, {"cosine": 1.0})],
@@ -69,7 +71,8 @@ def test_each_figure_is_the_same_in_batches_of_any_size(
     whole, *others = (
         _held(run, [run.batch(draw) for draw in heldout_draws(_texts(run), size)]) for size in (37, 1, 5, 16)
     )
-    assert {"prediction", "hidden", "attention", "embedding", "agreement"} | weights.keys() == whole.keys()
+    known = {"prediction", "hidden", "attention", "embedding", "agreement"}
+    assert known | weights.keys() | OF_EMBEDDINGS.get(model_class, set()) == whole.keys()
     assert all(value > 0 for value in whole.values())
     for other in others:
         # its pooler is once a text in the mean over tokens
@@ -89,7 +92,7 @@ def test_of_a_single_batch_each_figure_is_the_loss_itself(
     mine, theirs = (run.runner(model, batch) for model in (run.state.student, run.teacher.model))
     terms = run.objective.terms(mine, theirs, batch, run.descent)
     found = _held(run, [batch])
-    assert found.keys() == {*terms, "agreement"}
+    assert found.keys() == {*terms, "agreement"} | OF_EMBEDDINGS.get(model_class, set())
     assert {name: found[name] for name in terms} == pytest.approx({n: t.item() for n, t in terms.items()}, rel=1e-5)
 
 
@@ -102,6 +105,24 @@ def test_what_is_constant_agrees_with_nothing_that_varies(kind: Any) -> None:
     assert agreement(kind, ours, others) == agreement(kind, others, ours) == 0
     assert agreement(kind, ours, ours) == 1
     assert agreement(kind, others, others) == pytest.approx(1)
+
+
+def test_similarities_in_the_right_order_may_be_wrong_and_are_told_so(cut_run: Callable[..., Run]) -> None:
+    """What all embeddings share raises each of their cosines, and agreement does not see it."""
+    drawn = torch.nn.functional.normalize(torch.randn(9, 4, generator=torch.Generator().manual_seed(0)), dim=-1)
+    shared = torch.nn.functional.normalize(torch.cat([drawn, torch.ones(9, 1)], -1), dim=-1)
+    assert agreement("similarity", shared, drawn) == pytest.approx(1)
+    # a cosine c becomes (c + 1) / 2
+    pairs = [float(drawn[i] @ drawn[j]) for i in range(9) for j in range(i)]
+    expected = (sum((1 - c) ** 2 / 4 for c in pairs) / len(pairs)) ** 0.5
+    assert similarity_error(shared, drawn) == pytest.approx(expected, rel=1e-5)
+    assert similarity_error(drawn, drawn) == 0
+    run = cut_run(BertModel, cosine=1.0)
+    batches = [run.batch(draw) for draw in heldout_draws(_texts(run), 16)]
+    models = (run.state.student, run.teacher.model)
+    answers = [run.objective.answers(*(run.runner(model, batch) for model in models)) for batch in batches]
+    said = [torch.cat(side).detach() for side in zip(*filter(None, answers), strict=True)]
+    assert _held(run, batches)["similarity_error"] == pytest.approx(pairs_error(*said), rel=1e-5)
 
 
 def test_what_is_predicted_counts_alike_wherever_it_stands(cut_run: Callable[..., Run]) -> None:

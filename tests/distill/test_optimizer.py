@@ -7,14 +7,13 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
-from transformers import (
-    BertForMaskedLM,
-)
+from transformers import AutoTokenizer, BertForMaskedLM, BertModel
 
+import homodistil
 import zoo
 from homodistil.axes.layout import Layout
 from homodistil.compress.cut import select
@@ -200,16 +199,35 @@ def ready(save_teacher: Callable[..., Path], corpus: Path, tmp_path: Path) -> Ca
     return make_run
 
 
-def test_a_class_token_decays_no_more_than_a_bias() -> None:
-    """It is a vector, however many dimensions of one it is written with; a table of positions is none."""
-    model = zoo.tiny("ViT")
+@pytest.mark.parametrize("method", ["muon", "adamw"])
+@pytest.mark.parametrize("name", zoo.FAMILIES)
+def test_only_matrices_from_units_to_units_decay(name: str, method: Literal["muon", "adamw"]) -> None:
+    """No norm, bias or class token, no table of tokens or positions, and no projection to the teacher's width."""
+    model = zoo.tiny(name)
+    layout = Layout.of(model)
     beside = Projections(2, pooled=False, narrow=48, wide=48)
-    optimizer = _optimizer(Optim(), Layout.of(model), model, beside, torch.float32)
-    still = {id(p) for group in optimizer.param_groups if not group["weight_decay"] for p in group["params"]}
-    named = {name.rpartition("embeddings.")[2]: id(p) in still for name, p in model.named_parameters()}
-    assert named["cls_token"]
-    assert not named["position_embeddings"]
-    assert not named["projection.weight"]
+    optimizer = _optimizer(Optim(method=method, weight_decay=0.2), layout, model, beside, torch.float32)
+    decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    expected = {id(p): 0.2 * between_widths(layout, n) for n, p in model.named_parameters()}
+    assert decays == expected | {id(p): 0.0 for p in beside.parameters()}
+
+
+def test_tokens_that_the_text_does_not_have_stay_as_they_are(
+    save_teacher: Callable[..., Path], corpus: Path, tmp_path: Path
+) -> None:
+    """Bit for bit, however long a run is, while those of the text move."""
+    folder = save_teacher(BertModel)
+    made = homodistil.distil(
+        folder, corpus, "1.0", tmp_path / "run", steps=10, batch=4, precision="fp32",
+        text={"length": 32}, losses={"hidden": 1.0}, optim={"weight_decay": 0.5},
+    )  # fmt: skip
+    before, after = (BertModel.from_pretrained(place).embeddings for place in (folder, made.students["1.0"]))
+    old, new = (embeddings.word_embeddings.weight for embeddings in (before, after))
+    read = AutoTokenizer.from_pretrained(folder)(corpus.read_text().splitlines())["input_ids"]
+    unseen = sorted(set(range(len(old))) - {token for text in read for token in text})
+    assert unseen
+    assert torch.equal(old[unseen], new[unseen])
+    assert not torch.equal(old, new)
 
 
 def test_everything_else_moves_as_by_adamw_and_by_the_method_adamw_everything_does(
@@ -221,8 +239,7 @@ def test_everything_else_moves_as_by_adamw_and_by_the_method_adamw_everything_do
         named = dict(state.student.named_parameters())
         copies = {n: torch.nn.Parameter(p.detach().clone()) for n, p in named.items()}
         plain = torch.optim.AdamW(
-            [{"params": [c for c in copies.values() if c.dim() > 1], "weight_decay": 0.2},
-             {"params": [c for c in copies.values() if c.dim() <= 1], "weight_decay": 0.0}],
+            [{"params": [c], "weight_decay": 0.2 * between_widths(state.layout, n)} for n, c in copies.items()],
             lr=1e-3, betas=(0.8, 0.95), eps=1e-4,
         )  # fmt: skip
         for group in state.optimizer.param_groups:

@@ -34,13 +34,14 @@ def measure(
     descent: Descent,
     precision: AbstractContextManager[Any],
 ) -> dict[str, float]:
-    """Loss terms, and `agreement` with the teacher (see `agreement`); of language models accuracies.
+    """Loss terms, and `agreement` with the teacher (see `agreement`); of language models accuracies, of embeddings
+    `similarity_error`, by how much their similarities differ, which agree in order alone.
 
     Each term is the mean over what it is a mean of in a batch: what is predicted, texts, tokens, or pairs of them.
     Similarities are those within `GROUP` texts. So they say the same in batches of any size, but for which tokens are
     masked, and for the share that a pooler's states have in L_hid.
-    `agreement` and the accuracies are left out where no prediction is made, and similarities where there are too few
-    rows to compare.
+    `agreement`, the error and the accuracies are left out where no prediction is made, and similarities where there are
+    too few rows to compare.
     """
     sums: dict[str, float] = defaultdict(float)
     weights: dict[str, float] = defaultdict(float)
@@ -68,6 +69,8 @@ def measure(
         if run.kind == "similarity" and "prediction" in result:
             result["prediction"] = _similarity(ours, others, objective.weights.similarity_temperature)
         result["agreement"] = agreement(run.kind, ours, others)
+        if run.kind == "similarity":
+            result["similarity_error"] = similarity_error(ours, others)
         if run.kind in LANGUAGE_MODELS:
             right = torch.cat(labels)
             result["accuracy"] = (ours == right).float().mean().item()
@@ -97,14 +100,23 @@ def agreement(kind: Kind, ours: Tensor, others: Tensor) -> float:
     labels: the share that is equal.
     """
     if kind == "similarity":
-        pairs = torch.triu_indices(len(ours), len(ours), 1)
-        ours, others = ((e @ e.T)[pairs[0], pairs[1]] for e in (ours, others))
+        ours, others = (_of_pairs(embeddings) for embeddings in (ours, others))
     if ours.is_floating_point():
         if any(bool((x == x[:1]).all()) for x in (ours, others)):
             # texts that are all alike, or too few: there is no order to agree about
             return float(torch.allclose(ours, others))
         return float(spearmanr(ours.numpy(), others.numpy()).statistic)
     return (ours == others).float().mean().item()
+
+
+def similarity_error(ours: Tensor, others: Tensor) -> float:
+    """Root mean square of the difference between all pairs' similarities, of embeddings (texts, units)."""
+    return (_of_pairs(ours) - _of_pairs(others)).square().mean().sqrt().item()
+
+
+def _of_pairs(embeddings: Tensor) -> Tensor:
+    first, second = torch.triu_indices(len(embeddings), len(embeddings), 1)
+    return (embeddings @ embeddings.T)[first, second]
 
 
 def _said(predictions: TokenPredictions) -> Tensor:

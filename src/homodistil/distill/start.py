@@ -188,20 +188,15 @@ def _optimizer(
     options: Optim, layout: Layout, student: nn.Module, projections: Projections, dtype: torch.dtype
 ) -> Muon:
     named = list(student.named_parameters())
-    by_muon = {n for n, _ in named if options.method == "muon" and between_widths(layout, n)}
-    moved = {"momentum": options.momentum, "scale": options.scale} if by_muon else {}
+    matrices = {n for n, _ in named if between_widths(layout, n)}
+    moved = {"momentum": options.momentum, "scale": options.scale} if options.method == "muon" else {}
     groups: list[dict[str, Any]] = [
-        {"params": [p for n, p in named if n in by_muon], "weight_decay": options.weight_decay, **moved},
-        {"params": [p for n, p in named if n not in by_muon and not _vector(p)], "weight_decay": options.weight_decay},
-        # decay would pull norms and biases off the teacher's, and projections off the identity
-        {"params": [*(p for _, p in named if _vector(p)), *projections.parameters()], "weight_decay": 0.0},
+        {"params": [p for n, p in named if n in matrices], "weight_decay": options.weight_decay, **moved},
+        # decay would pull norms and biases off the teacher's, projections off the identity, and to nothing what is
+        # never read: tokens that the text lacks, positions that it does not reach
+        {"params": [*(p for n, p in named if n not in matrices), *projections.parameters()], "weight_decay": 0.0},
     ]
     return Muon(groups, dtype=dtype, betas=(options.beta1, options.beta2), eps=options.eps)
-
-
-def _vector(parameter: Tensor) -> bool:
-    """Whether it is one, as a class token is, (1, 1, hidden), too."""
-    return sum(size > 1 for size in parameter.shape) <= 1
 
 
 def _method(recipe: Recipe, teacher: Teacher) -> Method:

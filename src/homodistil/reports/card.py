@@ -21,6 +21,7 @@ _MEANING = {
     "embedding": "embeddings",
     "cosine": "one minus the cosine of embeddings, there and back",
     "agreement": "agreement with the teacher",
+    "similarity_error": "error of similarities",
     "accuracy": "tokens found",
     "teacher_accuracy": "tokens found by the teacher",
 }
