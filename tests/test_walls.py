@@ -23,7 +23,7 @@ FLOORS = [
     {"files"},
     {"text"},
     {"reading", "images", "loading"},
-    {"tokenizer"},
+    {"tokenizer", "noise"},
     {"reports"},
     {"axes"},
     {"compress"},

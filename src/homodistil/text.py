@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 # of what cannot be looked at, Path.exists raises what the user would get to see
 from os.path import exists, expanduser
@@ -115,11 +115,16 @@ def dataset_of(texts: Iterable[Any], column: str) -> Dataset:
 
 
 def each_text(rows: Iterable[Mapping[str, Any]], column: str, data: object) -> Iterator[str]:
-    """The texts of a column, one after the other; a row without one is passed over.
+    """The texts of a column, one after the other; a row without one is passed over. See `each_row`."""
+    return (text for (text,) in each_row(rows, [column], data) if isinstance(text, str))
+
+
+def each_row(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], data: object) -> Iterator[tuple[Any, ...]]:
+    """What stands in some columns, a row after the other.
 
     Args:
         rows: a dataset, read whole or on the fly.
-        column: the text column.
+        columns: those that are read.
         data: what the user calls it.
 
     Raises:
@@ -128,7 +133,8 @@ def each_text(rows: Iterable[Mapping[str, Any]], column: str, data: object) -> I
     reading = iter(rows)
     while True:
         try:
-            text = next(reading)[column]
+            row = next(reading)
+            found = tuple(row[column] for column in columns)
         except StopIteration:
             return
         except Exception as error:  # the library raises whatever its readers raise
@@ -137,8 +143,7 @@ def each_text(rows: Iterable[Mapping[str, Any]], column: str, data: object) -> I
                 "All of it must be whole, in UTF-8, and with the same columns.",
                 "Correct the file, or take it out.",
             ) from error
-        if isinstance(text, str):
-            yield text
+        yield found
 
 
 def some_texts(data: str | Iterable[Any], column: str, count: int, *, stream: bool) -> list[str] | None:

@@ -1,4 +1,4 @@
-"""What encoder-decoders learn from: spans told by sentinels or by a mask, and pairs that are given."""
+"""What encoder-decoders learn from: batches of sources and targets, made by noise or given."""
 
 from __future__ import annotations
 
@@ -22,91 +22,16 @@ import homodistil
 from homodistil.axes.layout import Layout
 from homodistil.compress.compensate import InputMoments
 from homodistil.data.cutter import Cutter
-from homodistil.data.pairs import PairCollator, given, noise_of
+from homodistil.data.pairs import PairCollator, given
 from homodistil.errors import UserError
+from homodistil.noise import noise_of
 from zoo import inputs, tiny
 
-SENTINELS = [f"<extra_id_{k}>" for k in range(5)]
-PIECES = [f"▁{sentinel}" for sentinel in SENTINELS]
-"""As mT5's vocabulary spells them, where they have no role."""
 
-
-def _with_sentinels(tokenizer: Any, sentinels: list[str] = SENTINELS) -> Any:
-    made = copy.deepcopy(tokenizer)
-    made.add_tokens(sentinels, special_tokens=sentinels == SENTINELS)
-    return made
-
-
-def _blocks(tokenizer: Any, count: int = 6, length: int = 40) -> list[list[int]]:
-    """Blocks of random words between special tokens, with one that parts two texts."""
-    draw = torch.Generator().manual_seed(0)
-    words = torch.randint(5, 27, (count, length - 2), generator=draw)
-    words[:, length // 2] = tokenizer.sep_token_id
+def _blocks(tokenizer: Any) -> list[list[int]]:
+    """Blocks of random words between special tokens."""
+    words = torch.randint(5, 27, (6, 38), generator=torch.Generator().manual_seed(0))
     return [[tokenizer.cls_token_id, *row, tokenizer.sep_token_id] for row in words.tolist()]
-
-
-def _pieces(tokens: list[int], marks: list[int]) -> tuple[list[list[int]], list[int]]:
-    """What stands between marks, and the marks in their order."""
-    pieces: list[list[int]] = [[]]
-    met = []
-    for token in tokens:
-        if token in marks:
-            met.append(token)
-            pieces.append([])
-        else:
-            pieces[-1].append(token)
-    return pieces, met
-
-
-@pytest.mark.parametrize(("length", "most"), [(40, 6), (200, 30)])
-@pytest.mark.parametrize("sentinels", [SENTINELS, PIECES])
-def test_source_and_target_told_by_sentinels_are_the_text_together(
-    sentinels: list[str], length: int, most: int, tokenizer: Any
-) -> None:
-    """Each span stands in the target behind the sentinel that stands for it in the source; one more ends the target,
-    also where there are fewer sentinels than spans.
-    """
-    made = _with_sentinels(tokenizer, sentinels)
-    marks = made.convert_tokens_to_ids(sentinels)
-    special = {*made.all_special_ids, *marks}
-    divide, generator = noise_of(made), torch.Generator().manual_seed(1)
-    for block in _blocks(made, length=length):
-        source, target = divide(block, generator)
-        kept, met = _pieces(source, marks)
-        (before, *spans, after), said = _pieces(target, marks)
-        assert met == said[:-1] == marks[: len(met)]
-        assert len(met) == len(set(met)) > 0
-        assert before == []
-        assert after == ([made.eos_token_id] if made.eos_token_id is not None else [])
-        assert all(span and not special & set(span) for span in spans)
-        assert [*kept[0], *(t for s, k in zip(spans, kept[1:], strict=True) for t in (*s, *k))] == block
-        # 15 % of 37 ordinary tokens, or of 197, unless sentinels run out
-        assert sum(map(len, spans)) <= most
-
-
-@pytest.mark.parametrize("sentinels", [SENTINELS, PIECES])
-def test_a_sentinel_in_a_text_is_never_taken_out(sentinels: list[str], tokenizer: Any) -> None:
-    """It has no word to tell of, and would stand for two spans; neither inside a text nor at its end."""
-    made = _with_sentinels(tokenizer, sentinels)
-    own = made.convert_tokens_to_ids(sentinels[4])
-    for seed in range(20):
-        for text in ([7, own, 8, own, 9], [7, own, 8, own]):
-            source, _ = noise_of(made)(text, torch.Generator().manual_seed(seed))
-            assert source.count(own) == 2
-
-
-def test_a_mask_stands_for_each_span_and_the_target_is_the_whole_text(tokenizer: Any) -> None:
-    """Three of ten ordinary tokens are gone, by threes on average, and no special one."""
-    divide, generator = noise_of(tokenizer), torch.Generator().manual_seed(1)
-    for block in _blocks(tokenizer):
-        source, target = divide(block, generator)
-        kept, met = _pieces(source, [tokenizer.mask_token_id])
-        assert target == block
-        # four spans, of which the token between two texts may part one
-        assert len(met) in (4, 5)
-        assert len(block) - sum(map(len, kept)) == round(0.3 * 37)
-        assert source.count(tokenizer.sep_token_id) == 2
-        assert source[0] == tokenizer.cls_token_id
 
 
 def test_what_is_said_to_a_text_is_split_as_before_where_prompts_stand_before_the_text(tmp_path: Path) -> None:
@@ -144,15 +69,6 @@ def test_a_budget_counts_the_tokens_of_both_sides(name: str, tokenizer: Any, cor
     homodistil.distil(tmp_path / "teacher", corpus, "0.5", tmp_path / "run", **options)
     last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["tokens"] == pytest.approx(4000, rel=0.1)
-
-
-@pytest.mark.parametrize("text", [[2, 3], [2, 7, 3], [2, 7, 8, 3]])
-def test_texts_of_hardly_a_token_are_divided_too(text: list[int], tokenizer: Any) -> None:
-    """Nothing to take out is no crash, and the target is never empty."""
-    for made in (tokenizer, _with_sentinels(tokenizer)):
-        source, target = noise_of(made)(text, torch.Generator().manual_seed(0))
-        assert source
-        assert target
 
 
 def test_pair_batches_are_a_function_of_seed_and_index(tokenizer: Any) -> None:
@@ -239,10 +155,12 @@ def test_what_cannot_be_paired_is_refused(
         homodistil.distil(
             tmp_path / "packs", corpus, "0.5", tmp_path / "run", text={"target": "answer", "packing": "blocks"}
         )
+    tiny("T5").save_pretrained(tmp_path / "bare")
     bare = copy.deepcopy(tokenizer)
     bare.mask_token = None
-    with pytest.raises(UserError, match="sentinels"):
-        noise_of(bare)
+    bare.save_pretrained(tmp_path / "bare")
+    with pytest.raises(UserError, match=r"sentinels.*\n.*--text.column.*--text.target"):
+        homodistil.distil(tmp_path / "bare", corpus, "0.5", tmp_path / "run", text={"length": 32})
     model = tiny("T5")
     del model.config.decoder_start_token_id
     model.generation_config.decoder_start_token_id = None

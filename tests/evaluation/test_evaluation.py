@@ -196,14 +196,6 @@ def test_pairs_without_judgements_are_refused(masked_lm: Path, tasks: Path) -> N
         evaluate(str(masked_lm), pairs=["sst2"], data_dir=str(tasks), time=False)
 
 
-def test_an_encoder_decoder_is_refused_in_words(tokenizer: Any, tmp_path: Path) -> None:
-    """In place of running half of it."""
-    tiny("T5").save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    with pytest.raises(UserError, match="encoder-decoder"):
-        evaluate(str(tmp_path / "model"), time=False)
-
-
 @pytest.mark.parametrize(
     ("words", "said"),
     [

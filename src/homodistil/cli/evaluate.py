@@ -42,6 +42,7 @@ def evaluate(words: list[str]) -> None:
     add("--columns", type=_names, default=[], help="the text columns of one's own tasks")
     add("--label", default="label", help="the label's column of one's own tasks (default: label)")
     add("--text-column", default="text", help="the column of --text, where it has columns (default: text)")
+    add("--text-target", help="the column of what encoder-decoders say to --text (default: what noise takes out of it)")
     add("--image-column", default="image", help="the column of --images, of a dataset (default: image)")
     add("--lengths", type=_names, default=["32", "128"], help="tokens at which it is timed (default: 32,128)")
     add("--threads", type=int, help="of the processor while timing (default: all)")
@@ -72,6 +73,7 @@ def evaluate(words: list[str]) -> None:
         columns=options.columns,
         label=options.label,
         text_column=options.text_column,
+        text_target=options.text_target,
         image_column=options.image_column,
         # what is no number is refused with those that are none to time at
         lengths=[int(word) if word.isdecimal() else word for word in options.lengths],

@@ -7,12 +7,13 @@ from dataclasses import fields, replace
 
 from homodistil.data.collate import UNLIMITED, Collate, Collator, heldout_draws
 from homodistil.data.corpus import Corpus, load_corpus
-from homodistil.data.pairs import PairCollator, given, noise_of
+from homodistil.data.pairs import PairCollator, given
 from homodistil.data.views import load_views
 from homodistil.errors import UserError
 from homodistil.loading import unused_positions
 from homodistil.models.kind import LANGUAGE_MODELS
 from homodistil.models.teacher import Teacher, no_tokenizer
+from homodistil.noise import first_token, noise_of
 from homodistil.packing import LENGTHS, usual_length
 from homodistil.recipe import Recipe
 from homodistil.settings import Images, Text
@@ -147,14 +148,7 @@ def _collator(recipe: Recipe, teacher: Teacher, longest: int) -> Collate:
     if teacher.kind != "seq2seq-lm":
         masked, causal = recipe.losses.masked if teacher.kind == "masked-lm" else 0.0, teacher.kind == "causal-lm"
         return Collator(teacher.tokenizer, masked, recipe.seed, causal=causal, longest=longest)
-    said = (teacher.model.config, getattr(teacher.model, "generation_config", None))
-    start = next((i for c in said if (i := getattr(c, "decoder_start_token_id", None)) is not None), None)
-    if start is None:
-        raise UserError(
-            f"Cannot distil {teacher.source}: its configuration has no decoder_start_token_id.",
-            "It must say which token the decoder reads before the first one of its target.",
-            "Add it to config.json; for T5 it is that of the padding, 0.",
-        )
+    start = first_token(teacher.source, teacher.model)
     divide = noise_of(teacher.tokenizer) if recipe.text.target is None else given
     return PairCollator(teacher.tokenizer, divide, start, recipe.seed, longest)
 

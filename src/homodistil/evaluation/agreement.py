@@ -12,14 +12,15 @@ from transformers import BatchEncoding
 
 from homodistil.errors import UserError
 from homodistil.evaluation.language import LOGITS, attended, masked_positions, predictions
-from homodistil.evaluation.models import Opened
+from homodistil.evaluation.models import LANGUAGE, Opened
+from homodistil.evaluation.sides import Sides, last_states
 from homodistil.evaluation.similarity import embed, follows, is_sentence_encoder
 
 _UNNAMED = re.compile(r"label_\d+")
 """What transformers calls a class that nobody has named, in small letters."""
 
 
-def agreement(student: Opened, teacher: Opened, ids: Tensor, texts: Sequence[str]) -> dict[str, float]:
+def agreement(student: Opened, teacher: Opened, ids: Tensor | Sides, texts: Sequence[str]) -> dict[str, float]:
     """Compare two models with one vocabulary, or a student with part of its teacher's.
 
     Both read the same tokens, and predictions are compared among those that the student has.
@@ -27,26 +28,27 @@ def agreement(student: Opened, teacher: Opened, ids: Tensor, texts: Sequence[str
     Args:
         student: the model that is judged.
         teacher: the model that it is judged by.
-        ids: blocks of text that neither was distilled on, as the student numbers tokens, (blocks, length).
+        ids: blocks of text that neither was distilled on, as the student numbers tokens, (blocks, length); for
+            encoder-decoders what is said to it, too.
         texts: the same text as separate sequences.
 
     Returns:
         `top1`, the share of predicted tokens on which both choose alike, and `kl`, the mean divergence
         KL(teacher ‖ student) in nats, where both have a language model, and of texts where both tell the same classes;
-        `hidden_cka`, the linear centred kernel
-        alignment of the last hidden states (Kornblith et al. 2019), 1 for equal up to rotation and scale;
-        `similarity`, Spearman's correlation of the cosine similarities of all pairs of texts, by a sentence encoder's
-        own embedding, or by the mean of the last hidden states; of two sentence encoders `similarity_error`, the root
+        `hidden_cka`, the linear centred kernel alignment of the last hidden states, of encoder-decoders the decoder's
+        (Kornblith et al. 2019), 1 for equal up to rotation and scale; `similarity`, Spearman's correlation of the
+        cosine similarities of all pairs of texts, by a sentence encoder's own embedding, or by the mean of the last
+        hidden states, of encoder-decoders the encoder's; of two sentence encoders `similarity_error`, the root
         mean square of by how much these similarities differ, without which a threshold may mean something else.
 
     Raises:
         UserError: the student has tokens that its teacher does not know.
     """
     mine, theirs = _shared(student, teacher)
-    translate = torch.zeros(max(mine.tolist()) + 1, dtype=torch.long).scatter_(0, mine, theirs).to(ids.device)
-    both = (ids, translate[ids])
+    numbers = torch.zeros(max(mine.tolist()) + 1, dtype=torch.long).scatter_(0, mine, theirs).to(student.model.device)
+    both = (ids, ids.renumbered(numbers) if isinstance(ids, Sides) else numbers[ids])
     result: dict[str, float] = {}
-    if student.head == teacher.head in ("masked", "causal"):
+    if student.head == teacher.head in LANGUAGE:
         result = _predictions(student, teacher, both, (mine, theirs))
     elif (columns := _columns(student, teacher)) is not None:
         said, right = (_classes(m, texts) for m in (student, teacher))
@@ -175,13 +177,15 @@ def _shared(student: Opened, teacher: Opened) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def _predictions(
-    student: Opened, teacher: Opened, ids: tuple[Tensor, Tensor], tokens: tuple[Tensor, Tensor]
+    student: Opened, teacher: Opened, ids: Sequence[Tensor | Sides], tokens: tuple[Tensor, Tensor]
 ) -> dict[str, float]:
     same, divergence, count = 0, 0.0, 0
     # in step, whichever has the larger vocabulary
-    batch = min(m.rows_at_once(LOGITS, ids[0].shape[1], 32) for m in (student, teacher))
+    length = ids[0].longest if isinstance(ids[0], Sides) else ids[0].shape[1]
+    batch = min(m.rows_at_once(LOGITS, length, 32) for m in (student, teacher))
     read = list(zip((student, teacher), ids, strict=True))
-    chosen = masked_positions(*read) if student.head == "masked" else None
+    blocks = [(m, own) for m, own in read if isinstance(own, Tensor)]
+    chosen = masked_positions(*blocks) if student.head == "masked" else None
     both = (predictions(m, own, chosen, batch=batch) for m, own in read)
     for (mine, _), (theirs, _) in zip(*both, strict=True):
         mine, theirs = (p[:, own.to(p.device)].log_softmax(-1) for p, own in zip((mine, theirs), tokens, strict=True))
@@ -192,7 +196,9 @@ def _predictions(
 
 
 @torch.no_grad()
-def _last_hidden(opened: Opened, ids: Tensor) -> Tensor:
+def _last_hidden(opened: Opened, ids: Tensor | Sides) -> Tensor:
+    if isinstance(ids, Sides):
+        return last_states(opened, ids)
     states = []
     for part in torch.split(ids, 32):
         mask = attended(opened, part)
@@ -227,9 +233,7 @@ def _embeddings(opened: Opened, texts: Sequence[str]) -> Tensor:
         return torch.from_numpy(embed(opened.source, texts, trust_remote_code=opened.trust_remote_code))
     pooled = []
     for made in _read(opened, texts):
-        states = opened.model.base_model(
-            input_ids=made["input_ids"], attention_mask=made["attention_mask"]
-        ).last_hidden_state
+        states = opened.reader(input_ids=made["input_ids"], attention_mask=made["attention_mask"]).last_hidden_state
         weights = made["attention_mask"][..., None].to(states.dtype)
         pooled.append(((states * weights).sum(1) / weights.sum(1)).cpu())
     return torch.cat(pooled)

@@ -16,6 +16,7 @@ from homodistil.evaluation.inputs import (
     refuse_counts,
     refuse_no_mask,
     refuse_other_data,
+    refuse_other_sides,
     refuse_too_long,
     refuse_unpaired,
 )
@@ -52,6 +53,7 @@ def evaluate(
     columns: Names = (),
     label: str = "label",
     text_column: str = "text",
+    text_target: str | None = None,
     image_column: str = "image",
     lengths: Sequence[int] = (32, 128),
     threads: int | None = None,
@@ -79,6 +81,7 @@ def evaluate(
         columns: the text columns of one's own tasks.
         label: the label's column of one's own tasks.
         text_column: the text's column.
+        text_target: the column of what encoder-decoders should say to it; by default it is made by noise, as in a run.
         image_column: the images' column.
         lengths: tokens at which the models are timed; models of images are timed at their size of images.
         threads: of torch while timing.
@@ -105,6 +108,7 @@ def evaluate(
     opened = [open_model(name, trust_remote_code=trust_remote_code) for name in names]
     of_text = {"--tasks": tasks, "--pairs": pairs, "--probes": probes, "--text": text}
     refuse_other_data(opened, of_text, {"--images": images})
+    refuse_other_sides(opened, {"--tasks": tasks, "--pairs": pairs, "--probes": probes}, text_target)
     own = {"columns": columns, "label": label}
     labelled = {name: open_task(name, folder, limit=limit, **own) for name in tasks}  # type: ignore[arg-type]
     paired = {name: open_task(name, folder, scores=True, **own) for name in pairs}  # type: ignore[arg-type]
@@ -115,7 +119,7 @@ def evaluate(
         refuse_unpaired(name, splits)
     if text:
         refuse_no_mask(opened)
-    texts = read_texts(str(text), text_column, 20 * BLOCKS) if text else []
+    texts, targets = read_texts(str(text), text_column, text_target, 20 * BLOCKS) if text else ([], [])
     pictures = read_pictures(str(images), image_column, opened) if images else []
     if time:
         refuse_too_long(opened, lengths)
@@ -123,7 +127,7 @@ def evaluate(
     for one in opened:
         records.measure(one.source, "size", {}, functools.partial(speed.size, one))
     if texts:
-        measure_text(records, opened, texts)
+        measure_text(records, opened, texts, targets)
     if pictures:
         measure_images(records, opened, pictures)
     for name, splits in paired.items():

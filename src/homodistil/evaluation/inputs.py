@@ -11,7 +11,7 @@ from homodistil.errors import UserError
 from homodistil.evaluation.models import Opened
 from homodistil.evaluation.tasks import Splits
 from homodistil.images import open_images
-from homodistil.text import each_text, open_text
+from homodistil.text import each_row, open_text
 
 IMAGES = 256
 """Images that are compared at most."""
@@ -44,6 +44,33 @@ def refuse_other_data(opened: Sequence[Opened], text: Mapping[str, object], imag
             f"Cannot measure {first.source} on images alone.",
             "On images without labels a model is compared with its teacher.",
             "Add --against TEACHER.",
+        )
+
+
+def refuse_other_sides(opened: Sequence[Opened], labelled: Mapping[str, object], target: str | None) -> None:
+    """An encoder-decoder says something to a text: it learns no labels here, and is beside others of its kind.
+
+    Raises:
+        UserError: labelled data are given for one, targets for another model, or one is beside a model that is none.
+    """
+    sides = [one for one in opened if one.head == "seq2seq"]
+    if sides and (given := next((name for name, value in labelled.items() if value), None)):
+        raise UserError(
+            f"Cannot use {given} with {sides[0].source}.",
+            "An encoder-decoder is measured by what it says to a text, and learns no labels.",
+            "Leave it out, or give --text, with a column of targets (--text-target) if there is one.",
+        )
+    if sides and len(sides) < len(opened):
+        raise UserError(
+            f"Cannot measure {opened[0].source} beside {opened[1].source}.",
+            "One is an encoder-decoder, and the other is none.",
+            "Name the teacher that the model was made of.",
+        )
+    if target is not None and not sides:
+        raise UserError(
+            f"Cannot use --text-target {target} with {opened[0].source}.",
+            "Only an encoder-decoder reads a text and says another one to it.",
+            "Leave it out.",
         )
 
 
@@ -124,18 +151,20 @@ def refuse_no_mask(opened: Sequence[Opened]) -> None:
             )
 
 
-def read_texts(data: str, column: str, most: int) -> list[str]:
-    """The first texts that are not empty.
+def read_texts(data: str, column: str, target: str | None, most: int) -> tuple[list[str], list[str]]:
+    """The first texts that are not empty, and what should be said to them, if that is asked for.
 
     Raises:
-        UserError: the text cannot be found or read, or is fewer than three.
+        UserError: they cannot be found or read, or are fewer than three.
     """
-    rows = open_text(data, column, stream=True, options="--text-")
-    found = [text for text in each_text(rows.take(most), column, data) if text.strip()]
+    columns = [column] if target is None else [column, target]
+    rows = open_text(data, column, target=target, stream=True, options="--text-").take(most)
+    found = [texts for texts in each_row(rows, columns, data) if all(isinstance(t, str) and t.strip() for t in texts)]
     if len(found) < 3:
         raise UserError(
-            f"Cannot measure on {data}: it holds {len(found)} texts.",
+            f"Cannot measure on {data}: it holds {len(found)} {'texts' if target is None else 'pairs'}.",
             "There must be at least three, so that there are similarities to compare.",
-            "Give more text, one a line.",
+            "Give more text, one a line." if target is None else "Give more rows with a text in both columns.",
         )
-    return found
+    sources, *targets = (list(side) for side in zip(*found, strict=True))
+    return sources, targets[0] if targets else []

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from homodistil.errors import UserError
-from homodistil.evaluation.models import Opened
+from homodistil.evaluation.models import LANGUAGE, Opened
+from homodistil.evaluation.sides import Sides, said
 from homodistil.packing import LENGTHS, Joiner, usual_length
 from homodistil.tokenizer import special_tokens
 
@@ -53,7 +54,7 @@ def _pads(opened: Opened) -> bool:
 def usual(opened: Opened, texts: Sequence[str]) -> int:
     """Tokens of a block: of a language model as many as nearly all texts have, as in training, and 128 of others."""
     most = min(opened.longest, LENGTHS[1])
-    if opened.head not in ("masked", "causal"):
+    if opened.head not in LANGUAGE:
         return min(LENGTHS[0], most)
     return usual_length([len(ids) for ids in opened.tokenizer(list(texts), verbose=False).input_ids], most)
 
@@ -84,9 +85,12 @@ def _special(opened: Opened, ids: Tensor) -> Tensor:
     return torch.isin(ids, torch.tensor(opened.tokenizer.all_special_ids, device=ids.device))
 
 
-def predicted(opened: Opened, ids: Tensor) -> Tensor:
-    """The tokens of blocks (blocks, length) that a language model may be asked for, and -1 where it is not."""
-    return ids.masked_fill(_special(opened, ids), -1) if opened.head == "masked" else ids
+def predicted(opened: Opened, ids: Tensor | Sides) -> list[list[int]]:
+    """The tokens of each block, or target, that a language model may be asked for, and -1 where it is not."""
+    if isinstance(ids, Sides):
+        return [target.tolist() for target in ids.targets]
+    asked: list[list[int]] = (ids.masked_fill(_special(opened, ids), -1) if opened.head == "masked" else ids).tolist()
+    return asked
 
 
 def masked_positions(*read: tuple[Opened, Tensor], seed: int = 0) -> Tensor:
@@ -151,28 +155,33 @@ def causal_predictions(opened: Opened, ids: Tensor, *, batch: int = 32) -> Itera
 
 
 def predictions(
-    opened: Opened, ids: Tensor, chosen: Tensor | None = None, *, batch: int = 32
+    opened: Opened, ids: Tensor | Sides, chosen: Tensor | None = None, *, batch: int = 32
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """What a language model says of a text, as its head allows: see `masked_predictions`, `causal_predictions`."""
+    """What a language model says of a text, as its head allows: see `masked_predictions`, `causal_predictions`, and of
+    encoder-decoders `sides.said`.
+    """
+    if isinstance(ids, Sides):
+        return said(opened, ids, batch=opened.rows_at_once(LOGITS, ids.longest, batch))
     if opened.head == "masked":
         return masked_predictions(opened, ids, chosen, batch=batch)
     return causal_predictions(opened, ids, batch=batch)
 
 
-def language(opened: Opened, ids: Tensor) -> dict[str, float]:
+def language(opened: Opened, ids: Tensor | Sides) -> dict[str, float]:
     """The measures that the model's head allows; none for a model without a language model.
 
     Returns:
-        `masked_accuracy` and `pseudo_perplexity`, or `perplexity` and `next_accuracy`.
+        `masked_accuracy` and `pseudo_perplexity`, or `perplexity` and `next_accuracy`, of encoder-decoders those of the
+        targets.
     """
-    if opened.head not in ("masked", "causal"):
+    if opened.head not in LANGUAGE:
         return {}
     total, hits, count = 0.0, 0, 0
-    for said, right in predictions(opened, ids):
-        total -= said.gather(1, right[:, None]).sum().item()
-        hits += int((said.argmax(-1) == right).sum())
+    for likely, right in predictions(opened, ids):
+        total -= likely.gather(1, right[:, None]).sum().item()
+        hits += int((likely.argmax(-1) == right).sum())
         count += len(right)
-    if opened.head == "masked":
+    if not isinstance(ids, Sides) and opened.head == "masked":
         perplexity = pseudo_perplexity(opened, _few(ids))
         return {"masked_accuracy": hits / count, "pseudo_perplexity": perplexity}
     return {"perplexity": math.exp(total / count), "next_accuracy": hits / count}

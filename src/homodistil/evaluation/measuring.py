@@ -9,14 +9,16 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from PIL import Image
+from torch import Tensor
 
 from homodistil.errors import UserError
 from homodistil.evaluation import finetune, speed
 from homodistil.evaluation.agreement import agreement, image_agreement
 from homodistil.evaluation.language import blocks, language, predicted, refuse_unknown, usual
-from homodistil.evaluation.models import Opened
+from homodistil.evaluation.models import LANGUAGE, Opened
 from homodistil.evaluation.probe import probe
 from homodistil.evaluation.records import Records, digest, identity, machine
+from homodistil.evaluation.sides import Sides, noised, paired
 from homodistil.evaluation.similarity import judged_pairs
 from homodistil.evaluation.tasks import Splits, Task
 from homodistil.evaluation.training import Settings
@@ -27,28 +29,34 @@ TEXTS = 400
 """Texts whose similarities are compared at most."""
 
 
-def measure_text(records: Records, opened: Sequence[Opened], texts: list[str]) -> None:
+def measure_text(records: Records, opened: Sequence[Opened], texts: Sequence[str], targets: Sequence[str] = ()) -> None:
     """Language modelling of each, and agreement with the teacher if there is one.
+
+    Args:
+        records: what is kept.
+        opened: a model, and its teacher.
+        texts: plain text.
+        targets: what encoder-decoders should say to each; without it what noise takes out of the texts.
 
     Raises:
         UserError: it is too little text for a block, or tokens that a model does not know.
     """
-    block = min(usual(one, texts) for one in opened)
-    ids = [blocks(one, texts, block, BLOCKS) for one in opened]
-    for one, tokens in zip(opened, ids, strict=True):
-        if not len(tokens):
-            raise UserError(
-                f"Cannot measure on this text: it does not fill a block of {block} tokens of {one.source}.",
-                "There must be text for at least one block.",
-                "Give more text.",
-            )
-        refuse_unknown(one, tokens)
+    ids: list[Tensor | Sides]
+    if targets:
+        texts, targets = texts[:TEXTS], targets[:TEXTS]
+        block = max(min(usual(one, side) for one in opened) for side in (texts, targets))
+        ids = [paired(one, texts, targets, block) for one in opened]
+    else:
+        block = min(usual(one, texts) for one in opened)
+        ids = [_asked(one, texts, block) for one in opened]
     settings = {"digest": digest(texts), "blocks": BLOCKS, "block": block}
-    for one, tokens in zip(opened, ids, strict=True):
-        if one.head in ("masked", "causal"):
+    if targets:
+        settings["targets"] = digest(targets)
+    for one, asked in zip(opened, ids, strict=True):
+        if one.head in LANGUAGE:
             # figures of a token say nothing beside those of other tokens, as of a trimmed vocabulary
-            read = {**settings, "tokens": digest(predicted(one, tokens).tolist())}
-            records.measure(one.source, "language", read, functools.partial(language, one, tokens))
+            read = {**settings, "tokens": digest(predicted(one, asked))}
+            records.measure(one.source, "language", read, functools.partial(language, one, asked))
     if len(opened) == 2:
         student, teacher = opened
         records.measure(
@@ -57,6 +65,19 @@ def measure_text(records: Records, opened: Sequence[Opened], texts: list[str]) -
             {**settings, "teacher": identity(teacher.source)},
             lambda: agreement(student, teacher, ids[0], texts[:TEXTS]),
         )
+
+
+def _asked(one: Opened, texts: Sequence[str], block: int) -> Tensor | Sides:
+    """Blocks of text, (blocks, length), of encoder-decoders with what they should say to them."""
+    tokens = blocks(one, texts, block, BLOCKS)
+    if not len(tokens):
+        raise UserError(
+            f"Cannot measure on this text: it does not fill a block of {block} tokens of {one.source}.",
+            "There must be text for at least one block.",
+            "Give more text.",
+        )
+    refuse_unknown(one, tokens)
+    return noised(one, tokens) if one.head == "seq2seq" else tokens
 
 
 def measure_images(records: Records, opened: Sequence[Opened], pictures: Sequence[Image.Image]) -> None:

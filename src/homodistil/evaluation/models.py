@@ -1,4 +1,4 @@
-"""Opening a model as what it says it is: language model, classifier of images, or encoder; with what it reads by."""
+"""Opening a model as what it says it is: language model, classifier, or encoder; with what it reads by."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -20,19 +20,24 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForPreTraining,
     AutoModelForQuestionAnswering,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     BaseImageProcessor,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
 
 from homodistil.errors import UserError, first_line
 from homodistil.evaluation.similarity import is_sentence_encoder
 from homodistil.loading import image_size, load_whole, longest, read_json, refuse_no_model, why_unopened
+from homodistil.noise import first_token
 from homodistil.tokenizer import check_vocabulary, tokenizer_of
 
-Head = Literal["masked", "causal", "classes", "none"]
+Head = Literal["masked", "causal", "seq2seq", "classes", "none"]
+LANGUAGE: tuple[Head, ...] = ("masked", "causal", "seq2seq")
+"""Those that predict tokens."""
 
 _KINDS: tuple[tuple[str, Head, Any], ...] = (
     ("ForMaskedLM", "masked", AutoModelForMaskedLM),
@@ -81,25 +86,31 @@ class Opened:
         return self.processor
 
     @property
+    def reader(self) -> nn.Module:
+        """What makes states of a text: the model without its head, of an encoder-decoder its encoder."""
+        made: nn.Module = self.model.get_encoder() if self.head == "seq2seq" else self.model.base_model
+        return made
+
+    @property
     def longest(self) -> int:
         """Tokens that both the positions and the tokenizer allow."""
         return longest(self.model, self.tokenizer)
 
     def random_inputs(self, batch: int, length: int) -> dict[str, Tensor]:
-        """What it reads: sequences of `length` tokens, or images, which have one size; on its device."""
+        """What it reads, on its device: `length` tokens, of encoder-decoders on both sides; images have one size."""
         draw, config = torch.Generator().manual_seed(0), self.model.config
         if self.reads_images:
             images = torch.randn(batch, *image_size(config), generator=draw)
             return {"pixel_values": images.to(self.model.device)}
-        ids = torch.randint(config.vocab_size, (batch, length), generator=draw)
-        return {"input_ids": ids.to(self.model.device)}
+        ids = torch.randint(config.vocab_size, (batch, length), generator=draw).to(self.model.device)
+        return {"input_ids": ids, "decoder_input_ids": ids} if self.head == "seq2seq" else {"input_ids": ids}
 
     def rows_at_once(self, numbers: int, length: int, most: int) -> int:
         """Sequences in a forward pass: at most `most`, and so many that its predictions are `numbers` or fewer.
 
         A language model says a number of each token of its vocabulary, at each position.
         """
-        if self.head not in ("masked", "causal"):
+        if self.head not in LANGUAGE:
             return most
         vocabulary: int = self.model.config.vocab_size
         return max(1, min(most, numbers // (length * vocabulary)))
@@ -110,7 +121,7 @@ def open_model(source: str, *, trust_remote_code: bool = False) -> Opened:
 
     Raises:
         UserError: there is no such model, it cannot be opened, has no weights for some of its parameters, has tokens
-            that its embeddings do not hold, or is an encoder-decoder.
+            that its embeddings do not hold, or is an encoder-decoder without a language model.
     """
     path = transformer_folder(source)
     refuse_no_model(source, path)
@@ -118,15 +129,17 @@ def open_model(source: str, *, trust_remote_code: bool = False) -> Opened:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         raise _unopened(source, error) from error
-    if config.is_encoder_decoder:
-        raise UserError(
-            f"Cannot evaluate {source}: it is an encoder-decoder.",
-            "A model must be an encoder, a decoder or a model of images.",
-            "What a run measured on held-out text is in its metrics.jsonl and in its student's README.md.",
-        )
     # of a sentence encoder its users call the embedding, whatever head its configuration names
     name = "" if is_sentence_encoder(local(source)) else (config.architectures or [""])[0]
     head, auto = next((head, auto) for ending, head, auto in _KINDS if name.endswith(ending))
+    if config.is_encoder_decoder:
+        if name not in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values():
+            raise UserError(
+                f"Cannot evaluate {source}: it is a {name or 'bare'} encoder-decoder.",
+                "An encoder-decoder is measured as a language model of text.",
+                f"Save it as one, with AutoModelForSeq2SeqLM.from_pretrained({source!r}).save_pretrained(...).",
+            )
+        head, auto = "seq2seq", AutoModelForSeq2SeqLM
     model = load_whole(source, auto, path, trust_remote_code=trust_remote_code)
     for part in model.modules():
         if isinstance(part, PreTrainedModel):
@@ -135,6 +148,8 @@ def open_model(source: str, *, trust_remote_code: bool = False) -> Opened:
     if head == "classes" and not isinstance(processor, BaseImageProcessor):
         # a decoder reads its label off the last token that is no padding, by its configuration
         model.config.pad_token_id = processor.pad_token_id
+    if head == "seq2seq":
+        first_token(source, model)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return Opened(source, model.to(device).eval(), processor, head, trust_remote_code)
 
