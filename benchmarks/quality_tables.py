@@ -1,6 +1,7 @@
 """The comparison of `quality.py` as tables and pictures.
 
     python benchmarks/quality_tables.py                                     # mean and standard error over seeds
+    python benchmarks/quality_tables.py --main                              # the main measures alone, an arm a row
     python benchmarks/quality_tables.py --figures docs/figures --work runs/quality
 
 Pictures are the arms' measures, those against the budget where there are several, and, where --work still holds the
@@ -13,6 +14,7 @@ import argparse
 import io
 import statistics
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
@@ -21,7 +23,7 @@ from PIL import Image
 from harness import RESULTS
 from homodistil.reports.curves import INK, SERIES
 from homodistil.reports.tables import markdown
-from quality import finished, metrics_of, path_of
+from quality import SEEDS, finished, metrics_of, path_of
 from quality_arms import ARMS, TEACHER, Run, budget
 
 COUNTED = ("seconds", "parameters")
@@ -31,6 +33,34 @@ DRAWN = {
     "rxnmapper": ("held-out text: products mapped",),
 }
 """The measures that the pictures show, of each teacher."""
+TASKS_MEAN = "GLUE, four tasks"
+TASKS_OF_MEAN = ("stsb", "mrpc", "cola", "sst2")
+"""RTE, which hangs on both texts at once, is near chance for all of them, the teacher too."""
+_TEXT = "held-out text: "
+MAIN = {
+    "minilm": {
+        "similarities": f"{_TEXT}similarity",
+        "error of them": f"{_TEXT}similarity_error",
+        "CKA": f"{_TEXT}hidden_cka",
+        "STS-B test": "stsb test: spearman",
+        TASKS_MEAN: TASKS_MEAN,
+    },
+    "rxnfp": {
+        "KL": f"{_TEXT}kl",
+        "teacher's token": f"{_TEXT}top1",
+        "masked accuracy": f"{_TEXT}masked accuracy",
+        "CKA": f"{_TEXT}hidden_cka",
+        "yields, probe": "yields probe",
+    },
+    "rxnmapper": {
+        "KL": f"{_TEXT}kl",
+        "teacher's token": f"{_TEXT}top1",
+        "masked accuracy": f"{_TEXT}masked accuracy",
+        "CKA": f"{_TEXT}hidden_cka",
+        "products mapped": f"{_TEXT}products mapped",
+    },
+}
+"""The measures of each teacher that say most, by their short names."""
 TERMS = ("hidden", "attention")
 """The losses whose paths are shown."""
 PROBE = " probe"
@@ -57,7 +87,46 @@ def gathered(results: Path) -> dict[tuple[str, str, str], Values]:
             counts = {name: line[name] for name in COUNTED if distil and line[name] is not None}
             for name, value in {**counts, **shown}.items():
                 values.setdefault(name, {}).setdefault(line["arm"], []).append(value)
+        if means := _means_of_tasks([x for x in lines if (x["teacher"], x["target"], x["tokens"]) == cell]):
+            values[TASKS_MEAN] = means
     return tables
+
+
+def _means_of_tasks(lines: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """For each arm the mean over `TASKS_OF_MEAN` of each seed that has learnt all of them."""
+    scores: dict[tuple[str, int], dict[str, float]] = {}
+    for line in lines:
+        if line["kind"] in TASKS_OF_MEAN:
+            scores.setdefault((line["arm"], line["seed"]), {})[line["kind"]] = line["values"]["score"]
+    means: dict[str, list[float]] = {}
+    for (arm, _), by_task in sorted(scores.items()):
+        if len(by_task) == len(TASKS_OF_MEAN):
+            means.setdefault(arm, []).append(statistics.mean(by_task.values()))
+    return means
+
+
+def main_table(results: Path) -> None:
+    """The main measures of each teacher, an arm a row."""
+    tables = gathered(results)
+    for teacher, measures in MAIN.items():
+        rows = []
+        cells = sorted((c for c in tables if c[0] == teacher), key=lambda c: (c[1], budget(c[2])))
+        for _, target, tokens in cells:
+            values = tables[teacher, target, tokens]
+            for arm in (arm for arm in ARMS if arm in values["parameters"]):
+                shown = [_short(name, values.get(name, {}).get(arm, [])) for name in measures.values()]
+                rows.append([target, tokens, arm, _cell("seconds", values["seconds"].get(arm, [])), *shown])
+        if rows:
+            print(f"\n### {teacher}\n\n{markdown(['to', 'tokens', 'arm', 'seconds', *measures], rows)}")
+
+
+def _short(name: str, numbers: list[float]) -> str:
+    """Mean and standard error, and the number of seeds unless there are `SEEDS`."""
+    if not numbers:
+        return ""
+    error, digits = _error(numbers), 1 if name.endswith(PROBE) or name == TASKS_MEAN else 3
+    text = f"{statistics.mean(numbers):.{digits}f}" + (f" ± {error:.{digits}f}" if error is not None else "")
+    return text if len(numbers) == len(SEEDS) else f"{text} ({len(numbers)})"
 
 
 def table(results: Path) -> None:
@@ -81,7 +150,7 @@ def _cell(name: str, numbers: list[float]) -> str:
     if name in COUNTED:
         return f"{statistics.mean(numbers):,.0f}"
     error = _error(numbers)
-    digits = 1 if name.endswith(("fine-tuned", PROBE)) else 4
+    digits = 1 if name.endswith(("fine-tuned", PROBE)) or name == TASKS_MEAN else 4
     text = f"{statistics.mean(numbers):.{digits}f}"
     return text + (f" ± {error:.{digits}f} ({len(numbers)})" if error is not None else " (1)")
 
@@ -215,10 +284,14 @@ def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=RESULTS / "quality.jsonl")
+    parser.add_argument("--main", action="store_true", help="the main measures alone")
     parser.add_argument("--figures", type=Path, help="write pictures into this folder in place of the tables")
     parser.add_argument("--work", type=Path, default=Path("runs/quality"), help="where the runs were made")
     options = parser.parse_args()
-    figures(options.results, options.figures, options.work) if options.figures else table(options.results)
+    if options.figures:
+        figures(options.results, options.figures, options.work)
+    else:
+        (main_table if options.main else table)(options.results)
 
 
 if __name__ == "__main__":

@@ -220,6 +220,30 @@ def test_a_task_says_how_it_was_learnt_and_stands_where_a_student_learnt_it(
     assert "stsb" not in few
 
 
+def test_the_mean_over_tasks_is_of_seeds_that_learnt_all_of_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And the main measures stand in a row for each arm and budget, the smaller budget first."""
+    from quality_tables import TASKS_OF_MEAN, main_table
+
+    def line(kind: str, seed: int, tokens: str, **values: float) -> str:
+        run = {"teacher": "minilm", "target": "0.3", "arm": "homotopic", "seed": seed, "tokens": tokens}
+        return json.dumps({**run, "kind": kind, "values": values, "seconds": 5, "parameters": 7})
+
+    lines = [line("distil", seed, "1M", **{"held-out text: similarity": 0.5 + seed / 10}) for seed in (0, 1, 2)]
+    lines += [line(task, 0, "1M", score=60 + 4 * k) for k, task in enumerate(TASKS_OF_MEAN)]
+    lines += [line(task, 1, "1M", score=70.0) for task in TASKS_OF_MEAN]
+    lines += [line(task, 2, "1M", score=0.0) for task in TASKS_OF_MEAN[1:]]
+    lines += [line("distil", 0, "300k", **{"held-out text: similarity": 0.2})]
+    results = tmp_path / "results.jsonl"
+    results.write_text("\n".join(lines) + "\n")
+    main_table(results)
+    *_, few, many = capsys.readouterr().out.strip().splitlines()
+    assert few.startswith("| 0.3 | 300k | homotopic | 5 | 0.200 (1) |")
+    assert many.startswith("| 0.3 | 1M | homotopic | 5 | 0.600 ± 0.058 |")
+    assert many.endswith("| 68.0 ± 2.0 (2) |")
+
+
 def test_budgets_are_drawn_against_each_other_where_there_are_several(tmp_path: Path) -> None:
     """In order of their numbers, not of their names, with the mean of each arm's seeds."""
     from quality_tables import DRAWN, budgets_figure, figures, gathered

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from homodistil.errors import UserError
 from homodistil.evaluation.models import LANGUAGE, Opened
-from homodistil.evaluation.sides import Sides, said
+from homodistil.evaluation.sides import Sides, target_predictions
 from homodistil.packing import LENGTHS, Joiner, usual_length
 from homodistil.tokenizer import special_tokens
 
@@ -158,10 +158,10 @@ def predictions(
     opened: Opened, ids: Tensor | Sides, chosen: Tensor | None = None, *, batch: int = 32
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """What a language model says of a text, as its head allows: see `masked_predictions`, `causal_predictions`, and of
-    encoder-decoders `sides.said`.
+    encoder-decoders `sides.target_predictions`.
     """
     if isinstance(ids, Sides):
-        return said(opened, ids, batch=opened.rows_at_once(LOGITS, ids.longest, batch))
+        return target_predictions(opened, ids, batch=opened.rows_at_once(LOGITS, ids.longest, batch))
     if opened.head == "masked":
         return masked_predictions(opened, ids, chosen, batch=batch)
     return causal_predictions(opened, ids, batch=batch)
@@ -177,9 +177,9 @@ def language(opened: Opened, ids: Tensor | Sides) -> dict[str, float]:
     if opened.head not in LANGUAGE:
         return {}
     total, hits, count = 0.0, 0, 0
-    for likely, right in predictions(opened, ids):
-        total -= likely.gather(1, right[:, None]).sum().item()
-        hits += int((likely.argmax(-1) == right).sum())
+    for said, right in predictions(opened, ids):
+        total -= said.gather(1, right[:, None]).sum().item()
+        hits += int((said.argmax(-1) == right).sum())
         count += len(right)
     if not isinstance(ids, Sides) and opened.head == "masked":
         perplexity = pseudo_perplexity(opened, _few(ids))

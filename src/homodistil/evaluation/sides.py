@@ -68,7 +68,7 @@ def _sides(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], opened: Opened)
 
 
 @torch.no_grad()
-def said(opened: Opened, sides: Sides, *, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+def target_predictions(opened: Opened, sides: Sides, *, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Log-probabilities (tokens, vocabulary) of each token of the targets, after those before it, and the token itself.
 
     Args:
