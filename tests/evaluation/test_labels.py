@@ -124,7 +124,7 @@ def test_whole_numbers_are_scores_of_pairs_and_classes_of_tasks(tmp_path: Path) 
     """What they are depends on what is asked of them."""
     folder = _folder(tmp_path, _rows(1, 2, 3))
     assert open_task(folder, None).task.labels == "classes"
-    assert open_task(folder, None, scores=True).task.labels == "number"
+    assert open_task(folder, None, learnt=False, numbers=True).task.labels == "number"
 
 
 def test_pairs_that_are_all_equally_alike_correlate_with_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,7 +78,7 @@ def test_of_pairs_that_are_compared_as_they_are_every_row_is_scored(kind: str, t
     rows = [{"sentence1": f"a {k}", "sentence2": f"b {k}", "label": k} for k in range(20)]
     _write(tmp_path / (f"{kind}.jsonl" if kind == "file" else f"{kind}/validation.jsonl"), rows)
     name = {"file": str(tmp_path / "file.jsonl"), "folder": str(tmp_path / "folder"), "stsb": "stsb"}[kind]
-    splits = open_task(name, tmp_path, scores=True)
+    splits = open_task(name, tmp_path, learnt=False, numbers=True)
     assert splits.task.labels == "number"
     assert len(splits.train) == 0
     assert sorted(splits.evaluated["validation"]["label"][:]) == list(range(20))

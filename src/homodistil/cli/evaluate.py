@@ -28,6 +28,12 @@ def evaluate(words: list[str]) -> None:
         default=[],
         help="learn these tasks by a linear model on frozen embeddings: names of GLUE, or own files",
     )
+    add(
+        "--answers",
+        type=_names,
+        default=[],
+        help="score its own head on these tasks as it is, nothing is learnt: names of GLUE, squad, or own files",
+    )
     add("--text", help="plain text that it did not learn from: language modelling, agreement with the teacher")
     add("--images", help="images that it did not learn from, a folder or a dataset: agreement with the teacher")
     add("--data-dir", help="where the tasks lie, as NAME/train.jsonl, validation.jsonl or glue/NAME/... (default: hub)")
@@ -37,7 +43,7 @@ def evaluate(words: list[str]) -> None:
     add(
         "--max-length",
         type=int,
-        help="tokens of an example that are read while fine-tuning (default: GLUE 128, SQuAD 384, own files 512)",
+        help="tokens of a row that heads read, for --tasks and --answers (default: GLUE 128, SQuAD 384, own files 512)",
     )
     add("--columns", type=_names, default=[], help="the text columns of one's own tasks")
     add("--label", default="label", help="the label's column of one's own tasks (default: label)")
@@ -62,6 +68,7 @@ def evaluate(words: list[str]) -> None:
         tasks=options.tasks,
         pairs=options.pairs,
         probes=options.probes,
+        answers=options.answers,
         text=options.text,
         images=options.images,
         data_dir=options.data_dir,

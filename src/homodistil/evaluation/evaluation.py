@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from os import PathLike
 from os.path import expanduser
 from pathlib import Path
 
 from homodistil.evaluation import speed
+from homodistil.evaluation.answers import refuse_other_head, tells_a_number
 from homodistil.evaluation.inputs import (
     SHORTEST,
     read_pictures,
@@ -22,6 +24,7 @@ from homodistil.evaluation.inputs import (
 )
 from homodistil.evaluation.measuring import (
     BLOCKS,
+    measure_answers,
     measure_images,
     measure_pairs,
     measure_probe,
@@ -42,6 +45,7 @@ def evaluate(
     tasks: Names = (),
     pairs: Names = (),
     probes: Names = (),
+    answers: Names = (),
     text: str | PathLike[str] | None = None,
     images: str | PathLike[str] | None = None,
     data_dir: str | PathLike[str] | None = None,
@@ -69,6 +73,7 @@ def evaluate(
         tasks: to fine-tune on, one or several: names of `tasks.TASKS`, or files or folders of one's own.
         pairs: tasks whose pairs are compared by cosine similarity, without fine-tuning, such as `stsb`; of a file all.
         probes: tasks that a linear model learns on frozen embeddings.
+        answers: tasks on which the model's own head is scored as it is; of a file all rows.
         text: plain text that the model was not distilled on: language modelling, and agreement with the teacher.
         images: a folder or dataset of images that it was not distilled on, for models of images: agreement.
         data_dir: where the tasks lie; the hub by default.
@@ -76,8 +81,9 @@ def evaluate(
         seeds: how often each task is learnt.
         grid: choose the learning rate of each task and model on training rows that are held out.
         limit: learn each task and probe from that many rows at most.
-        max_length: tokens of an example that are read at most while fine-tuning, as far as the model reads; by default
-            128 of GLUE, 384 of SQuAD, whose contexts are read in windows of it, and 512 of one's own tasks.
+        max_length: tokens of a row that are read at most by heads, new ones and the model's own, as far as the model
+            reads; by default 128 of GLUE, 384 of SQuAD, whose contexts are read in windows of it, and 512 of one's own
+            tasks.
         columns: the text columns of one's own tasks.
         label: the label's column of one's own tasks.
         text_column: the text's column.
@@ -101,18 +107,23 @@ def evaluate(
     refuse_counts({"--max-length": max_length}, least=SHORTEST)
     for length in lengths:
         refuse_counts({"--lengths": length})
-    tasks, pairs, probes, columns = (several(given) for given in (tasks, pairs, probes, columns))
+    tasks, pairs, probes, answers, columns = map(several, (tasks, pairs, probes, answers, columns))
     names = [local(model_named(name)) for name in (model, *([against] if against else []))]
     records = Records(Path(expanduser(json)) if json else None, names[1] if against else None, say)
     folder = Path(expanduser(data_dir)) if data_dir else None
     opened = [open_model(name, trust_remote_code=trust_remote_code) for name in names]
-    of_text = {"--tasks": tasks, "--pairs": pairs, "--probes": probes, "--text": text}
+    of_text = {"--tasks": tasks, "--pairs": pairs, "--probes": probes, "--answers": answers, "--text": text}
     refuse_other_data(opened, of_text, {"--images": images})
-    refuse_other_sides(opened, {"--tasks": tasks, "--pairs": pairs, "--probes": probes}, text_target)
+    labelled_data = {name: of_text[name] for name in ("--tasks", "--pairs", "--probes", "--answers")}
+    refuse_other_sides(opened, labelled_data, text_target)
     own = {"columns": columns, "label": label}
     labelled = {name: open_task(name, folder, limit=limit, **own) for name in tasks}  # type: ignore[arg-type]
-    paired = {name: open_task(name, folder, scores=True, **own) for name in pairs}  # type: ignore[arg-type]
+    paired = {name: open_task(name, folder, learnt=False, numbers=True, **own) for name in pairs}  # type: ignore[arg-type]
     probed = {name: open_task(name, folder, limit=limit, **own) for name in probes}  # type: ignore[arg-type]
+    numbers = tells_a_number(opened[0])
+    answered = {name: open_task(name, folder, learnt=False, numbers=numbers, **own) for name in answers}  # type: ignore[arg-type]
+    for one, splits in itertools.product(opened, answered.values()):
+        refuse_other_head(one, splits)
     for splits in probed.values():
         refuse_spans(splits.task)
     for name, splits in paired.items():
@@ -132,6 +143,8 @@ def evaluate(
         measure_images(records, opened, pictures)
     for name, splits in paired.items():
         measure_pairs(records, opened, name, splits)
+    for name, splits in answered.items():
+        measure_answers(records, opened, name, splits, max_length=max_length)
     for name, splits in probed.items():
         measure_probe(records, opened, name, splits)
     for name, splits in labelled.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,14 +24,13 @@ from homodistil.evaluation import squad
 from homodistil.evaluation.labels import classes
 from homodistil.evaluation.metrics import score, summary
 from homodistil.evaluation.models import right_padding_tokenizer, transformer_folder
+from homodistil.evaluation.rows import Label, encoded, length_of, multiple, warn_of_cut_rows, without_types
 from homodistil.evaluation.similarity import is_sentence_encoder
 from homodistil.evaluation.tasks import Splits, Task
 from homodistil.evaluation.towers import Towers, TowersCollator
-from homodistil.evaluation.training import Settings, lengths, train_and_predict
+from homodistil.evaluation.training import Settings, train_and_predict
 from homodistil.loading import longest
 
-Label = Callable[[Any], float]
-"""What the Trainer learns of a label: the number of its class, or its number, in standard deviations from the mean."""
 GRID = (0.5, 1.0, 2.0)
 """Learning rates tried on request, as multiples of the default, which goes with the width."""
 GRID_HELDOUT = 0.1
@@ -40,10 +38,6 @@ GRID_HELDOUT = 0.1
 EXAMPLES = 30_000
 """Training examples seen at least, within `EPOCHS`: small tasks need more epochs."""
 EPOCHS = (3, 10)
-LENGTH = {"classes": 128, "number": 128, "span": 384}
-"""Tokens of an example of GLUE and SQuAD at most, as BERT was fine-tuned."""
-OWN_LENGTH = 512
-"""The same of a user's own task, whose texts may tell at their end what they tell; short ones cost no more by it."""
 
 
 def defaults(task: Task, rows: int, hidden: int) -> Settings:
@@ -53,8 +47,7 @@ def defaults(task: Task, rows: int, hidden: int) -> Settings:
     needs for matrices (Yang et al. 2022, *Tensor Programs V*, table 3).
     """
     epochs = int(np.clip(round(EXAMPLES / rows), *EPOCHS))
-    length = OWN_LENGTH if task.hub is None else LENGTH[task.labels]
-    return Settings(learning_rate=3e-5 * 768 / hidden, epochs=epochs, length=length)
+    return Settings(learning_rate=3e-5 * 768 / hidden, epochs=epochs, length=length_of(task))
 
 
 def best_of_grid(model: Path, splits: Splits, settings: Settings, *, trust_remote_code: bool = False) -> Settings:
@@ -109,16 +102,11 @@ def finetune(
     tokenizer = right_padding_tokenizer(folder, trust_remote_code)
     torch.manual_seed(seed)
     if task.labels == "span":
-        if not tokenizer.is_fast:
-            raise UserError(
-                f"Cannot answer the questions of {task.name} with {model}: its tokenizer is written in Python.",
-                "Answers are found by characters, which fast tokenizers alone keep.",
-                "Use the model's fast tokenizer, or leave the task out.",
-            )
+        squad.refuse_slow(str(model), tokenizer, task)
         net = _open(AutoModelForQuestionAnswering, folder, {}, trust_remote_code)
-        _without_types(net, tokenizer)
+        without_types(net, tokenizer)
         length = min(settings.length, longest(net, tokenizer))
-        collator = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=_multiple(length))
+        collator = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=multiple(length))
         per_split = squad.learn_and_answer(
             lambda train, evaluated: train_and_predict(net, collator, train, evaluated, settings, seed),
             tokenizer,
@@ -132,7 +120,7 @@ def finetune(
         net, collate, read, length = _reader(model, splits, known, tokenizer, settings.length, trust_remote_code)
         train = read(splits.train, task, tokenizer, length, label)
         evaluated = {s: read(rows, task, tokenizer, length, label) for s, rows in splits.evaluated.items()}
-        _warn_of_cut_rows(task, length, (train, *evaluated.values()))
+        warn_of_cut_rows(task, length, (train, *evaluated.values()))
         answers = train_and_predict(net, collate, train, evaluated, settings, seed)
         per_split = {}
         for split, logits in answers.items():
@@ -151,35 +139,14 @@ def _reader(
     if is_sentence_encoder(model):
         net = Towers(model, splits, known, trust_remote_code=trust)
         length = min(most, net.longest)
-        return net, TowersCollator(tokenizer, _multiple(length)), net.encoded, length
+        return net, TowersCollator(tokenizer, multiple(length)), net.encoded, length
     options = {"num_labels": max(1, len(known)), "problem_type": _PROBLEM[splits.task.labels]}
     folder = Path(transformer_folder(str(model)))
     opened = _open(AutoModelForSequenceClassification, folder, options, trust)
     opened.config.pad_token_id = tokenizer.pad_token_id
-    _without_types(opened, tokenizer)
+    without_types(opened, tokenizer)
     length = min(most, longest(opened, tokenizer))
-    return opened, DataCollatorWithPadding(tokenizer, pad_to_multiple_of=_multiple(length)), _encoded, length
-
-
-def _warn_of_cut_rows(task: Task, length: int, read: Sequence[Dataset]) -> None:
-    counted = [tokens for rows in read for tokens in lengths(rows)]
-    if full := sum(tokens >= length for tokens in counted):
-        warnings.warn(
-            f"{full:,} of {len(counted):,} rows of {task.name} fill all {length} tokens that are read; "
-            "what comes after is not (--max-length).",
-            stacklevel=2,
-        )
-
-
-def _without_types(net: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """A model with one type of token has no row for the second text of a pair."""
-    if getattr(net.config, "type_vocab_size", 2) < 2:
-        tokenizer.model_input_names = [n for n in tokenizer.model_input_names if n != "token_type_ids"]
-
-
-def _multiple(length: int) -> int | None:
-    """What a batch's length is a multiple of: 8, where none then exceeds what is read at most."""
-    return None if length % 8 else 8
+    return opened, DataCollatorWithPadding(tokenizer, pad_to_multiple_of=multiple(length)), encoded, length
 
 
 def _scale(splits: Splits) -> tuple[float, float]:
@@ -208,11 +175,3 @@ def _open(auto: Any, model: Path, options: dict[str, Any], trust: bool) -> PreTr
     # what a configuration asks for beside the answers would be taken for answers
     opened.config.output_hidden_states = opened.config.output_attentions = False
     return opened
-
-
-def _encoded(rows: Dataset, task: Task, tokenizer: PreTrainedTokenizerBase, length: int, label: Label) -> Dataset:
-    def encode(batch: dict[str, list[Any]]) -> dict[str, Any]:
-        made = tokenizer(*(batch[c] for c in task.columns), truncation=True, max_length=length)
-        return {**made, "labels": [label(v) for v in batch[task.label]]}
-
-    return rows.map(encode, batched=True, remove_columns=rows.column_names, load_from_cache_file=False)

@@ -14,10 +14,12 @@ from torch import Tensor
 from homodistil.errors import UserError
 from homodistil.evaluation import finetune, speed
 from homodistil.evaluation.agreement import agreement, image_agreement
+from homodistil.evaluation.answers import answers
 from homodistil.evaluation.language import blocks, language, predicted, refuse_unknown, usual
 from homodistil.evaluation.models import LANGUAGE, Opened
 from homodistil.evaluation.probe import probe
 from homodistil.evaluation.records import Records, digest, identity, machine
+from homodistil.evaluation.rows import length_of
 from homodistil.evaluation.sides import Sides, noised, paired
 from homodistil.evaluation.similarity import judged_pairs
 from homodistil.evaluation.tasks import Splits, Task
@@ -102,6 +104,18 @@ def measure_pairs(records: Records, opened: Sequence[Opened], name: str, splits:
     for one, split in itertools.product(opened, splits.evaluated):
         settings = {"split": split, **_read_as(name, splits.task), "digest": digests[split]}
         records.measure(one.source, f"{splits.task.name} pairs", settings, functools.partial(judged, one, split))
+
+
+def measure_answers(
+    records: Records, opened: Sequence[Opened], name: str, splits: Splits, *, max_length: int | None
+) -> None:
+    """What its own head says of each row."""
+    task = splits.task
+    length = max_length or length_of(task)
+    rows = itertools.chain(*splits.evaluated.values())
+    settings = {**_read_as(name, task), "length": length, "digest": digest(rows)}
+    for one in opened:
+        records.measure(one.source, f"{task.name} answers", settings, functools.partial(answers, one, splits, length))
 
 
 def measure_probe(records: Records, opened: Sequence[Opened], name: str, splits: Splits) -> None:

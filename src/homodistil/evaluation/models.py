@@ -35,7 +35,7 @@ from homodistil.loading import image_size, load_whole, longest, read_json, refus
 from homodistil.noise import first_token
 from homodistil.tokenizer import check_vocabulary, tokenizer_of
 
-Head = Literal["masked", "causal", "seq2seq", "classes", "none"]
+Head = Literal["masked", "causal", "seq2seq", "classes", "span", "none"]
 LANGUAGE: tuple[Head, ...] = ("masked", "causal", "seq2seq")
 """Those that predict tokens."""
 
@@ -50,7 +50,7 @@ _KINDS: tuple[tuple[str, Head, Any], ...] = (
     ("ForImageClassificationWithTeacher", "classes", AutoModelForImageClassification),
     ("ForSequenceClassification", "classes", AutoModelForSequenceClassification),
     ("ForTokenClassification", "none", AutoModelForTokenClassification),
-    ("ForQuestionAnswering", "none", AutoModelForQuestionAnswering),
+    ("ForQuestionAnswering", "span", AutoModelForQuestionAnswering),
     ("", "none", AutoModel),
 )
 """By the ending of a class's name, the first that fits: its head, and what opens it."""

@@ -17,7 +17,8 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from homodistil.evaluation.tasks import Splits
+from homodistil.errors import UserError
+from homodistil.evaluation.tasks import Splits, Task
 
 STRIDE = 128
 """Tokens by which two windows of a context overlap."""
@@ -37,7 +38,7 @@ def learn_and_answer(
     """Cut into windows, train, and score each split.
 
     Args:
-        learn: trains on the windows and returns start and end logits of each split's windows.
+        learn: trains on the windows, if there are any, and returns start and end logits of each split's windows.
         tokenizer: a fast one, because answers are found by characters.
         splits: questions with contexts.
         length: tokens of a window at most.
@@ -55,6 +56,16 @@ def learn_and_answer(
         right = [answer["text"] for answer in rows[splits.task.label]]
         results[split] = scores(said, right, splits.task.unanswerable)
     return results
+
+
+def refuse_slow(source: str, tokenizer: PreTrainedTokenizerBase, task: Task) -> None:
+    """Raise the error of a tokenizer that does not know where its tokens stand."""
+    if not tokenizer.is_fast:
+        raise UserError(
+            f"Cannot answer the questions of {task.name} with {source}: its tokenizer is written in Python.",
+            "Answers are found by characters, which fast tokenizers alone keep.",
+            "Use the model's fast tokenizer, or leave the task out.",
+        )
 
 
 def _windows(

@@ -111,7 +111,8 @@ def open_task(
     columns: Sequence[str] = (),
     label: str = "label",
     limit: int | None = None,
-    scores: bool = False,
+    learnt: bool = True,
+    numbers: bool = False,
 ) -> Splits:
     """A task by its name, or a user's own by its file or folder.
 
@@ -123,32 +124,33 @@ def open_task(
             that are called an id.
         label: the label's column of a user's own task.
         limit: train on that many rows at most, drawn with a fixed seed.
-        scores: whether nothing is learnt, and numbers are compared: whole numbers are numbers, too, and not classes,
-            all rows of a file are scored, and no `train` file is needed.
+        learnt: whether something is learnt from it; otherwise all rows of a file are scored, and no `train` file is
+            needed.
+        numbers: whether whole numbers of a user's own task are numbers, too, and not classes.
 
     Raises:
         UserError: no such task, file or column, or rows that cannot be learnt or scored, as `labels.check` says.
     """
     if name in TASKS:
         task = TASKS[name]
-        files = _local(task, data_dir, scores)
+        files = _local(task, data_dir, learnt)
         opened = {s: _read(files[s]) for s in files} if files else _from_hub(task)
         evaluated = {s: opened[s] for s in task.evaluated}
-        splits = Splits(task, Dataset.from_dict({}) if scores else opened["train"], evaluated)
+        splits = Splits(task, opened["train"] if learnt else Dataset.from_dict({}), evaluated)
     else:
-        splits = _own(Path(expanduser(name)), tuple(columns), label, scores)
+        splits = _own(Path(expanduser(name)), tuple(columns), label, learnt, numbers)
     if limit is not None and limit < len(splits.train):
         splits = Splits(splits.task, splits.train.shuffle(seed=0).select(range(limit)), splits.evaluated)
-    check(splits, learnt=not scores)
+    check(splits, learnt=learnt)
     return splits
 
 
-def _local(task: Task, data_dir: Path | None, scores: bool) -> dict[str, Path]:
+def _local(task: Task, data_dir: Path | None, learnt: bool) -> dict[str, Path]:
     if data_dir is None:
         return {}
     folders = [data_dir / task.name, data_dir / "glue" / task.name]
     folder = next((f for f in folders if f.is_dir()), None)
-    wanted = task.evaluated if scores else ("train", *task.evaluated)
+    wanted = ("train", *task.evaluated) if learnt else task.evaluated
     files = {split: found for split in wanted if folder and (found := _split_file(folder, split))}
     if missing := [split for split in wanted if split not in files]:
         raise UserError(
@@ -207,28 +209,28 @@ def _from_hub(task: Task) -> Mapping[str, Dataset]:
     return opened
 
 
-def _own(path: Path, columns: tuple[str, ...], label: str, scores: bool) -> Splits:
+def _own(path: Path, columns: tuple[str, ...], label: str, learnt: bool, numbers: bool) -> Splits:
     """A user's own task: two files in a folder, or one file, of which a fixed part is scored if the rest is learnt."""
     train = Dataset.from_dict({})
     if isdir(path):
-        wanted = ("validation",) if scores else ("train", "validation")
+        wanted = ("train", "validation") if learnt else ("validation",)
         files = {split: file for split in wanted if (file := _split_file(path, split))}
         if len(files) < len(wanted):
             raise UserError(
                 f"Cannot use {path} as a task.",
                 f"A task's folder holds {' and '.join(wanted)}, each ending in {', '.join(_READERS)}.",
-                f"Add them, or give one file, of which {'all' if scores else 'a fifth'} will be scored.",
+                f"Add them, or give one file, of which {'a fifth' if learnt else 'all'} will be scored.",
             )
         scored = _read(files["validation"])
-        if not scores:
+        if learnt:
             train = _read(files["train"])
     else:
         scored = _read(path)
         refuse_few(path.stem, "labelled", len(scored))
-        if not scores:
+        if learnt:
             parts = scored.train_test_split(test_size=OWN_HELDOUT, seed=0)
             train, scored = parts["train"], parts["test"]
-    known = scored if scores else train
+    known = train if learnt else scored
     if label not in known.column_names:
         raise UserError(
             f"Cannot find the label column {label!r} in {path}.",
@@ -238,7 +240,7 @@ def _own(path: Path, columns: tuple[str, ...], label: str, scores: bool) -> Spli
     text = [c for c, kind in known.features.items() if kind in (Value("string"), Value("large_string"))]
     columns = columns or tuple(c for c in text if c != label and not _ID.fullmatch(c.lower()))
     kind = str(getattr(known.features[label], "dtype", ""))
-    number = kind.startswith(("float", "double", "int", "uint") if scores else ("float", "double"))
+    number = kind.startswith(("float", "double", "int", "uint") if numbers else ("float", "double"))
     task = Task(
         name=path.stem,
         columns=columns,
