@@ -33,7 +33,7 @@ ENCODER: dict[str, Any] = {"losses.cosine": 3.0, "losses.similarity_temperature"
                            "text.prompts": ["one dog "], "cutting.importance": "magnitude"}  # fmt: skip
 STILL: dict[str, Any] = {"log_every": 1, "evaluations": 3, "checkpoint_minutes": 0.0, "text.workers": 2,
                          "trust_remote_code": True}  # fmt: skip
-ELSEWHERE = {"tokens", "trim_vocab", "teacher", "data", "out", "target", "student", "family", "text.column",
+ELSEWHERE = {"tokens", "trim_vocab", "teacher", "data", "out", "target", "student", "space", "family", "text.column",
              "text.target",
              "images.column", "images.crop", "images.flip", "images.heldout"}  # fmt: skip
 

@@ -24,7 +24,7 @@ from homodistil.data.collate import padded
 from homodistil.distill.defaults import losses_for
 from homodistil.distill.prepare import Run
 from homodistil.errors import UserError
-from homodistil.evaluation.agreement import agreement, pairs_correlation, pairs_error
+from homodistil.evaluation.agreement import across, agreement, pairs_correlation, pairs_error
 from homodistil.evaluation.language import blocks
 from homodistil.evaluation.models import open_model
 from homodistil.losses.objective import Objective
@@ -164,6 +164,65 @@ def test_students_learn_through_their_tail(term: str, left: float, tailed: Path,
     records = homodistil.rundir.RunDir(tmp_path / "run").read_metrics()
     held = [r["heldout"][term] for r in records if "heldout" in r]
     assert held[-1] < left * max(held)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "lasttoken"])
+def test_a_student_in_its_teachers_space_has_a_layer_that_leads_there(
+    pooling: str, as_encoder: Callable[..., Path], corpus: Path, tmp_path: Path
+) -> None:
+    """Uncut it embeds as its teacher does; cut it embeds as widely, as the run's own forward pass does."""
+    folder = as_encoder(make(BertModel), pooling)
+    options = QUICK | {"optim": {"learning_rate": 1e-9}, "precision": "fp32", "space": "teacher"}
+    made = homodistil.distil(folder, corpus, ["1.0", "0.5"], tmp_path / "run", **options).students
+    teacher, whole, half = (SentenceTransformer(str(place)) for place in (folder, made["1.0"], made["0.5"]))
+    assert [type(part).__name__ for part in half] == ["Transformer", "Pooling", "Dense", "Normalize"]
+    np.testing.assert_allclose(whole.encode(TEXTS), teacher.encode(TEXTS), atol=1e-5)
+    assert half[0].auto_model.config.hidden_size == 24
+    assert half.encode(TEXTS).shape == teacher.encode(TEXTS).shape
+    np.testing.assert_allclose(_embedded(made["0.5"]), half.encode(TEXTS), atol=1e-5)
+    assert "teacher's space" in (made["0.5"] / "README.md").read_text()
+    # it can be a teacher itself, whose students embed there, too
+    again = homodistil.distil(made["0.5"], corpus, "0.7", tmp_path / "again", **options).students["0.7"]
+    assert SentenceTransformer(str(again)).encode(TEXTS).shape == teacher.encode(TEXTS).shape
+
+
+def test_in_its_teachers_space_a_students_embeddings_get_nearer_to_the_teachers_own(
+    as_encoder: Callable[..., Path], corpus: Path, tmp_path: Path
+) -> None:
+    """Of the same text, which is what its search is for; a student in its own space has no such distance."""
+    folder = as_encoder(make(BertModel), "mean")
+    text: dict[str, Any] = {"text": str(corpus), "time": False, "against": str(folder)}
+    found = []
+    for steps in (2, 120):
+        options = QUICK | {"steps": steps, "space": "teacher"}
+        made = homodistil.distil(folder, corpus, "0.5", tmp_path / f"run-{steps}", **options).students["0.5"]
+        (said,) = (r["values"] for r in homodistil.evaluate(made, **text) if r["measure"].startswith("agreement"))
+        found.append(said)
+    assert found[1]["cosine"] > found[0]["cosine"] + 0.05
+    assert found[1]["search_accuracy"] > found[0]["search_accuracy"]
+    own = homodistil.distil(folder, corpus, "0.5", tmp_path / "own", **QUICK).students["0.5"]
+    (said,) = (r["values"] for r in homodistil.evaluate(own, **text) if r["measure"].startswith("agreement"))
+    assert not {"cosine", "search_accuracy"} & set(said)
+
+
+def test_searching_by_the_same_embeddings_finds_every_text() -> None:
+    """Copies of a text count as found, and cosines are those of rows with themselves."""
+    drawn = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
+    twice = torch.cat((drawn, drawn[:2]))
+    assert across(twice, 3 * twice) == pytest.approx({"cosine": 1, "search_accuracy": 1})
+    turned = across(drawn, drawn.roll(1, 0))
+    assert turned["search_accuracy"] == 0
+    assert turned["cosine"] == pytest.approx(torch.cosine_similarity(drawn, drawn.roll(1, 0)).mean().item())
+
+
+def test_a_space_is_kept_of_sentence_encoders_alone(
+    masked_lm: Path, encoder: Path, as_encoder: Callable[..., Path], corpus: Path, tmp_path: Path
+) -> None:
+    """A plain transformer's folder has no place for the layer; the largest states are no linear thing."""
+    largest = as_encoder(make(BertModel), "max")
+    for folder, why in ((masked_lm, "it is none"), (encoder, "it is none"), (largest, "it pools by max")):
+        with pytest.raises(UserError, match=rf"space = teacher\): {why}.*\n.*\n.*leave --space out"):
+            homodistil.distil(folder, corpus, "0.5", tmp_path / "run", space="teacher", **QUICK)
 
 
 @pytest.mark.parametrize(("pooling", "first"), [("max", None), ("mean", Normalize())])

@@ -44,7 +44,7 @@ from homodistil.losses.descent import Descent
 from homodistil.losses.objective import Objective
 from homodistil.losses.outputs import Runner
 from homodistil.models.kind import INPUTS, LANGUAGE_MODELS
-from homodistil.models.teacher import Teacher, load_teacher
+from homodistil.models.teacher import Teacher, keeping_space, load_teacher
 from homodistil.models.trim import Texts, trim, trim_to
 from homodistil.recipe import Recipe
 from homodistil.rundir import RunDir, write_text
@@ -151,6 +151,8 @@ def _prepared(recipe: Recipe, resume: bool, texts: Iterable[str] | None, process
     if recipe.family is not None:
         register(read_family(recipe.family))
     teacher = load_teacher(recipe.teacher, trust_remote_code=recipe.trust_remote_code)
+    if recipe.space == "teacher":
+        teacher = keeping_space(teacher)
     refuse_other_options(recipe, teacher)
     recipe = replace(recipe, text=replace(recipe.text, prompts=prompts_for(recipe, teacher)))
     figures = teacher_figures(teacher.layout, teacher.layout.shape(teacher.model))

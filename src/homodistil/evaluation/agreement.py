@@ -39,7 +39,9 @@ def agreement(student: Opened, teacher: Opened, ids: Tensor | Sides, texts: Sequ
         (Kornblith et al. 2019), 1 for equal up to rotation and scale; `similarity`, Spearman's correlation of the
         cosine similarities of all pairs of texts, by a sentence encoder's own embedding, or by the mean of the last
         hidden states, of encoder-decoders the encoder's; of two sentence encoders `similarity_error`, the root
-        mean square of by how much these similarities differ, without which a threshold may mean something else.
+        mean square of by how much these similarities differ, without which a threshold may mean something else, and
+        where their embeddings are as wide, `cosine`, the mean of both embeddings of a text, and `search_accuracy`, the
+        share of texts of which the student's embedding is nearest to the teacher's own: high in one space alone.
 
     Raises:
         UserError: the student has tokens that its teacher does not know.
@@ -60,6 +62,8 @@ def agreement(student: Opened, teacher: Opened, ids: Tensor | Sides, texts: Sequ
     result["similarity"] = pairs_correlation(*embeddings)
     if all(is_sentence_encoder(m.source) for m in (student, teacher)):
         result["similarity_error"] = pairs_error(*embeddings)
+        if embeddings[0].shape == embeddings[1].shape:
+            result |= across(*embeddings)
     return result
 
 
@@ -152,6 +156,15 @@ def linear_cka(a: Tensor, b: Tensor) -> float:
 def pairs_correlation(a: Tensor, b: Tensor) -> float:
     """Spearman's correlation between the cosine similarities of all pairs of rows; 0 if all of one are alike."""
     return follows(*(torch.nn.functional.normalize(x, dim=-1).numpy() for x in (a, b)))
+
+
+def across(a: Tensor, b: Tensor) -> dict[str, float]:
+    """The mean cosine of rows with each other, and how often a row of `a` is nearest to the same row of `b`."""
+    first, second = (torch.nn.functional.normalize(x.double(), dim=-1) for x in (a, b))
+    cosines = first @ second.T
+    # alike texts are alike near
+    found = cosines.diagonal() >= cosines.max(1).values - 1e-9
+    return {"cosine": cosines.diagonal().mean().item(), "search_accuracy": found.double().mean().item()}
 
 
 def pairs_error(a: Tensor, b: Tensor) -> float:

@@ -2,7 +2,8 @@
 
 Some have layers after the pooling, their **tail**, which reads the teacher's hidden width. It is kept as it is: a
 student's pooled states go through the projection W of its last hidden states first, which is folded into the tail's
-first layer when the student is saved. So its embeddings are as wide as its teacher's.
+first layer when the student is saved. So its embeddings are as wide as its teacher's. Where a student is to embed in
+the space of a teacher without a tail, that gets the identity for one, and its student has W after the pooling.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from homodistil.errors import UserError, first_line
@@ -121,6 +123,18 @@ def tail_of(folder: Path, pooling: Pooling, *, trust_remote_code: bool = False) 
     return nn.Sequential(*tail).float().requires_grad_(False).eval()
 
 
+def identity(width: int) -> nn.Sequential:
+    """A tail that changes nothing, (width, width)."""
+    try:
+        from sentence_transformers.sentence_transformer.modules import Dense
+    except ImportError:
+        # where older versions have it
+        from sentence_transformers.models import Dense
+    layer = Dense(width, width, bias=False, activation_function=None)
+    layer.linear.weight = nn.Parameter(torch.eye(width))
+    return nn.Sequential(layer).float().requires_grad_(False).eval()
+
+
 def folded(tail: nn.Sequential, projection: Tensor) -> nn.Sequential:
     """A tail that reads a student's pooled states: its first layer reads what `projection`, (narrow, wide), makes."""
     made = copy.deepcopy(tail).cpu()
@@ -140,6 +154,10 @@ def write_modules(folder: Path, source: Path, width: int, tail: nn.Sequential | 
         tail: the layers after the pooling, if there are any.
     """
     modules = modules_of(source)
+    kinds = [module["type"].rpartition(".")[2] for module in modules]
+    if tail is not None and "Dense" not in kinds:
+        modules.insert(kinds.index("Pooling") + 1, {"path": "Dense", "type": "sentence_transformers.models.Dense"})
+        modules = [module | {"idx": k, "name": str(k)} for k, module in enumerate(modules)]
     layers: Any = iter(tail or ())
     for module in modules:
         place = source / module["path"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -26,7 +26,7 @@ from homodistil.models.folders import (
 )
 from homodistil.models.kind import Kind, Reads, kind_of, reads_of
 from homodistil.models.outline import outline
-from homodistil.models.sentence import Pooling, pooling_of, prompts_of, tail_of
+from homodistil.models.sentence import Pooling, identity, pooling_of, prompts_of, tail_of
 from homodistil.models.sentence_folders import folders_of
 from homodistil.tokenizer import check_vocabulary
 
@@ -145,6 +145,25 @@ def load_teacher(source: str, *, trust_remote_code: bool = False) -> Teacher:
         attend(model, IMPLEMENTATION)
     dtype = precision_of(folder, config)
     return Teacher(source, model, processor, layout, kind, pooling, modules, prompts, tail, dtype)
+
+
+def keeping_space(teacher: Teacher) -> Teacher:
+    """A teacher whose students embed in its own space, through a tail (see `sentence`).
+
+    Raises:
+        UserError: it is no sentence encoder that sentence-transformers saved, or pools by the largest states.
+    """
+    if teacher.tail is not None:
+        return teacher
+    if teacher.kind != "similarity" or teacher.modules is None or teacher.pooling == "max":
+        what = "pools by max" if teacher.modules is not None and teacher.kind == "similarity" else "is none"
+        raise UserError(
+            f"Cannot keep the space of {teacher.source} (space = teacher): it {what}.",
+            "It must be a sentence encoder, in a folder of sentence-transformers, that pools by mean, first or last "
+            "token, so that a layer after the pooling can lead into its space.",
+            "Save it as one with SentenceTransformer(...).save(...), or leave --space out.",
+        )
+    return replace(teacher, tail=identity(teacher.model.config.hidden_size))
 
 
 def architecture(source: str, *, trust_remote_code: bool = False) -> tuple[Layout, dict[str, int]]:

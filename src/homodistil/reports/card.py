@@ -69,6 +69,11 @@ def card(
         f"# {name}, {made['target']}",
         f"A smaller {name}, made with HomoDistil: it began as {_start(recipe)} and was distilled on "
         f"{_PLAIN[reads]} while its least important units were cut away. It opens with plain transformers.",
+        *(
+            ["It embeds in its teacher's space: embeddings of both can be compared."]
+            if recipe.space == "teacher"
+            else []
+        ),
         markdown(("", "teacher", "this model"), rows),
         f"Teacher: `{name}`. {reads.capitalize()}: `{known_as(recipe.data)}`. "
         f"Learnt from {metrics[-1]['tokens'] if metrics else 0:,} tokens in {metrics[-1]['step'] if metrics else 0} "
