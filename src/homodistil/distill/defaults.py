@@ -178,9 +178,11 @@ def losses_for(recipe: Recipe, teacher: Teacher) -> Losses:
             f"The teacher must be a sentence encoder or a bare encoder; it is made for {teacher.kind}.",
             "Use --losses.cosine 0, or leave it out.",
         )
+    embeds = teacher.sentence_folder is not None
     weights = {
-        "cosine": 1.0 if teacher.sentence_folder is not None else 0.0,
-        "prediction": 0.5 if teacher.kind == "similarity" else 1.0,
+        "cosine": 1.0 if embeds else 0.0,
+        # similarities say less of a text than its embedding does
+        "prediction": 0.25 if embeds else 0.5 if teacher.kind == "similarity" else 1.0,
         "hidden": 20.0 if kind == "relative" else 120.0,
         "attention": (0.1 if kind == "relative" else 0.25) if family.attention_loss else 0.0,
     }
