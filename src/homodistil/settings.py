@@ -13,7 +13,8 @@ class Losses:
     Args:
         lm: L_lm, the student's own language modelling, masked or causal.
         prediction: L_pred, divergence from the teacher's predictions; for an encoder without a head, of text or of
-            images, from the similarities of its embeddings. By default 0.5 for these, and 1 for all others.
+            images, from the similarities of its embeddings. By default 0.25 for sentence encoders, 0.5 for other
+            encoders without a head, and 1 for all else.
         hidden: L_hid, distance of each layer's hidden states; by default 120, and 20 where it is relative.
         attention: L_att, distance of each layer's attention; for encoders whose layers attend to the whole sequence by
             default 0.25, or 0.1 where L_hid is relative, and 0 for all others, MPNet and DeBERTa among them.
