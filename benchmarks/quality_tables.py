@@ -35,7 +35,7 @@ DRAWN = {
 """The measures that the pictures show, of each teacher."""
 TASKS_MEAN = "GLUE, four tasks"
 TASKS_OF_MEAN = ("stsb", "mrpc", "cola", "sst2")
-"""RTE, which hangs on both texts at once, is near chance for all of them, the teacher too."""
+"""Without RTE, which hangs on both texts at once and is near chance for students."""
 _TEXT = "held-out text: "
 MAIN = {
     "minilm": {

@@ -41,8 +41,8 @@ class Recipe:
         student: where the student starts, if not as a copy of the teacher: a model of the same vocabulary, a language
             model of the same family as well, no larger. Targets are then shares of its widths.
         space: in which a sentence encoder's student embeds: `own`, as wide as its states, or `teacher`, in which texts
-            that the teacher has embedded are found by the student's embeddings, as wide as those. Behind layers that
-            come after the pooling it is always the teacher's.
+            that the teacher has embedded are found by the student's embeddings, as wide as those, through one more
+            layer, which budgets do not count. Behind layers that come after the pooling it is always the teacher's.
         trim_vocab: drop the tokens that the data never uses, of the teacher as well; budgets count what is left.
         tokens: how long to train, in tokens, such as 2M; an image has as many as patches and class tokens.
         steps: how long to train, in optimizer steps; wins over tokens.

@@ -20,8 +20,8 @@ class Losses:
             default 0.25, or 0.1 where L_hid is relative, and 0 for all others, MPNet and DeBERTa among them.
         embedding: L_emb, distance of the embeddings.
         cosine: L_cos, one minus the cosine between the embeddings of a text, the student's led to the teacher's width,
-            and the same again with the teacher's led back to the student's; by default 1 for sentence encoders, and 0
-            for encoders that nobody has made into one.
+            and, where the student embeds in a space of its own, the same again with the teacher's led back to it; by
+            default 1 for sentence encoders, and 0 for encoders that nobody has made into one.
         hidden_kind: what L_hid is: the mean squared error, or that relative to both sides' mean square at each token;
             `auto` is relative for decoders and encoder-decoders, some of whose states are a thousand times the others,
             and for models of images.

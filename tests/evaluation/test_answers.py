@@ -82,6 +82,21 @@ def test_classes_are_those_that_the_head_says_of_each_row_alone(classifier: Path
         assert made["score"] == pytest.approx(100 * (made["accuracy"] + made["macro_f1"]) / 2)
 
 
+def test_classes_that_case_alone_tells_apart_are_told_apart(save_teacher: Callable[..., Path]) -> None:
+    """And a data set's number that has no name is none of them."""
+    folder = save_teacher(BertForSequenceClassification, id2label={0: "us", 1: "US", 2: "it"})
+    texts, names = _texts(), ["us", "US", "it"]
+    said = _alone(folder, texts).argmax(-1).tolist()
+    assert {0, 1} < set(said)
+    opened = open_model(str(folder))
+    splits = _splits(Dataset.from_dict({"text": texts, "label": [names[k] for k in said]}), "text", **OWN)
+    assert answers(opened, splits, 64)["accuracy"] == 1
+    features = Features({"text": Value("string"), "label": ClassLabel(names=names)})
+    hidden = Dataset.from_dict({"text": texts[:2], "label": [1, -1]}, features=features)
+    with pytest.raises(UserError, match="does not tell -1"):
+        answers(opened, _splits(hidden, "text", **OWN), 64)
+
+
 def test_a_pair_is_read_as_a_pair_and_a_number_is_the_heads(save_teacher: Callable[..., Path]) -> None:
     """As a cross-encoder tells how alike two texts are."""
     folder = save_teacher(BertForSequenceClassification, num_labels=1)

@@ -186,6 +186,8 @@ def test_what_an_encoder_decoder_cannot_be_asked_is_refused(
         evaluate(str(folder), against=str(encoder), text=text, time=False)
     with pytest.raises(UserError, match="Cannot use --text-target said"):
         evaluate(str(encoder), text=text, text_target="said", time=False)
+    with pytest.raises(UserError, match="without --text"):
+        evaluate(str(folder), text_target="said", time=False)
     with pytest.raises(UserError, match=r"the column 'said'.*\n.*\n.*--text-target"):
         evaluate(str(folder), text=text, text_target="said", time=False)
     (tmp_path / "two.jsonl").write_text('{"text": "a man", "said": "one"}\n' * 2)

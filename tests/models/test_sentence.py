@@ -220,7 +220,11 @@ def test_a_space_is_kept_of_sentence_encoders_alone(
 ) -> None:
     """A plain transformer's folder has no place for the layer; the largest states are no linear thing."""
     largest = as_encoder(make(BertModel), "max")
-    for folder, why in ((masked_lm, "it is none"), (encoder, "it is none"), (largest, "it pools by max")):
+    for folder, why in (
+        (masked_lm, "it is no sentence encoder"),
+        (encoder, "it is no sentence encoder"),
+        (largest, "it pools by max"),
+    ):
         with pytest.raises(UserError, match=rf"space = teacher\): {why}.*\n.*\n.*leave --space out"):
             homodistil.distil(folder, corpus, "0.5", tmp_path / "run", space="teacher", **QUICK)
 

@@ -162,7 +162,7 @@ def across(a: Tensor, b: Tensor) -> dict[str, float]:
     """The mean cosine of rows with each other, and how often a row of `a` is nearest to the same row of `b`."""
     first, second = (torch.nn.functional.normalize(x.double(), dim=-1) for x in (a, b))
     cosines = first @ second.T
-    # alike texts are alike near
+    # a copy of a text is as near as the text itself
     found = cosines.diagonal() >= cosines.max(1).values - 1e-9
     return {"cosine": cosines.diagonal().mean().item(), "search_accuracy": found.double().mean().item()}
 

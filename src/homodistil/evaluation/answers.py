@@ -95,20 +95,23 @@ def answers(opened: Opened, splits: Splits, most: int) -> dict[str, float]:
 def _numbers(opened: Opened, splits: Splits, rows: Dataset) -> NDArray[np.int64]:
     """The number that the model's head gives to the class of each row.
 
-    A class is known by its name, in whatever case: as a word, or as what the data set calls its number. Otherwise a
-    number is the class of that number.
+    A class is known by its name, in whatever case unless case alone tells two apart: as a word, or as what the data set
+    calls its number. Otherwise a number is the class of that number.
     """
     task, config = splits.task, opened.model.config
-    known = {str(name).casefold(): int(number) for number, name in config.id2label.items()}
+    names = {int(number): str(name) for number, name in config.id2label.items()}
+    spelt = str.casefold if len({*map(str.casefold, names.values())}) == len(names) else str
+    known = {spelt(name): number for number, name in names.items()}
     called = getattr(rows.features[task.label], "names", None)
-    by_name = called is not None and all(str(name).casefold() in known for name in called)
+    if called is not None and not {spelt(str(name)) for name in called} <= known.keys():
+        called = None
 
     def number(label: Any) -> int | None:
         if isinstance(label, str):
-            return known.get(label.casefold())
-        if by_name and called is not None:
-            return known[str(called[int(label)]).casefold()]
-        return int(label) if label == int(label) and 0 <= label < config.num_labels else None
+            return known.get(spelt(label))
+        if label != int(label) or not 0 <= label < len(names if called is None else called):
+            return None
+        return int(label) if called is None else known[spelt(str(called[int(label)]))]
 
     labels = rows[task.label][:]
     numbers = [number(label) for label in labels]

@@ -115,7 +115,7 @@ def evaluate(
     of_text = {"--tasks": tasks, "--pairs": pairs, "--probes": probes, "--answers": answers, "--text": text}
     refuse_other_data(opened, of_text, {"--images": images})
     labelled_data = {name: of_text[name] for name in ("--tasks", "--pairs", "--probes", "--answers")}
-    refuse_other_sides(opened, labelled_data, text_target)
+    refuse_other_sides(opened, labelled_data, text, text_target)
     own = {"columns": columns, "label": label}
     labelled = {name: open_task(name, folder, limit=limit, **own) for name in tasks}  # type: ignore[arg-type]
     paired = {name: open_task(name, folder, learnt=False, numbers=True, **own) for name in pairs}  # type: ignore[arg-type]

@@ -47,11 +47,14 @@ def refuse_other_data(opened: Sequence[Opened], text: Mapping[str, object], imag
         )
 
 
-def refuse_other_sides(opened: Sequence[Opened], labelled: Mapping[str, object], target: str | None) -> None:
+def refuse_other_sides(
+    opened: Sequence[Opened], labelled: Mapping[str, object], text: object, target: str | None
+) -> None:
     """An encoder-decoder says something to a text: it learns no labels here, and is beside others of its kind.
 
     Raises:
-        UserError: labelled data are given for one, targets for another model, or one is beside a model that is none.
+        UserError: labelled data are given for one, targets without a text or for another model, or one is beside a
+            model that is none.
     """
     sides = [one for one in opened if one.head == "seq2seq"]
     if sides and (given := next((name for name, value in labelled.items() if value), None)):
@@ -71,6 +74,12 @@ def refuse_other_sides(opened: Sequence[Opened], labelled: Mapping[str, object],
             f"Cannot use --text-target {target} with {opened[0].source}.",
             "Only an encoder-decoder reads a text and says another one to it.",
             "Leave it out.",
+        )
+    if target is not None and not text:
+        raise UserError(
+            f"Cannot use --text-target {target} without --text.",
+            "It names a column of the data that --text names.",
+            "Add --text, or leave it out.",
         )
 
 

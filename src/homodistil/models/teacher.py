@@ -156,11 +156,12 @@ def keeping_space(teacher: Teacher) -> Teacher:
     if teacher.tail is not None:
         return teacher
     if teacher.kind != "similarity" or teacher.modules is None or teacher.pooling == "max":
-        what = "pools by max" if teacher.modules is not None and teacher.kind == "similarity" else "is none"
+        embeds = teacher.kind == "similarity" and teacher.modules is not None
+        what = "pools by max" if embeds else "is no sentence encoder"
         raise UserError(
             f"Cannot keep the space of {teacher.source} (space = teacher): it {what}.",
-            "It must be a sentence encoder, in a folder of sentence-transformers, that pools by mean, first or last "
-            "token, so that a layer after the pooling can lead into its space.",
+            "It must be one, in a folder of sentence-transformers, that pools by mean, first or last token, so that a "
+            "layer after the pooling can lead into its space.",
             "Save it as one with SentenceTransformer(...).save(...), or leave --space out.",
         )
     return replace(teacher, tail=identity(teacher.model.config.hidden_size))

@@ -19,7 +19,7 @@ _MEANING = {
     "hidden": "hidden states",
     "attention": "attention",
     "embedding": "embeddings",
-    "cosine": "one minus the cosine of embeddings, there and back",
+    "cosine": "one minus the cosine of embeddings",
     "agreement": "agreement with the teacher",
     "similarity_error": "error of similarities",
     "accuracy": "tokens found",
