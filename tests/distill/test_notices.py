@@ -54,3 +54,24 @@ def test_prompts_and_missed_budgets_are_said(ready: Callable[..., Run]) -> None:
     assert said[0] == "before each text one of ['the ', 'a ']"
     assert said[1].startswith("2k: 2,500 parameters, +25.0% off the budget")
     assert len(said) == 2
+
+
+@pytest.mark.parametrize(
+    ("teacher", "options", "without_effect"),
+    [
+        (BertModel, {"losses": {"lm": 2.0, "masked": 0.5, "temperature": 3.0}},
+         ["losses.lm = 2.0", "losses.masked = 0.5", "losses.temperature = 3.0"]),
+        (BertModel, {"losses": {"similarity_temperature": 0.5}, "text": {"length": 16, "crops": 0.1}}, []),
+        (BertModel, {"optim": {"method": "adamw", "momentum": 0.9, "beta1": 0.8, "scale": 1.0}},
+         ["optim.momentum = 0.9", "optim.scale = 1.0"]),
+        (BertForMaskedLM, {"losses": {"similarity_temperature": 0.5}, "text": {"length": 16, "crops": 0.1}},
+         ["losses.similarity_temperature = 0.5", "text.crops = 0.1"]),
+        (BertForMaskedLM, {"losses": {"lm": 2.0, "masked": 0.5, "temperature": 3.0}, "optim": {"momentum": 0.9}}, []),
+    ],
+)  # fmt: skip
+def test_an_option_that_this_run_does_not_read_is_said(
+    teacher: Any, options: dict[str, Any], without_effect: list[str], ready: Callable[..., Run]
+) -> None:
+    """What another teacher, or another optimizer, would make of it; and none that is read."""
+    said = _said(ready(teacher, **options))
+    assert [line for line in said if "effect" in line] == [f"{o} has no effect in this run" for o in without_effect]

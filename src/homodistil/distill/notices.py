@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from homodistil.compress.targets import CLOSE
 from homodistil.distill.defaults import BATCH
 from homodistil.distill.prepare import Run
+from homodistil.models.kind import LANGUAGE_MODELS
 from homodistil.packing import LENGTHS
 from homodistil.recipe import Recipe
+from homodistil.settings import Losses, Optim, Text
 
 CUT = 0.01
 """The share of texts of which the end is not read that is worth a word."""
@@ -39,5 +41,26 @@ def notices(run: Run, recipe: Recipe) -> Iterator[str]:
                 f"{planned.target}: {planned.parameters:,} parameters, {planned.missed:+.1%} off the budget; "
                 "no shape near the teacher's proportions meets it"
             )
+    for option, value in _without_effect(run, recipe):
+        yield f"{option} = {value} has no effect in this run"
     if run.processes.count > 1:
         yield f"{run.processes.count} processes: {chosen.accumulate} batches of {chosen.batch} a step"
+
+
+def _without_effect(run: Run, recipe: Recipe) -> Iterator[tuple[str, object]]:
+    """What was asked for and is read where the teacher, or the optimizer, is another one."""
+    kind, muon = run.teacher.kind, recipe.optim.method == "muon"
+    read = {
+        "losses.lm": kind in LANGUAGE_MODELS,
+        "losses.masked": kind == "masked-lm",
+        "losses.temperature": kind != "similarity",
+        "losses.similarity_temperature": kind == "similarity",
+        "text.crops": kind == "similarity",
+        "optim.momentum": muon,
+        "optim.scale": muon,
+    }
+    default = {"losses": Losses(), "text": Text(), "optim": Optim()}
+    for option in (option for option, reads in read.items() if not reads):
+        group, _, name = option.partition(".")
+        if (value := getattr(getattr(recipe, group), name)) != getattr(default[group], name):
+            yield option, value
