@@ -6,7 +6,8 @@
 
 A finished run is one line of --results, a fine-tuned task another; what is there is not run again, but for a student
 whose folder is gone when a task asks for it. What was interrupted goes on from its last checkpoint. Nothing is chosen
-on what is reported: settings are the package's defaults, the same for all arms but for what makes the arm.
+on what is reported: settings are the package's defaults, the same for all arms but for what makes the arm, and for the
+rate of random weights (`quality_arms.RATES`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from filelock import FileLock, Timeout
@@ -29,6 +31,7 @@ from atom_maps import agreement as atoms_agree
 from atom_maps import mapped
 from harness import RESULTS
 from homodistil.assets import fetch
+from homodistil.distill import defaults as left_open
 from homodistil.evaluation.agreement import agreement
 from homodistil.evaluation.finetune import defaults, finetune
 from homodistil.evaluation.language import blocks, masked_predictions, usual
@@ -39,7 +42,7 @@ from homodistil.evaluation.similarity import judged_pairs
 from homodistil.evaluation.tasks import TASKS, open_task
 from homodistil.models.teacher import load_teacher
 from homodistil.rundir import writing_folder
-from quality_arms import ARMS, BEFORE, ENCODERS, ONLY, TEACHER, Run, budget, reactions, text_of
+from quality_arms import ARMS, BEFORE, ENCODERS, ONLY, RATES, TEACHER, Run, budget, reactions, text_of
 
 TARGETS = ("0.3", "0.5")
 SEEDS = (0, 1, 2)
@@ -90,10 +93,11 @@ def distilled(run: Run, data: Path, work: Path) -> dict[str, Any]:
             options = {**options, "student": str(start(run, load_teacher(str(source)), work / f"{run.name}-start"))}
         targets = [*BEFORE.get(run.arm, ()), target]
         started = time.perf_counter()
-        result = homodistil.distil(
-            source, learn, targets, out, tokens=str(len(targets) * budget(run.tokens)), seed=run.seed,
-            checkpoint_minutes=15, **options,
-        )  # fmt: skip
+        with patch.object(left_open, "RATE", RATES.get(run.arm, 1.0) * left_open.RATE):
+            result = homodistil.distil(
+                source, learn, targets, out, tokens=str(len(targets) * budget(run.tokens)), seed=run.seed,
+                checkpoint_minutes=15, **options,
+            )  # fmt: skip
         seconds = round(time.perf_counter() - started, 1)
     with writing_folder(folder_of(run, work)) as folder:
         shutil.copytree(result.students[target], folder, dirs_exist_ok=True)
