@@ -178,6 +178,27 @@ def test_an_arm_that_passes_another_target_has_as_many_tokens_for_each(
     assert {made.target for made in passed} == {"0.5"}
 
 
+def test_an_arm_learns_at_its_rate_and_no_other_does(
+    masked_lm: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A multiple of the default one, whatever teacher and budget make of that; random weights have one."""
+    import quality
+    from homodistil.reading import load
+    from quality_arms import ARMS, RATES, Run
+
+    assert RATES.keys() == {"random"} and RATES.keys() <= ARMS.keys()
+    _short(monkeypatch, masked_lm, corpus)
+    rates: list[float] = []
+    for times in (1.0, 3.0, 1.0):
+        monkeypatch.setattr(quality, "RATES", {"short": times, "other": 5.0})
+        run = Run(seed=len(rates), teacher="any", target="0.5", arm="short", tokens="2560")
+        quality.distilled(run, tmp_path, tmp_path)
+        rate = load(tmp_path / run.name / "recipe.yaml").optim.learning_rate
+        assert rate is not None
+        rates.append(rate)
+    assert rates == [rates[0], pytest.approx(3 * rates[0]), rates[0]]
+
+
 def test_a_cell_is_the_mean_over_seeds_and_its_standard_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
