@@ -77,12 +77,23 @@ def one(run: Run, data: Path, work: Path) -> dict[str, Any]:
     return {**done, "values": values | done["values"], "parameters": count}
 
 
-def distilled(run: Run, data: Path, work: Path) -> dict[str, Any]:
-    """Distil alone, or go on: the student's folder, and beside it the records of its steps. The run itself stays."""
+def distilled(
+    run: Run, data: Path, work: Path, changes: Mapping[str, Any] | None = None, times: float | None = None
+) -> dict[str, Any]:
+    """Distil alone, or go on: the student's folder, and beside it the records of its steps. The run itself stays.
+
+    changes
+        Options that are other than the arm's, those of a section in a mapping of its own.
+    times
+        Of the default learning rate, other than the arm's.
+    """
     source = fetch(run.teacher)
     learn, _ = text_of(run.teacher, data, work)
     out = work / run.name
     options, start = ARMS[run.arm]
+    times = RATES.get(run.arm, 1.0) if times is None else times
+    for name, change in (changes or {}).items():
+        options = {**options, name: {**options.get(name, {}), **change} if isinstance(change, Mapping) else change}
     target = run.target if start is None else "1.0"
     # a run that was interrupted does not know how long it took
     seconds: float | None = None
@@ -93,7 +104,7 @@ def distilled(run: Run, data: Path, work: Path) -> dict[str, Any]:
             options = {**options, "student": str(start(run, load_teacher(str(source)), work / f"{run.name}-start"))}
         targets = [*BEFORE.get(run.arm, ()), target]
         started = time.perf_counter()
-        with patch.object(left_open, "RATE", RATES.get(run.arm, 1.0) * left_open.RATE):
+        with patch.object(left_open, "RATE", times * left_open.RATE):
             result = homodistil.distil(
                 source, learn, targets, out, tokens=str(len(targets) * budget(run.tokens)), seed=run.seed,
                 checkpoint_minutes=15, **options,

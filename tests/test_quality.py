@@ -199,6 +199,37 @@ def test_an_arm_learns_at_its_rate_and_no_other_does(
     assert rates == [rates[0], pytest.approx(3 * rates[0]), rates[0]]
 
 
+def test_a_scan_changes_one_option_and_runs_each_value_once(
+    masked_lm: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The rate in times of the default one, in place of the arm's; others by name, in a section or out of one."""
+    import quality
+    from homodistil.distill import loop
+    from homodistil.reading import load
+    from scan import scan
+
+    _short(monkeypatch, masked_lm, corpus)
+    monkeypatch.setattr(quality, "RATES", {"short": 7.0})
+    recipes = []
+    monkeypatch.setattr("scan.forget", lambda run, work: recipes.append(load(work / run.name / "recipe.yaml")))
+    options = _options(tmp_path, arms=["short"], teachers=["any"], targets=["0.5"], seeds=[0], tokens="2560")
+    for option, values in (("rate", [1, 2]), ("losses.hidden", [3.0]), ("log_every", [2])):
+        scan(argparse.Namespace(**vars(options) | {"option": option, "values": values}))
+    once, twice, hidden, often = recipes
+    assert once.optim.learning_rate is not None
+    assert twice.optim.learning_rate == pytest.approx(2 * once.optim.learning_rate)
+    assert hidden.optim.learning_rate == pytest.approx(7 * once.optim.learning_rate)
+    assert (once.losses.hidden, hidden.losses.hidden, often.log_every) != (3.0, 3.0, 2)
+    assert (hidden.losses.hidden, often.log_every) == (3.0, 2)
+
+    monkeypatch.setattr(loop, "prepare", lambda *_, **__: pytest.fail("run twice"))
+    capsys.readouterr()
+    scan(argparse.Namespace(**vars(options) | {"option": "rate", "values": [2, 1]}))
+    *_, first, second = capsys.readouterr().out.strip().splitlines()
+    assert first.startswith("| any | 0.5 | short | 2560 | 0 | 1 | ")
+    assert second.startswith("| any | 0.5 | short | 2560 | 0 | 2 | ")
+
+
 def test_a_cell_is_the_mean_over_seeds_and_its_standard_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
