@@ -11,9 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 from transformers import BertForMaskedLM
 
 import homodistil
@@ -37,6 +40,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "on the way": {"cutting": {"importance": "output", "calibration": 0, "basis": "teacher"}},
     # so that batches differ in length, and in how many tokens they predict
     "uneven": {"text": {"packing": "whole"}},
+    # of sentence encoders: W is part of the student
+    "space": {"text": {"packing": "texts"}, "space": "teacher"},
 }
 
 DRIVER = """
@@ -122,7 +127,8 @@ except (errors.UserError, errors.RunStopped) as ended:
 
 
 def _options(way: str) -> dict[str, Any]:
-    return OPTIONS | {group: OPTIONS[group] | others for group, others in WAYS[way].items()}
+    changes = WAYS[way].items()
+    return OPTIONS | {name: OPTIONS[name] | value if isinstance(value, dict) else value for name, value in changes}
 
 
 def _launch(*words: object) -> subprocess.CompletedProcess[str]:
@@ -146,7 +152,7 @@ def _alone(teacher: Path, corpus: Path, out: Path, way: str) -> dict[str, torch.
     return load_file(result.students[TARGET] / "model.safetensors")
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", ["calibrated", "on the way", "uneven"])
 def test_two_processes_make_the_student_that_one_makes(masked_lm: Path, corpus: Path, tmp_path: Path, way: str) -> None:
     """The same but for rounding, though one would cut otherwise; each holds it bit for bit; one of them writes."""
     out = tmp_path / "run"
@@ -166,6 +172,23 @@ def test_two_processes_make_the_student_that_one_makes(masked_lm: Path, corpus: 
     full = OPTIONS["steps"] * OPTIONS["batch"] * OPTIONS["accumulate"] * 32
     assert 0 < records[-1]["tokens"] < full if way == "uneven" else records[-1]["tokens"] == full
     assert {p.name for p in out.iterdir()} == {"metrics.jsonl", "recipe.yaml", "students", "units"}
+
+
+def test_two_processes_make_the_layer_that_leads_to_the_teachers_space(
+    encoder: Path, corpus: Path, tmp_path: Path
+) -> None:
+    """As one process makes it: it is learnt by the loss of embeddings, too, and belongs to the student."""
+    teacher, out = tmp_path / "teacher", tmp_path / "run"
+    SentenceTransformer(modules=[Transformer(str(encoder)), Pooling(48, "mean"), Normalize()]).save(str(teacher))
+    _alone(teacher, corpus, tmp_path / "alone", "space")
+    _drive(tmp_path, teacher, corpus, out, "distil", "space")
+    made, alone = (SentenceTransformer(str(run / "students" / TARGET)) for run in (out, tmp_path / "alone"))
+    layers, of_one = made[2].state_dict(), alone[2].state_dict()
+    assert not torch.equal(layers["linear.weight"], torch.eye(24, 48).T)
+    for name, tensor in layers.items():
+        torch.testing.assert_close(tensor, of_one[name], rtol=1e-4, atol=1e-5)
+    texts = corpus.read_text().splitlines()[:8]
+    np.testing.assert_allclose(made.encode(texts), alone.encode(texts), atol=1e-4)
 
 
 def test_all_stop_where_one_is_asked_to_and_any_number_of_them_goes_on(
