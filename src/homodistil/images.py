@@ -31,7 +31,7 @@ class ImageRows:
 
     Attributes:
         source: where they come from.
-        rows: a dataset with one column, `image`, of paths or bytes.
+        rows: a dataset with a column `image` of paths or bytes, and where labels were asked for a column `label`.
         channels: 3 for colours, 1 for grey.
         digest: tells other images apart, without reading them: files by their number and sizes.
     """
@@ -65,26 +65,33 @@ class ImageRows:
 _BROKEN = (OSError, ValueError, SyntaxError, EOFError, TypeError, Image.DecompressionBombError)
 
 
-def open_images(data: str, column: str, *, channels: int = 3, option: str = "--images.column") -> ImageRows:
+def open_images(
+    data: str, column: str, *, label: str | None = None, channels: int = 3, option: str = "--images.column"
+) -> ImageRows:
     """The images of a folder or a dataset. Of files the headers are read, and nothing is decoded.
 
     Args:
         data: a folder of images, however deep, a saved dataset, or a hub dataset (`name` or `name:config`, its split
             `train`).
         column: the image column of a dataset; folders have none.
+        label: the label column of a dataset, if labels are asked for; of a folder they are then the names of the
+            folders in which its images lie.
         channels: that the images are to have, 3 or 1.
         option: what names the column on the command line.
 
     Raises:
-        UserError: nothing is there, there are no images, there is no such split or column, or a file is no whole
-            image.
+        UserError: nothing is there, there are no images, there is no such split or column, a file is no whole image,
+            or lies in no folder that could be its label.
     """
     path = Path(expanduser(data))
     found = from_disk(path) if exists(path) else from_hub(data, stream=False)
     if found is None:
         files = _files(path)
         _refuse_broken(files)
-        rows = Dataset.from_dict({"image": [str(file) for file in files]})
+        columns = {"image": [str(file) for file in files]}
+        if label is not None:
+            columns["label"] = [_folder_of(file, path) for file in files]
+        rows = Dataset.from_dict(columns)
         sizes = hashlib.sha256(repr([file.stat().st_size for file in files]).encode()).hexdigest()[:16]
         return ImageRows(data, rows.cast_column("image", datasets.Image(decode=False)), channels, sizes)
     pictures = [name for name, feature in found.features.items() if isinstance(feature, datasets.Image)]
@@ -96,10 +103,27 @@ def open_images(data: str, column: str, *, channels: int = 3, option: str = "--i
             if pictures
             else "Give a folder of images, or a dataset with a column of them.",
         )
-    rows = found.select_columns(column).cast_column(column, datasets.Image(decode=False))
-    return ImageRows(
-        data, rows if column == "image" else rows.rename_column(column, "image"), channels, rows._fingerprint
-    )
+    others = [name for name in found.column_names if name != column]
+    if label is not None and label not in others:
+        raise UserError(
+            f"Cannot find the label column {label!r} in {data}.",
+            f"Each image must have a label; the other columns are {', '.join(others) or 'none'}.",
+            f"Name it, for example --label {others[0]}." if others else "Give a dataset with labels.",
+        )
+    names = {column: "image"} | ({} if label is None else {label: "label"})
+    rows = found.select_columns(list(names)).cast_column(column, datasets.Image(decode=False))
+    return ImageRows(data, rows.rename_columns(names), channels, rows._fingerprint)
+
+
+def _folder_of(file: Path, path: Path) -> str:
+    """The name of the folder in which an image lies, below the one that was given."""
+    if file.parent in (path, path.parent):
+        raise UserError(
+            f"Cannot tell the label of the image {file}.",
+            f"Labels are the names of the folders in which images lie, and it lies in none below {path}.",
+            "Put the images of each class into a folder that is called like it.",
+        )
+    return file.parent.name
 
 
 def _files(path: Path) -> list[Path]:

@@ -32,7 +32,8 @@ def evaluate(words: list[str]) -> None:
         "--answers",
         type=_names,
         default=[],
-        help="score its own head on these tasks as it is, nothing is learnt: names of GLUE, squad, or own files",
+        help="score its own head on these tasks as it is, nothing is learnt: names of GLUE, squad, or own files; of "
+        "models of images folders with a folder for each class, or datasets",
     )
     add("--text", help="plain text that it did not learn from: language modelling, agreement with the teacher")
     add("--images", help="images that it did not learn from, a folder or a dataset: agreement with the teacher")
@@ -46,10 +47,14 @@ def evaluate(words: list[str]) -> None:
         help="tokens of a row that heads read, for --tasks and --answers (default: GLUE 128, SQuAD 384, own files 512)",
     )
     add("--columns", type=_names, default=[], help="the text columns of one's own tasks")
-    add("--label", default="label", help="the label's column of one's own tasks (default: label)")
+    add(
+        "--label",
+        default="label",
+        help="the label's column of one's own tasks and of datasets of images (default: label)",
+    )
     add("--text-column", default="text", help="the column of --text, where it has columns (default: text)")
     add("--text-target", help="the column of what encoder-decoders say to --text (default: what noise takes out of it)")
-    add("--image-column", default="image", help="the column of --images, of a dataset (default: image)")
+    add("--image-column", default="image", help="the image column of datasets (default: image)")
     add("--lengths", type=_names, default=["32", "128"], help="tokens at which it is timed (default: 32,128)")
     add("--threads", type=int, help="of the processor while timing (default: all)")
     add("--no-speed", action="store_true", help="leave the timing out")

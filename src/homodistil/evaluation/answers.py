@@ -1,4 +1,4 @@
-"""What a model says of labelled rows by its own head, as it is: nothing is learnt."""
+"""What a model says of labelled rows, or images, by its own head, as it is: nothing is learnt."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from transformers import DataCollatorWithPadding
 
 from homodistil.errors import UserError
 from homodistil.evaluation import squad
+from homodistil.evaluation.labelled_images import classes_said
 from homodistil.evaluation.metrics import score, summary
 from homodistil.evaluation.models import Opened
 from homodistil.evaluation.rows import encoded, multiple, warn_of_cut_rows, without_types
@@ -68,15 +69,18 @@ def answers(opened: Opened, splits: Splits, most: int) -> dict[str, float]:
     Args:
         opened: a classifier, a model that tells a number, or one that answers questions.
         splits: the task's data, of which nothing is learnt.
-        most: tokens of an example that are read at most.
+        most: tokens of an example that are read at most; images have none.
 
     Returns:
         The task's metrics and its score, as `finetune` gives them.
 
     Warns:
-        UserWarning: there are rows that are not read to their end.
+        UserWarning: there are rows that are not read to their end, or images that cannot be decoded.
     """
-    task, tokenizer, length = splits.task, opened.tokenizer, min(most, opened.longest)
+    task = splits.task
+    if opened.reads_images:
+        return summary(task, {split: _of_images(opened, splits, rows) for split, rows in splits.evaluated.items()})
+    tokenizer, length = opened.tokenizer, min(most, opened.longest)
     without_types(opened.model, tokenizer)
     if task.labels == "span":
         return summary(task, squad.learn_and_answer(lambda _, asked: _spans(opened, asked), tokenizer, splits, length))
@@ -90,6 +94,11 @@ def answers(opened: Opened, splits: Splits, most: int) -> dict[str, float]:
         else:
             per_split[split] = score(task, logits[:, 0], np.asarray(rows[task.label][:], dtype=float))
     return summary(task, per_split)
+
+
+def _of_images(opened: Opened, splits: Splits, rows: Dataset) -> dict[str, float]:
+    logits, read = classes_said(opened, rows, splits.task.name)
+    return score(splits.task, logits.argmax(-1).numpy(), _numbers(opened, splits, rows)[read])
 
 
 def _numbers(opened: Opened, splits: Splits, rows: Dataset) -> NDArray[np.int64]:

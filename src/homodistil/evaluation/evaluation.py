@@ -22,6 +22,7 @@ from homodistil.evaluation.inputs import (
     refuse_too_long,
     refuse_unpaired,
 )
+from homodistil.evaluation.labelled_images import open_labelled_images
 from homodistil.evaluation.measuring import (
     BLOCKS,
     measure_answers,
@@ -73,7 +74,8 @@ def evaluate(
         tasks: to fine-tune on, one or several: names of `tasks.TASKS`, or files or folders of one's own.
         pairs: tasks whose pairs are compared by cosine similarity, without fine-tuning, such as `stsb`; of a file all.
         probes: tasks that a linear model learns on frozen embeddings.
-        answers: tasks on which the model's own head is scored as it is; of a file all rows.
+        answers: tasks on which the model's own head is scored as it is; of a file all rows. For models of images
+            folders with a folder of images for each class, or datasets.
         text: plain text that the model was not distilled on: language modelling, and agreement with the teacher.
         images: a folder or dataset of images that it was not distilled on, for models of images: agreement.
         data_dir: where the tasks lie; the hub by default.
@@ -85,7 +87,7 @@ def evaluate(
             reads; by default 128 of GLUE, 384 of SQuAD, whose contexts are read in windows of it, and 512 of one's own
             tasks.
         columns: the text columns of one's own tasks.
-        label: the label's column of one's own tasks.
+        label: the label's column of one's own tasks, and of datasets of images.
         text_column: the text's column.
         text_target: the column of what encoder-decoders should say to it; by default it is made by noise, as in a run.
         image_column: the images' column.
@@ -112,16 +114,19 @@ def evaluate(
     records = Records(Path(expanduser(json)) if json else None, names[1] if against else None, say)
     folder = Path(expanduser(data_dir)) if data_dir else None
     opened = [open_model(name, trust_remote_code=trust_remote_code) for name in names]
-    of_text = {"--tasks": tasks, "--pairs": pairs, "--probes": probes, "--answers": answers, "--text": text}
+    of_text = {"--tasks": tasks, "--pairs": pairs, "--probes": probes, "--text": text}
     refuse_other_data(opened, of_text, {"--images": images})
-    labelled_data = {name: of_text[name] for name in ("--tasks", "--pairs", "--probes", "--answers")}
+    labelled_data = {"--tasks": tasks, "--pairs": pairs, "--probes": probes, "--answers": answers}
     refuse_other_sides(opened, labelled_data, text, text_target)
     own = {"columns": columns, "label": label}
     labelled = {name: open_task(name, folder, limit=limit, **own) for name in tasks}  # type: ignore[arg-type]
     paired = {name: open_task(name, folder, learnt=False, numbers=True, **own) for name in pairs}  # type: ignore[arg-type]
     probed = {name: open_task(name, folder, limit=limit, **own) for name in probes}  # type: ignore[arg-type]
-    numbers = tells_a_number(opened[0])
-    answered = {name: open_task(name, folder, learnt=False, numbers=numbers, **own) for name in answers}  # type: ignore[arg-type]
+    if opened[0].reads_images:
+        answered = {n: open_labelled_images(n, opened[0], column=image_column, label=label) for n in answers}
+    else:
+        numbers = tells_a_number(opened[0])
+        answered = {name: open_task(name, folder, learnt=False, numbers=numbers, **own) for name in answers}  # type: ignore[arg-type]
     for one, splits in itertools.product(opened, answered.values()):
         refuse_other_head(one, splits)
     for splits in probed.values():

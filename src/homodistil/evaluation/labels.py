@@ -46,7 +46,7 @@ def check(splits: Splits, *, learnt: bool = True) -> None:
         if task.labels == "span":
             _refuse_no_span(task, split, rows)
         else:
-            _refuse_unfit(task, split, rows[task.label][:])
+            refuse_unfit(task, split, rows[task.label][:])
     if learnt and task.labels == "classes":
         classes(splits)
 
@@ -114,7 +114,8 @@ def _refuse_no_span(task: Task, split: str, rows: Dataset) -> None:
         )
 
 
-def _refuse_unfit(task: Task, split: str, labels: Sequence[Any]) -> None:
+def refuse_unfit(task: Task, split: str, labels: Sequence[Any]) -> None:
+    """Raise the error of labels that are none, or not of one kind."""
     counted = task.labels == "number"
     known = int | float | None if counted else str | int | float | None
     strange = next((label for label in labels if not isinstance(label, known)), None)

@@ -15,6 +15,7 @@ from homodistil.errors import UserError
 from homodistil.evaluation import finetune, speed
 from homodistil.evaluation.agreement import agreement, image_agreement
 from homodistil.evaluation.answers import answers
+from homodistil.evaluation.labelled_images import contents
 from homodistil.evaluation.language import blocks, language, predicted, refuse_unknown, usual
 from homodistil.evaluation.models import LANGUAGE, Opened
 from homodistil.evaluation.probe import probe
@@ -110,10 +111,14 @@ def measure_answers(
     records: Records, opened: Sequence[Opened], name: str, splits: Splits, *, max_length: int | None
 ) -> None:
     """What its own head says of each row."""
-    task = splits.task
-    length = max_length or length_of(task)
-    rows = itertools.chain(*splits.evaluated.values())
-    settings = {**_read_as(name, task), "length": length, "digest": digest(rows)}
+    task, length = splits.task, max_length or length_of(splits.task)
+    parts = splits.evaluated.values()
+    read: dict[str, object]
+    if opened[0].reads_images:
+        read = {"digest": digest(itertools.chain(*map(contents, parts)))}
+    else:
+        read = {"length": length, "digest": digest(itertools.chain(*parts))}
+    settings = {**_read_as(name, task), **read}
     for one in opened:
         records.measure(one.source, f"{task.name} answers", settings, functools.partial(answers, one, splits, length))
 
