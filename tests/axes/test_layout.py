@@ -200,12 +200,12 @@ def test_patterns_match_names_in_every_layer() -> None:
     """A pattern of the family stands for each layer's module or parameter, below the prefix of the class."""
     model = _meta(BertForMaskedLM)
     layout = Layout.of(model)
-    assert list(layout.matches("encoder.layer.*.attention.self", model)) == [
+    assert list(layout.matches("encoder.layer.*.attention.self")) == [
         "bert.encoder.layer.0.attention.self",
         "bert.encoder.layer.1.attention.self",
     ]
-    assert list(layout.matches("cls.predictions.{bias,none}", model)) == ["cls.predictions.bias"]
-    assert list(layout.matches("pooler", model)) == []
+    assert list(layout.matches("cls.predictions.{bias,none}")) == ["cls.predictions.bias"]
+    assert list(layout.matches("pooler")) == []
 
 
 def test_a_shape_is_written_as_a_person_writes_it() -> None:

@@ -43,15 +43,15 @@ def count(layout: Layout, model: PreTrainedModel) -> Counts:
     """The counts of a model, which may be on the meta device; operations are those of matrix products."""
     family = layout.family
     made = Counts()
-    has_pooler = family.pooler is not None and any(layout.matches(family.pooler, model))
+    has_pooler = family.pooler is not None and any(layout.matches(family.pooler))
     of_sequences = type(model).__name__.endswith(_OF_SEQUENCES)
     rows = (
         *family.once,
         *(family.once_with_pooler if has_pooler else ()),
         *(family.once_for_sequences if of_sequences else ()),
     )
-    pooled = {n for row in rows for n in layout.matches(row, model)}
-    projected = {n for row in family.distances for n in layout.matches(row, model)}
+    pooled = {n for row in rows for n in layout.matches(row)}
+    projected = {n for row in family.distances for n in layout.matches(row)}
     distances = layout.fixed.get("distance", 0)
     for name, dims in layout.dims.items():
         parts = [p for dim in dims for p in dim]
@@ -72,7 +72,7 @@ def count(layout: Layout, model: PreTrainedModel) -> Counts:
     for name in projected:
         for factor, term in _repeated(layout, name, _over_heads(layout, name)):
             made.token_flops[term] += 2 * factor * distances
-    for query in {n for row in family.queries for n in layout.matches(row, model)} - pooled:
+    for query in {n for row in family.queries for n in layout.matches(row)} - pooled:
         if len(layout.dims[query]) == 2:
             # scores and their product with the values: a multiply-add a head dimension each
             for factor, term in _repeated(layout, query, _over_heads(layout, query)):

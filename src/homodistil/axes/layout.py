@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from homodistil.axes.binding import bind
 from homodistil.axes.counts import Counts, count
 from homodistil.axes.families import Family
-from homodistil.axes.notation import Dim, Row, expand_braces
+from homodistil.axes.notation import Dim, expand_braces, expression
 from homodistil.axes.shape import LAYERS, Shape, evaluate
 from homodistil.axes.stack import Stack, lists_of
 from homodistil.errors import UserError
@@ -30,6 +30,8 @@ class Layout:
         fixed: sizes of the axes that are never cut, such as `vocab`.
         parent: for each nested axis, the axis whose units each have units of it (`qk.3` in `heads.3`).
         tied: parameter names that are another one's tensor, by the name that stands for it.
+        modules: the names of all modules, and `prefix` what stands before those of the base model.
+        prefix: see `modules`.
         stack: the list of layers; None if there is not one such list.
         counts: closed forms of parameters and operations.
     """
@@ -39,6 +41,8 @@ class Layout:
     fixed: Mapping[str, int]
     parent: Mapping[str, str]
     tied: Mapping[str, str]
+    modules: tuple[str, ...] = ()
+    prefix: str = ""
     stack: Stack | None = None
     counts: Counts = field(default_factory=Counts)
 
@@ -54,7 +58,8 @@ class Layout:
         first: dict[int, str] = {}
         named = model.named_parameters(remove_duplicate=False)
         tied = {n: first[id(p)] for n, p in named if first.setdefault(id(p), n) != n}
-        layout = cls(family, dims, {}, {}, tied)
+        modules = tuple(name for name, _ in model.named_modules())
+        layout = cls(family, dims, {}, {}, tied, modules, model.base_model_prefix)
         fixed = {a: n for a, n in layout.sizes(model).items() if _kind(a) not in family.widths}
         stack = Stack.of(family, model, dims)
         layout = replace(layout, fixed=fixed, parent=_parents(dims, fixed), stack=stack)
@@ -138,6 +143,7 @@ class Layout:
             self,
             dims={name: dims for name, dims in self.dims.items() if stays(name)},
             parent={axis: parent for axis, parent in self.parent.items() if stays(axis)},
+            modules=tuple(name for name in self.modules if stays(name)),
             stack=replace(self.stack, count=count),
         )
 
@@ -164,12 +170,16 @@ class Layout:
             return LAYERS
         return self.family.widths[_kind(axis)]
 
-    def matches(self, pattern: str, model: PreTrainedModel) -> Iterator[str]:
-        """The full names, parameters' or modules', that a pattern of the family's stands for in `model`."""
-        known = [*(n for n, _ in model.named_modules()), *self.dims]
+    def matches(self, pattern: str) -> Iterator[str]:
+        """The full names, parameters' or modules', that a pattern of the family's stands for."""
         for relative in expand_braces(pattern):
-            own = Row(relative, ())
-            yield from (n for n in known if own.bind(n.removeprefix(f"{model.base_model_prefix}.")) is not None)
+            known = expression(relative)
+            yield from (name for name, short in self._relative.items() if known.fullmatch(short))
+
+    @functools.cached_property
+    def _relative(self) -> dict[str, str]:
+        """All names, of modules and parameters, and what they are below the base model."""
+        return {name: name.removeprefix(f"{self.prefix}.") for name in (*self.modules, *self.dims)}
 
     @property
     def sequence(self) -> int | None:

@@ -36,7 +36,7 @@ class Row:
 
     def bind(self, name: str) -> tuple[Dim, ...] | None:
         """The dims of parameter `name` with every `axis*` made `axis.<layer>`, or None if the row is not its row."""
-        match = _expression(self.pattern).fullmatch(name)
+        match = expression(self.pattern).fullmatch(name)
         if match is None:
             return None
         layer = ".".join(match.groups())
@@ -44,7 +44,8 @@ class Row:
 
 
 @functools.cache
-def _expression(pattern: str) -> re.Pattern[str]:
+def expression(pattern: str) -> re.Pattern[str]:
+    """What a row's name stands for: a number for each layer where it has a `*` or a `^`."""
     return re.compile(re.escape(pattern).replace(r"\*", r"(\d+)").replace(r"\^", r"([1-9]\d*)"))
 
 
@@ -65,6 +66,7 @@ def parse_dims(text: str) -> tuple[Dim, ...]:
     return tuple(dims)
 
 
+@functools.cache
 def parse_table(text: str) -> tuple[Row, ...]:
     """Read a table: a row a line, `name  dims`; `#` starts a comment, `{a,b}` in a name means both.
 

@@ -66,7 +66,7 @@ def turnable(model: PreTrainedModel, layout: Layout) -> list[Heads]:
     Rotary dimensions are no cuttable axis.
     """
     family = layout.family
-    queries = {name for row in family.queries for name in layout.matches(row, model)}
+    queries = {name for row in family.queries for name in layout.matches(row)}
     found = []
     for axis in (a for a in layout.axes if a in layout.parent):
         names = [n for n, dims in layout.dims.items() if n not in layout.tied and any(axis in dim for dim in dims)]
@@ -109,7 +109,7 @@ class HeadMoments:
     def __init__(self, model: PreTrainedModel, layout: Layout, heads: list[Heads]) -> None:
         self.model, self.heads = model, heads
         self.sizes, self.parent = layout.sizes(model), layout.parent
-        self._of_target, self._of_distances = read_the_target(layout, model), of_distances(layout, model)
+        self._of_target, self._of_distances = read_the_target(layout), of_distances(layout)
         self._sums: dict[Part, Sums] = {}
 
     @contextlib.contextmanager

@@ -106,8 +106,8 @@ class InputMoments:
             self.sums[name] = total + self.sums.get(name, 0)
             self.counts[name] = count + self.counts.get(name, 0)
 
-        of_target = read_the_target(self.layout, self.model)
-        by_distance, heard = of_distances(self.layout, self.model), set[str]()
+        of_target = read_the_target(self.layout)
+        by_distance, heard = of_distances(self.layout), set[str]()
         handles: list[RemovableHandle] = []
         for name, module in self._readers():
             handles.append(module.register_forward_pre_hook(lambda _, inputs, name=name: observe(name, inputs[0])))
@@ -160,19 +160,19 @@ class InputMoments:
                 yield name, module
 
 
-def read_the_target(layout: Layout, model: PreTrainedModel) -> set[str]:
+def read_the_target(layout: Layout) -> set[str]:
     """The modules of an encoder-decoder whose rows are the target's tokens; none of other models."""
     family = layout.family
     if not family.decoder:
         return set()
-    decoder = next(iter(layout.matches(family.decoder, model)))
-    inside = {f"{decoder}.{name}" for name, _ in model.get_submodule(decoder).named_modules()}
-    return inside - {name for row in family.crossing for name in layout.matches(row, model)}
+    decoder = next(layout.matches(family.decoder))
+    inside = {name for name in layout.modules if name.startswith(f"{decoder}.")}
+    return inside - {name for row in family.crossing for name in layout.matches(row)}
 
 
-def of_distances(layout: Layout, model: PreTrainedModel) -> set[str]:
+def of_distances(layout: Layout) -> set[str]:
     """The modules that read embeddings of distances after the tokens; none of most models."""
-    return {name.rpartition(".")[0] for row in layout.family.distances for name in layout.matches(row, model)}
+    return {name.rpartition(".")[0] for row in layout.family.distances for name in layout.matches(row)}
 
 
 def read_dim(layout: Layout, name: str) -> Dim:

@@ -8,6 +8,7 @@ widths and depth, in tensors, modules and configuration alike.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -84,14 +85,16 @@ def cut(
         assert isinstance(layer, nn.Linear | Conv1D)
         compensate(layer, inputs[name], index)
     left = {axis: keep[axis].shape[-1] if axis in keep else size for axis, size in sizes.items()}
-    scales = scales_of(model, layout, sizes, left)
+    scales = scales_of(layout, sizes, left)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    index_of = functools.cache(lambda dim: flat_index(dim, keep, layout.parent, sizes))
     places: dict[nn.Parameter, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         places.setdefault(parameter, []).append(name)
     while places:
         # one at a time, so that what is cut makes room for what is kept of the next
         old, names = places.popitem()
-        indices = [flat_index(dim, keep, layout.parent, sizes) for dim in layout.dims[names[0]]]
+        indices = [index_of(dim) for dim in layout.dims[names[0]]]
         if all(index is None for index in indices):
             continue
         sliced = _sliced(old.detach(), indices)
@@ -104,9 +107,9 @@ def cut(
         # a new Parameter, because autograd's accumulator of the old one remembers the old size
         new = nn.Parameter(sliced, requires_grad=old.requires_grad)
         for name in names:
-            module = model.get_submodule(name.rpartition(".")[0])
-            setattr(module, name.rpartition(".")[2], new)
-            follow(module)
+            place, _, attribute = name.rpartition(".")
+            setattr(modules[place], attribute, new)
+            follow(modules[place])
         if optimizer is not None:
             migrate(optimizer, old, new, indices, factor)
     write_widths(model, layout, layout.shape_of(left))
@@ -139,7 +142,10 @@ def flat_index(dim: Dim, keep: Keep, parent: Mapping[str, str], sizes: Mapping[s
 def _sliced(tensor: Tensor, indices: list[Tensor | None]) -> Tensor:
     for i, index in enumerate(indices):
         if index is not None:
-            tensor = tensor.index_select(i, index.to(tensor.device))
+            index = index.to(tensor.device)
+            # of columns `gather` takes two thirds of the time
+            columns = i == 1 and tensor.dim() == 2
+            tensor = tensor.gather(1, index.expand(len(tensor), -1)) if columns else tensor.index_select(i, index)
     return tensor
 
 

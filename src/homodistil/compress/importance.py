@@ -15,6 +15,7 @@ A weight's own score is never kept: it is folded at once.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
@@ -27,8 +28,8 @@ from homodistil.axes.layout import Layout
 Method = Literal["sensitivity", "platon", "output", "magnitude"]
 Scores = dict[str, Tensor]
 """For each axis one score a unit: (units,), or (parent units, units) for a nested axis. float32."""
-CACHED = 1 << 18
-"""Weights whose scores a CPU folds at once: a megabyte, which its cache holds."""
+CACHED = 1 << 20
+"""Weights whose scores a CPU folds at once: four megabytes, which its cache holds."""
 
 
 def fold(layout: Layout, sizes: Mapping[str, int], weights: Iterable[tuple[str, Sequence[Tensor]]]) -> Scores:
@@ -69,20 +70,15 @@ def _sums(factors: Sequence[Tensor], wanted: Sequence[int]) -> dict[int, Tensor]
     """
     first = factors[0]
     rows = max(1, CACHED * len(first) // first.numel()) if first.device.type == "cpu" else len(first)
-    sums: dict[int, Tensor] = {}
-    whole = {i: torch.empty(len(first), device=first.device) for i in wanted if i == 0}
+    pieces: dict[int, list[Tensor]] = {i: [] for i in wanted}
     for at in range(0, len(first) if wanted else 0, rows):
         parts = [factor[at : at + rows] for factor in factors]
         values = parts[0].abs() if len(parts) == 1 else torch.mul(*parts).abs_()
         for i in wanted:
             others = tuple(j for j in range(first.dim()) if j != i)
             # torch sums over everything when it is given no dimension
-            flat = values.sum(others, dtype=torch.float32) if others else values.float()
-            if i == 0:
-                whole[0][at : at + rows] = flat
-            else:
-                sums[i] = sums[i] + flat if i in sums else flat
-    return whole | sums
+            pieces[i].append(values.sum(others, dtype=torch.float32) if others else values.float())
+    return {i: torch.cat(p) if i == 0 else functools.reduce(torch.add, p) for i, p in pieces.items()}
 
 
 def sensitivity(layout: Layout, model: PreTrainedModel) -> Scores:

@@ -23,13 +23,11 @@ class Scale(NamedTuple):
     share: int = 1
 
 
-def scales_of(
-    model: PreTrainedModel, layout: Layout, before: Mapping[str, int], after: Mapping[str, int]
-) -> dict[str, Scale]:
+def scales_of(layout: Layout, before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, Scale]:
     """What is scaled when the widths of axes change, by parameter name."""
     family = layout.family
     scales: dict[str, Scale] = {}
-    for name in (n for row in family.queries if family.temperature for n in layout.matches(row, model)):
+    for name in (n for row in family.queries if family.temperature for n in layout.matches(row)):
         dim = layout.head_dims(name)
         for axis in (p for p in dim if isinstance(p, str) and p in layout.parent and after[p] < before[p]):
             # keys and values may follow the queries in one matrix
@@ -39,7 +37,7 @@ def scales_of(
     for row, power in family.scaled.items():
         pattern, _, added = row.partition(" + ")
         by = product(power, narrow) / product(power, wide)
-        scales |= {name: Scale(by, float(added or 0)) for name in layout.matches(pattern, model) if by != 1}
+        scales |= {name: Scale(by, float(added or 0)) for name in layout.matches(pattern) if by != 1}
     return scales
 
 
@@ -55,7 +53,7 @@ def write_widths(model: PreTrainedModel, layout: Layout, shape: Shape) -> None:
         for config in configs.values():
             setattr(config, key, product(text, known))
     for pattern, attributes in family.attributes.items():
-        for name in layout.matches(pattern, model):
+        for name in layout.matches(pattern):
             module = model.get_submodule(name)
             for attribute, text in attributes.items():
                 value, held = product(text, known), getattr(module, attribute, None)
