@@ -28,8 +28,8 @@ from homodistil.axes.layout import Layout
 Method = Literal["sensitivity", "platon", "output", "magnitude"]
 Scores = dict[str, Tensor]
 """For each axis one score a unit: (units,), or (parent units, units) for a nested axis. float32."""
-CACHED = 1 << 20
-"""Weights whose scores a CPU folds at once: four megabytes, which its cache holds."""
+CACHED = 1 << 19
+"""Weights whose scores a CPU folds at once: two megabytes, which its cache holds."""
 
 
 def fold(layout: Layout, sizes: Mapping[str, int], weights: Iterable[tuple[str, Sequence[Tensor]]]) -> Scores:
