@@ -138,6 +138,29 @@ def test_a_runs_own_recipe_starts_another_run(tmp_path: Path) -> None:
     assert read_recipe(["--config", str(file), "--out", "two", "--target", "0.3"]).target == ["0.3"]
 
 
+def test_what_was_asked_for_starts_another_run_that_chooses_anew(
+    masked_lm: Path, encoder: Path, corpus: Path, tmp_path: Path
+) -> None:
+    """With another budget, and of another kind of teacher, as if it had been asked for there; the place is its own."""
+    words = ["distil", str(masked_lm), "--data", str(corpus), "--target", "0.5", "--tokens", "1k", "--seed", "3",
+             "--text.length", "24", "--losses.attention", "0.5"]  # fmt: skip
+    assert main([*words, "--out", str(tmp_path / "first")]) == 0
+    asked = ["distil", "--config", str(tmp_path / "first" / "asked.yaml"), "--tokens", "30k", "--out"]
+    for teacher, name in ((masked_lm, "language"), (encoder, "encoder")):
+        again, anew = tmp_path / f"{name}-again", tmp_path / f"{name}-anew"
+        assert main([*asked, str(again), "--teacher", str(teacher)]) == 0
+        assert main([words[0], str(teacher), *words[2:], "--tokens", "30k", "--out", str(anew)]) == 0
+        assert replace(load(again / "recipe.yaml"), out=str(anew)) == load(anew / "recipe.yaml")
+        assert (again / "asked.yaml").read_text() == (anew / "asked.yaml").read_text()
+    assert yaml.safe_load((tmp_path / "first" / "asked.yaml").read_text()) == {
+        "teacher": str(masked_lm), "data": str(corpus), "target": ["0.5"], "tokens": "1k", "seed": 3,
+        "losses": {"attention": 0.5}, "text": {"length": 24},
+    }  # fmt: skip
+    # nothing but the batch, the rate and the like hangs on the budget, and a run's own recipe would have kept them
+    first, more = (load(tmp_path / name / "recipe.yaml") for name in ("first", "language-again"))
+    assert (first.batch, first.cutting, first.optim) != (more.batch, more.cutting, more.optim)
+
+
 def test_a_reader_that_goes_away_is_no_error_of_ours() -> None:
     """As `head` does, or a pager that is left."""
     command = f"{sys.executable} -m homodistil.cli families | head -1; exit ${{PIPESTATUS[0]}}"

@@ -46,7 +46,7 @@ def test_what_is_made_first_says_that_a_folder_is_a_runs(tmp_path: Path, monkeyp
 
     run = RunDir(tmp_path / "deep" / "run")
     monkeypatch.setattr(Path, "mkdir", seen)
-    run.create("teacher: x")
+    run.create("teacher: x", "")
     assert made == [True]
 
 
@@ -120,7 +120,7 @@ def test_a_folder_that_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: pyt
 def test_a_run_has_one_process_at_a_time(tmp_path: Path) -> None:
     """Another is refused until it ends, however it ends."""
     run = RunDir(tmp_path / "run")
-    run.create("teacher: x")
+    run.create("teacher: x", "")
     with subprocess.Popen([sys.executable, "-c", WORKER, str(run.path)], stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == b"in\n"
@@ -143,7 +143,7 @@ def test_a_disk_without_locks_keeps_nobody_out(
         raise said
 
     run = RunDir(tmp_path / "run")
-    run.create("teacher: x")
+    run.create("teacher: x", "")
     monkeypatch.setattr(FileLock, "acquire", none)
     with run.alone():
         entered = True

@@ -203,7 +203,22 @@ class Recipe:
 
     def to_yaml(self) -> str:
         """The whole recipe, defaults written out, as it can be read back with `--config`."""
-        return yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True)
+        return _yaml(asdict(self))
+
+    def asked_yaml(self) -> str:
+        """What is other than the defaults, but for `out`: with `--config` what was left open is chosen anew."""
+        default = asdict(Recipe(teacher="", data="", out=self.out, target=[]))
+        asked: dict[str, Any] = {}
+        for name, value in asdict(self).items():
+            if isinstance(value, dict):
+                asked[name] = {key: one for key, one in value.items() if one != default[name][key]}
+            elif value != default[name]:
+                asked[name] = value
+        return _yaml({name: value for name, value in asked.items() if value != {}})
+
+
+def _yaml(values: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 def targets_of(given: Target | Iterable[Target]) -> list[str]:

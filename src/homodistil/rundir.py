@@ -29,6 +29,7 @@ class RunDir:
     """The paths of one run.
 
     recipe.yaml          the resolved recipe
+    asked.yaml           what of it was asked for
     metrics.jsonl        one record a line, in the order of steps
     checkpoints/         the last two states, to resume from; gone when the run is finished
     students/<target>/   each a plain model folder
@@ -43,6 +44,11 @@ class RunDir:
     def recipe(self) -> Path:
         """The resolved recipe."""
         return self.path / "recipe.yaml"
+
+    @property
+    def asked(self) -> Path:
+        """What of the recipe was asked for."""
+        return self.path / "asked.yaml"
 
     @property
     def metrics(self) -> Path:
@@ -107,7 +113,7 @@ class RunDir:
                 "Give --out a place outside of it, or --data a folder or a file that holds the data alone.",
             )
 
-    def create(self, recipe_yaml: str) -> None:
+    def create(self, recipe_yaml: str, asked_yaml: str) -> None:
         """Make the folder of a new run.
 
         Raises:
@@ -117,6 +123,7 @@ class RunDir:
         try:
             # first what says that the folder is a run's: a kill may come between the two
             write_text(self.recipe, recipe_yaml)
+            write_text(self.asked, asked_yaml)
             self.checkpoints.mkdir()
         except OSError as error:
             raise UserError(

@@ -171,7 +171,7 @@ def test_two_processes_make_the_student_that_one_makes(masked_lm: Path, corpus: 
     assert [r["tokens"] for r in records] == [r["tokens"] for r in of_one]
     full = OPTIONS["steps"] * OPTIONS["batch"] * OPTIONS["accumulate"] * 32
     assert 0 < records[-1]["tokens"] < full if way == "uneven" else records[-1]["tokens"] == full
-    assert {p.name for p in out.iterdir()} == {"metrics.jsonl", "recipe.yaml", "students", "units"}
+    assert {p.name for p in out.iterdir()} == {"metrics.jsonl", "recipe.yaml", "asked.yaml", "students", "units"}
 
 
 def test_two_processes_make_the_layer_that_leads_to_the_teachers_space(

@@ -142,7 +142,7 @@ def prepare(recipe: Recipe, *, resume: bool, texts: Iterable[str] | None) -> Run
 
 
 def _prepared(recipe: Recipe, resume: bool, texts: Iterable[str] | None, processes: Processes) -> Run:
-    run_dir = RunDir(Path(recipe.out))
+    asked, run_dir = recipe, RunDir(Path(recipe.out))
     new = processes.main and not resume
     if new:
         run_dir.refuse_taken()
@@ -185,7 +185,7 @@ def _prepared(recipe: Recipe, resume: bool, texts: Iterable[str] | None, process
     recipe = replace(recipe, cutting=cutting_for(recipe, teacher, each), optim=optim_for(recipe, teacher, corpus, each))
     schedule = schedule_for(recipe, planned, whole, steps)
     if new:
-        run_dir.create(recipe.to_yaml())
+        run_dir.create(recipe.to_yaml(), asked.asked_yaml())
     if processes.main and vocabulary is not None:
         write_text(run_dir.vocabulary, vocabulary.as_json())
 
