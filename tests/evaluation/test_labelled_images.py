@@ -1,4 +1,4 @@
-"""What a classifier's own head says of labelled images is what it says of each of them alone."""
+"""What a head says of labelled images is what it says of each alone, and a probe learns what class tokens tell."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -17,6 +18,9 @@ import homodistil
 from homodistil.cli import main
 from homodistil.errors import UserError
 from homodistil.evaluation.evaluation import evaluate
+from homodistil.evaluation.labelled_images import open_labelled_images, probe_images
+from homodistil.evaluation.models import open_model
+from homodistil.evaluation.tasks import Splits
 from zoo import tiny
 
 NAMES = {0: "Cat", 1: "Dog", 2: "House"}
@@ -127,6 +131,74 @@ def test_images_that_cannot_be_decoded_do_not_count_and_are_counted(
         file.write_bytes(file.read_bytes()[:60])
     with pytest.raises(UserError, match=f"none of its {len(files)} images can be decoded"):
         _accuracy(classifier, data)
+
+
+def _coloured(folder: Path, count: int, shades: Sequence[int], seed: int) -> Path:
+    """Noise around a shade for each class, so that what an image is can be seen."""
+    draw = np.random.default_rng(seed)
+    for k in range(count):
+        place = folder / f"shade {k % len(shades)}"
+        place.mkdir(parents=True, exist_ok=True)
+        pixels = draw.integers(60, size=(20, 20, 3)) + shades[k % len(shades)]
+        Image.fromarray(pixels.astype(np.uint8)).save(place / f"{k}.png")
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["a folder", "two folders", "a dataset"])
+def test_a_probe_learns_what_class_tokens_tell(
+    kind: str, image_processor: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Shades are told apart, labels that no image tells are not; of two folders the one is learnt, the other scored."""
+    model = tmp_path / "model"
+    tiny("ViT encoder").save_pretrained(model)
+    image_processor.save_pretrained(model)
+    data, shades = tmp_path / "data", (0, 90, 180)
+    if kind == "two folders":
+        _coloured(data / "train", 120, shades, 0)
+        _coloured(data / "validation", 30, shades, 1)
+    else:
+        _coloured(data, 150, shades, 0)
+    if kind == "a dataset":
+        files = sorted(data.rglob("*.png"))
+        made = datasets.Dataset.from_dict({"image": list(map(str, files)), "label": [f.parent.name for f in files]})
+        data = tmp_path / "saved"
+        made.cast_column("image", datasets.Image()).save_to_disk(str(data))
+    assert main(["evaluate", str(model), "--probes", str(data), "--no-speed"]) == 0
+    assert f"{data.name} probe" in capsys.readouterr().out
+    opened = open_model(str(model))
+    splits = open_labelled_images(str(data), opened, learnt=True)
+    assert (len(splits.train), len(splits.evaluated["validation"])) == (120, 30)
+    made_of_it = probe_images(opened, splits)
+    assert made_of_it["accuracy"] > 0.95
+    few = open_labelled_images(str(data), opened, learnt=True, limit=9)
+    assert len(few.train) == 9
+    # all but those to learn from have answers
+    assert len(open_labelled_images(str(data), opened).evaluated["validation"]) == (
+        30 if kind == "two folders" else 150
+    )
+
+    draw = np.random.default_rng(0)
+    thrown = {
+        split: rows.remove_columns("label").add_column("label", draw.integers(3, size=len(rows)).tolist())
+        for split, rows in {"train": splits.train, **splits.evaluated}.items()
+    }
+    by_chance = probe_images(opened, Splits(splits.task, thrown["train"], {"validation": thrown["validation"]}))
+    assert by_chance["accuracy"] < 0.7
+
+
+def test_a_class_without_an_image_that_can_be_decoded_is_not_learnt(classifier: Path, tmp_path: Path) -> None:
+    """It is said in words which one is missing."""
+    data = tmp_path / "data"
+    _coloured(data / "train", 20, (0, 180), 0)
+    _coloured(data / "validation", 10, (0, 180), 1)
+    for file in (data / "train" / "shade 1").iterdir():
+        file.write_bytes(file.read_bytes()[:60])
+    with pytest.warns(UserWarning, match="10 of 20"), pytest.raises(UserError, match="no training row has: 'shade 1'"):
+        evaluate(classifier, probes=str(data), time=False)
+    for file in (data / "train" / "shade 1").iterdir():
+        file.unlink()
+    with pytest.raises(UserError, match="no training row has: 'shade 1'"):
+        evaluate(classifier, probes=str(data), time=False, say=lambda what: pytest.fail(what))
 
 
 def test_images_whose_label_is_not_told_are_refused(

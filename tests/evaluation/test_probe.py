@@ -14,7 +14,7 @@ from datasets import Dataset
 from conftest import WORDS
 from homodistil.errors import UserError
 from homodistil.evaluation.evaluation import evaluate
-from homodistil.evaluation.probe import _best, _features, _fitted, _linear, layer, probe
+from homodistil.evaluation.probe import _best, _features, _fitted, layer, linear, probe
 from homodistil.evaluation.similarity import open_encoder
 from homodistil.evaluation.tasks import Splits, Task
 
@@ -74,7 +74,7 @@ def test_numbers_are_probed_at_the_strengths_that_classes_are() -> None:
     number, classes = (
         replace(_splits(lambda a, _: len(a), "one").task, labels=labels) for labels in ("number", "classes")
     )
-    ridge, logistic = (_linear(task, [0, 1] * 9)[-1] for task in (number, classes))
+    ridge, logistic = (linear(task, [0, 1] * 9)[-1] for task in (number, classes))
     np.testing.assert_allclose(np.sort(1 / ridge.alphas), np.sort(logistic.param_grid["C"]))
 
 

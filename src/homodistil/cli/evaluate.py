@@ -26,7 +26,8 @@ def evaluate(words: list[str]) -> None:
         "--probes",
         type=_names,
         default=[],
-        help="learn these tasks by a linear model on frozen embeddings: names of GLUE, or own files",
+        help="learn these tasks by a linear model on frozen embeddings: names of GLUE, or own files; of models of "
+        "images as --answers",
     )
     add(
         "--answers",

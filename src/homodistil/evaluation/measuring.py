@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from datasets import Dataset
 from PIL import Image
 from torch import Tensor
 
@@ -15,7 +16,7 @@ from homodistil.errors import UserError
 from homodistil.evaluation import finetune, speed
 from homodistil.evaluation.agreement import agreement, image_agreement
 from homodistil.evaluation.answers import answers
-from homodistil.evaluation.labelled_images import contents
+from homodistil.evaluation.labelled_images import contents, probe_images
 from homodistil.evaluation.language import blocks, language, predicted, refuse_unknown, usual
 from homodistil.evaluation.models import LANGUAGE, Opened
 from homodistil.evaluation.probe import probe
@@ -112,22 +113,21 @@ def measure_answers(
 ) -> None:
     """What its own head says of each row."""
     task, length = splits.task, max_length or length_of(splits.task)
-    parts = splits.evaluated.values()
-    read: dict[str, object]
-    if opened[0].reads_images:
-        read = {"digest": digest(itertools.chain(*map(contents, parts)))}
-    else:
-        read = {"length": length, "digest": digest(itertools.chain(*parts))}
-    settings = {**_read_as(name, task), **read}
+    images = opened[0].reads_images
+    read = {} if images else {"length": length}
+    settings = {**_read_as(name, task), **read, "digest": _digest(images, *splits.evaluated.values())}
     for one in opened:
         records.measure(one.source, f"{task.name} answers", settings, functools.partial(answers, one, splits, length))
 
 
 def measure_probe(records: Records, opened: Sequence[Opened], name: str, splits: Splits) -> None:
     """What a linear model learns on frozen embeddings."""
-    data = _data_of(name, splits)
+    images = opened[0].reads_images
+    data = _data_of(name, splits, images)
     for one in opened:
         learn = functools.partial(probe, one.source, splits, trust_remote_code=one.trust_remote_code)
+        if images:
+            learn = functools.partial(probe_images, one, splits)
         records.measure(one.source, f"{splits.task.name} probe", data, learn)
 
 
@@ -160,9 +160,13 @@ def _best_rate(path: Path, splits: Splits, settings: Settings, trust: bool) -> d
     return {"learning_rate": finetune.best_of_grid(path, splits, settings, trust_remote_code=trust).learning_rate}
 
 
-def _data_of(name: str, splits: Splits) -> dict[str, object]:
-    whole = itertools.chain(splits.train, *splits.evaluated.values())
-    return {**_read_as(name, splits.task), "rows": len(splits.train), "digest": digest(whole)}
+def _data_of(name: str, splits: Splits, images: bool = False) -> dict[str, object]:
+    whole = _digest(images, splits.train, *splits.evaluated.values())
+    return {**_read_as(name, splits.task), "rows": len(splits.train), "digest": whole}
+
+
+def _digest(images: bool, *parts: Dataset) -> str:
+    return digest(itertools.chain(*(map(contents, parts) if images else parts)))
 
 
 def _read_as(name: str, task: Task) -> dict[str, object]:

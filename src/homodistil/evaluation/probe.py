@@ -125,16 +125,17 @@ def refuse_spans(task: Task) -> None:
         )
 
 
-def _linear(task: Task, labels: Sequence[Any]) -> Pipeline:
+def linear(task: Task, labels: Sequence[Any]) -> Pipeline:
+    """What is fitted to features (rows, features) and labels: of a number a ridge, of classes a logistic regression."""
     if task.labels == "number":
         return make_pipeline(Scaler(), RidgeCV(1 / STRENGTHS))
     # each fold needs a row of each class; where one has a single row, nothing can be chosen
     folds = min(FOLDS, *Counter(labels).values())
-    linear = LogisticRegression(max_iter=1000)
+    logistic = LogisticRegression(max_iter=1000)
     # by accuracy a rare class would often be given up
     by = make_scorer(lambda right, said: glue_score(task, {"": score(task, said, np.asarray(right))}))
     both = {"score": by, "likelihood": "neg_log_loss"}
-    chosen = GridSearchCV(linear, {"C": STRENGTHS}, scoring=both, refit=_best, cv=folds) if folds > 1 else linear
+    chosen = GridSearchCV(logistic, {"C": STRENGTHS}, scoring=both, refit=_best, cv=folds) if folds > 1 else logistic
     return make_pipeline(Scaler(), chosen)
 
 
@@ -149,7 +150,7 @@ def _fitted(encoder: SentenceTransformer, splits: Splits) -> Pipeline:
         classes(splits)
     # a column of a data set would be read again at each access
     labels = list(splits.train[splits.task.label])
-    return _linear(splits.task, labels).fit(_features(encoder, splits.task, splits.train), labels)
+    return linear(splits.task, labels).fit(_features(encoder, splits.task, splits.train), labels)
 
 
 def _features(encoder: SentenceTransformer, task: Task, rows: Dataset) -> NDArray[np.float32]:
