@@ -7,7 +7,7 @@
 A finished run is one line of --results, a fine-tuned task another; what is there is not run again, but for a student
 whose folder is gone when a task asks for it. What was interrupted goes on from its last checkpoint. Nothing is chosen
 on what is reported: settings are the package's defaults, the same for all arms but for what makes the arm, and for the
-rate of random weights (`quality_arms.RATES`).
+rates of random weights and of the paper's rule (`quality_arms.RATES`).
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ ENCODERS, REACTIONS = ("minilm", "mpnet"), ("rxnfp", "rxnmapper")
 """The teachers: sentence encoders, and masked language models of chemical reactions."""
 ONLY = {"no-distillation": REACTIONS, "paper": REACTIONS, "no-cosine": ENCODERS, "layers": (*ENCODERS, "rxnfp")}
 """Arms of some teachers: the others have no language model, no embeddings, or one set of weights for all layers."""
-RATES = {"random": 2.0}
+RATES = {"random": 2.0, "paper": 4.0}
 """Arms that learn at another rate than the default one, and how many times it."""
 TEACHER = "teacher"
 """The arm that is not distilled, so that there is something to compare with."""

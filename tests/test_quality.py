@@ -181,12 +181,12 @@ def test_an_arm_that_passes_another_target_has_as_many_tokens_for_each(
 def test_an_arm_learns_at_its_rate_and_no_other_does(
     masked_lm: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A multiple of the default one, whatever teacher and budget make of that; random weights have one."""
+    """A multiple of the default one, whatever teacher and budget make of that; two arms have one."""
     import quality
     from homodistil.reading import load
     from quality_arms import ARMS, RATES, Run
 
-    assert {"random"} == RATES.keys() <= ARMS.keys()
+    assert {"random", "paper"} == RATES.keys() <= ARMS.keys()
     _short(monkeypatch, masked_lm, corpus)
     rates: list[float] = []
     for times in (1.0, 3.0, 1.0):
