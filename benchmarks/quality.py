@@ -82,10 +82,12 @@ def distilled(
 ) -> dict[str, Any]:
     """Distil alone, or go on: the student's folder, and beside it the records of its steps. The run itself stays.
 
-    changes
-        Options that are other than the arm's, those of a section in a mapping of its own.
-    times
-        Of the default learning rate, other than the arm's.
+    Args:
+        run: which.
+        data: where evaluation data lie.
+        work: where its folder is made, and its student's.
+        changes: options that are other than the arm's, those of a section in a mapping of its own.
+        times: how many times the default learning rate; the arm's own multiple (`RATES`) without it.
     """
     source = fetch(run.teacher)
     learn, _ = text_of(run.teacher, data, work)

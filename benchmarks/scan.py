@@ -27,7 +27,7 @@ from quality import distilled, finished, forget, runs
 from quality_arms import Run
 
 RATE = "rate"
-"""The option that is none of a recipe's: the learning rate, in times of what a recipe makes of all that it hangs on."""
+"""The option that is none of a recipe's: the learning rate, in times of the one that the run would choose."""
 
 
 def scan(options: argparse.Namespace) -> None:

@@ -30,8 +30,8 @@ class Layout:
         fixed: sizes of the axes that are never cut, such as `vocab`.
         parent: for each nested axis, the axis whose units each have units of it (`qk.3` in `heads.3`).
         tied: parameter names that are another one's tensor, by the name that stands for it.
-        modules: the names of all modules, and `prefix` what stands before those of the base model.
-        prefix: see `modules`.
+        modules: the names of all modules.
+        prefix: what the names of the base model's modules and parameters begin with, where it has a head.
         stack: the list of layers; None if there is not one such list.
         counts: closed forms of parameters and operations.
     """
