@@ -110,36 +110,32 @@ def test_the_side_on_which_a_tokenizer_pads_changes_no_score(learner: Path, tmp_
     assert made[0] == made[1]
 
 
-def test_the_grid_chooses_on_training_rows_alone(encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_grid_chooses_on_training_rows_alone() -> None:
     """The best learning rate is found without a look at the rows that are scored."""
     splits = _splits(lambda text: "cat" in text)
     seen: list[tuple[float, Splits]] = []
 
-    def spy(_: Path, inner: Splits, settings: Settings, *, seed: int, trust_remote_code: bool) -> dict[str, float]:
+    def spy(inner: Splits, settings: Settings, *, seed: int) -> dict[str, float]:
         seen.append((settings.learning_rate, inner))
         return {"score": settings.learning_rate}
 
-    monkeypatch.setattr(finetuning, "finetune", spy)
-    assert best_of_grid(encoder, splits, EASY).learning_rate == 2 * EASY.learning_rate
+    assert best_of_grid(spy, splits, EASY).learning_rate == 2 * EASY.learning_rate
     assert [rate / EASY.learning_rate for rate, _ in seen] == pytest.approx([0.5, 1, 2])
     for _, inner in seen:
         used = [*inner.train["text"], *inner.evaluated["held"]["text"]]
         assert sorted(used) == sorted(splits.train["text"])
 
 
-def test_a_class_of_a_single_row_is_not_what_a_learning_rate_is_chosen_by(
-    encoder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_class_of_a_single_row_is_not_what_a_learning_rate_is_chosen_by() -> None:
     """Where that row is held out, nothing could be learnt of it."""
     alone = _rows(256, 0, len).train_test_split(test_size=finetuning.GRID_HELDOUT, seed=0)["test"][3]["text"]
     splits, held = _splits(lambda text: 2 if text == alone else int("cat" in text)), list[list[Any]]()
 
-    def spy(_: Path, inner: Splits, settings: Settings, **__: Any) -> dict[str, float]:
+    def spy(inner: Splits, settings: Settings, *, seed: int) -> dict[str, float]:
         held.append(inner.evaluated["held"]["label"][:])
         return {"score": 0.0}
 
-    monkeypatch.setattr(finetuning, "finetune", spy)
-    best_of_grid(encoder, splits, EASY)
+    best_of_grid(spy, splits, EASY)
     assert [set(labels) for labels in held] == [{0, 1}] * 3
     assert len(held[0]) == 25
 

@@ -136,9 +136,9 @@ def test_pairs_that_are_all_equally_alike_correlate_with_nothing(monkeypatch: py
     assert similarity.judged_pairs("", task, rows) == 0
 
 
-def test_a_grid_needs_rows_to_choose_by(encoder: Path) -> None:
+def test_a_grid_needs_rows_to_choose_by() -> None:
     """Of few rows none are held out; of a class with a single row nothing can be scored."""
     task = Task(name="own", columns=("text",), labels="classes", metrics=("accuracy",))
     rows = Dataset.from_list(_rows("yes", "no", "no"))
     with pytest.raises(UserError, match="--grid"):
-        best_of_grid(encoder, Splits(task, rows, {"validation": rows}), Settings(learning_rate=1e-3, epochs=1))
+        best_of_grid(pytest.fail, Splits(task, rows, {"validation": rows}), Settings(learning_rate=1e-3, epochs=1))

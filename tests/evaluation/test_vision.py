@@ -78,9 +78,11 @@ def test_images_are_as_similar_as_their_class_tokens_say(image_processor: Any, p
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"tasks": ["sst2"]}, "Cannot use --tasks"),
+        ({"tasks": ["sst2"]}, "that task is of text"),
         ({"pairs": ["stsb"]}, "Cannot use --pairs"),
         ({"text": "corpus.txt"}, "Cannot use --text"),
+        ({"tasks": ["."], "columns": ["name"]}, "Cannot use --columns"),
+        ({"tasks": ["."], "max_length": 64}, "Cannot use --max-length"),
         ({"images": "."}, "--against TEACHER"),
     ],
 )

@@ -15,7 +15,13 @@ def evaluate(words: list[str]) -> None:
     add = parser.add_argument
     add("model", metavar="MODEL", help="a folder or hub name that from_pretrained opens")
     add("--against", metavar="TEACHER", help="the teacher, which is measured alike, beside it")
-    add("--tasks", type=_names, default=[], help="fine-tune on them: names of GLUE, squad, squad_v2, or own files")
+    add(
+        "--tasks",
+        type=_names,
+        default=[],
+        help="fine-tune on them: names of GLUE, squad, squad_v2, or own files; of models of images folders with a "
+        "folder for each class, or datasets",
+    )
     add(
         "--pairs",
         type=_names,
@@ -26,15 +32,13 @@ def evaluate(words: list[str]) -> None:
         "--probes",
         type=_names,
         default=[],
-        help="learn these tasks by a linear model on frozen embeddings: names of GLUE, or own files; of models of "
-        "images as --answers",
+        help="learn these tasks by a linear model on frozen embeddings, likewise",
     )
     add(
         "--answers",
         type=_names,
         default=[],
-        help="score its own head on these tasks as it is, nothing is learnt: names of GLUE, squad, or own files; of "
-        "models of images folders with a folder for each class, or datasets",
+        help="score its own head on these tasks as it is, likewise; nothing is learnt",
     )
     add("--text", help="plain text that it did not learn from: language modelling, agreement with the teacher")
     add("--images", help="images that it did not learn from, a folder or a dataset: agreement with the teacher")

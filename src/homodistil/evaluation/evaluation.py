@@ -71,11 +71,12 @@ def evaluate(
 
     Args:
         model: a folder or hub name that `from_pretrained` opens.
-        tasks: to fine-tune on, one or several: names of `tasks.TASKS`, or files or folders of one's own.
+        tasks: to fine-tune on, one or several: names of `tasks.TASKS`, or files or folders of one's own. For models
+            of images folders with a folder of images for each class, or datasets
+            (`labelled_images.open_labelled_images`).
         pairs: tasks whose pairs are compared by cosine similarity, without fine-tuning, such as `stsb`; of a file all.
-        probes: tasks that a linear model learns on frozen embeddings; for models of images as in `answers`.
-        answers: tasks on which the model's own head is scored as it is; of a file all rows. For models of images
-            folders with a folder of images for each class, or datasets (`labelled_images.open_labelled_images`).
+        probes: tasks that a linear model learns on frozen embeddings, which may be the same.
+        answers: tasks on which the model's own head is scored as it is, likewise; of a file all rows.
         text: plain text that the model was not distilled on: language modelling, and agreement with the teacher.
         images: a folder or dataset of images that it was not distilled on, for models of images: agreement.
         data_dir: where the tasks lie; the hub by default.
@@ -114,19 +115,20 @@ def evaluate(
     records = Records(Path(expanduser(json)) if json else None, names[1] if against else None, say)
     folder = Path(expanduser(data_dir)) if data_dir else None
     opened = [open_model(name, trust_remote_code=trust_remote_code) for name in names]
-    of_text = {"--tasks": tasks, "--pairs": pairs, "--text": text}
+    of_text = {"--pairs": pairs, "--text": text, "--columns": columns, "--max-length": max_length}
     refuse_other_data(opened, of_text, {"--images": images})
     labelled_data = {"--tasks": tasks, "--pairs": pairs, "--probes": probes, "--answers": answers}
     refuse_other_sides(opened, labelled_data, text, text_target)
     own = {"columns": columns, "label": label}
-    labelled = {name: open_task(name, folder, limit=limit, **own) for name in tasks}  # type: ignore[arg-type]
     paired = {name: open_task(name, folder, learnt=False, numbers=True, **own) for name in pairs}  # type: ignore[arg-type]
     if opened[0].reads_images:
         of_images = functools.partial(open_labelled_images, opened=opened[0], column=image_column, label=label)
+        labelled = {name: of_images(name, limit=limit, learnt=True) for name in tasks}
         probed = {name: of_images(name, limit=limit, learnt=True) for name in probes}
         answered = {name: of_images(name) for name in answers}
     else:
         numbers = tells_a_number(opened[0])
+        labelled = {name: open_task(name, folder, limit=limit, **own) for name in tasks}  # type: ignore[arg-type]
         probed = {name: open_task(name, folder, limit=limit, **own) for name in probes}  # type: ignore[arg-type]
         answered = {name: open_task(name, folder, learnt=False, numbers=numbers, **own) for name in answers}  # type: ignore[arg-type]
     for one, splits in itertools.product(opened, answered.values()):

@@ -50,8 +50,13 @@ def defaults(task: Task, rows: int, hidden: int) -> Settings:
     return Settings(learning_rate=3e-5 * 768 / hidden, epochs=epochs, length=length_of(task))
 
 
-def best_of_grid(model: Path, splits: Splits, settings: Settings, *, trust_remote_code: bool = False) -> Settings:
+def best_of_grid(learn: Callable[..., dict[str, float]], splits: Splits, settings: Settings) -> Settings:
     """The settings with the multiple of the learning rate that scores best on training rows held out for this.
+
+    Args:
+        learn: what a model scores once it has learnt: `finetune` or `finetune_images`, of one model.
+        splits: the task's data.
+        settings: those whose learning rate is multiplied.
 
     Raises:
         UserError: there are too few rows to hold two out that are of classes which the others have.
@@ -71,7 +76,7 @@ def best_of_grid(model: Path, splits: Splits, settings: Settings, *, trust_remot
     scored = {}
     for times in GRID:
         tried = replace(settings, learning_rate=times * settings.learning_rate)
-        scored[tried] = finetune(model, inner, tried, seed=0, trust_remote_code=trust_remote_code)["score"]
+        scored[tried] = learn(inner, tried, seed=0)["score"]
     return max(scored, key=lambda s: scored[s])
 
 
@@ -103,7 +108,7 @@ def finetune(
     torch.manual_seed(seed)
     if task.labels == "span":
         squad.refuse_slow(str(model), tokenizer, task)
-        net = _open(AutoModelForQuestionAnswering, folder, {}, trust_remote_code)
+        net = open_with_head(AutoModelForQuestionAnswering, folder, {}, trust_remote_code)
         without_types(net, tokenizer)
         length = min(settings.length, longest(net, tokenizer))
         collator = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=multiple(length))
@@ -142,7 +147,7 @@ def _reader(
         return net, TowersCollator(tokenizer, multiple(length)), net.encoded, length
     options = {"num_labels": max(1, len(known)), "problem_type": _PROBLEM[splits.task.labels]}
     folder = Path(transformer_folder(str(model)))
-    opened = _open(AutoModelForSequenceClassification, folder, options, trust)
+    opened = open_with_head(AutoModelForSequenceClassification, folder, options, trust)
     opened.config.pad_token_id = tokenizer.pad_token_id
     without_types(opened, tokenizer)
     length = min(most, longest(opened, tokenizer))
@@ -161,7 +166,18 @@ def _scale(splits: Splits) -> tuple[float, float]:
 _PROBLEM = {"classes": "single_label_classification", "number": "regression"}
 
 
-def _open(auto: Any, model: Path, options: dict[str, Any], trust: bool) -> PreTrainedModel:
+def open_with_head(auto: Any, model: Path, options: dict[str, Any], trust: bool) -> PreTrainedModel:
+    """A model with a head, which is new unless the model has one of its size, in float32.
+
+    Args:
+        auto: the class that opens it.
+        model: its folder or hub name.
+        options: of `from_pretrained`.
+        trust: run code that comes with the model.
+
+    Raises:
+        UserError: it cannot be opened so.
+    """
     try:
         opened: PreTrainedModel = auto.from_pretrained(
             model, trust_remote_code=trust, dtype=torch.float32, ignore_mismatched_sizes=True, **options

@@ -31,7 +31,7 @@ def refuse_other_data(opened: Sequence[Opened], text: Mapping[str, object], imag
         raise UserError(
             f"Cannot use {given} with {first.source}.",
             f"This model reads {reads}.",
-            "Leave it out" + (", or give --images, --answers or --probes." if first.reads_images else "."),
+            "Leave it out" + (", or give --images, or --tasks of images." if first.reads_images else "."),
         )
     if len({one.reads_images for one in opened}) > 1:
         raise UserError(

@@ -19,7 +19,7 @@ from homodistil.evaluation.labels import classes, refuse_few, refuse_unfit
 from homodistil.evaluation.metrics import score, summary
 from homodistil.evaluation.models import Opened
 from homodistil.evaluation.probe import linear
-from homodistil.evaluation.tasks import OWN_HELDOUT, Splits, Task
+from homodistil.evaluation.tasks import OWN_HELDOUT, TASKS, Splits, Task
 from homodistil.evaluation.training import BATCH
 from homodistil.images import ImageRows, open_images
 
@@ -45,9 +45,16 @@ def open_labelled_images(
         learnt: whether something is learnt from them; otherwise all are scored, but for those of `train`.
 
     Raises:
-        UserError: they cannot be found or read, are fewer than two, or have no label, or one that is no class.
+        UserError: they cannot be found or read, are fewer than two, or have no label, or one that is no class; or it is
+            a task of text.
     """
     path = Path(expanduser(name))
+    if name in TASKS and not isdir(path):
+        raise UserError(
+            f"Cannot measure {opened.source} on {name}.",
+            "This model reads images, and that task is of text.",
+            "Give a folder with a folder of images for each class, or a dataset.",
+        )
     task = Task(name=path.resolve().name, columns=("image",), labels="classes", metrics=("accuracy", "macro_f1"))
 
     def labelled(place: str) -> Dataset:
@@ -137,14 +144,29 @@ def _seen(opened: Opened, rows: Dataset, name: str, what: Callable[[Tensor], Ten
             pixels = opened.processor([image for _, image in found], return_tensors="pt")["pixel_values"]
             made.append(what(pixels.to(opened.model.device)).float().cpu())
             read += [row for row, _ in found]
+    tell_of_unread(name, len(rows), len(read))
+    return torch.cat(made), read
+
+
+def tell_of_unread(name: str, count: int, read: int) -> None:
+    """Tell of images that cannot be decoded.
+
+    Args:
+        name: what they are called.
+        count: how many there are.
+        read: how many can be decoded.
+
+    Raises:
+        UserError: none can.
+
+    Warns:
+        UserWarning: some cannot.
+    """
     if not read:
         raise UserError(
-            f"Cannot measure on {name}: none of its {len(rows):,} images can be decoded.",
+            f"Cannot measure on {name}: none of its {count:,} images can be decoded.",
             "Every image must be whole, with 8 bits a channel.",
             "Convert them.",
         )
-    if missing := len(rows) - len(read):
-        warnings.warn(
-            f"{missing:,} of {len(rows):,} images of {name} cannot be decoded, and do not count", stacklevel=3
-        )
-    return torch.cat(made), read
+    if missing := count - read:
+        warnings.warn(f"{missing:,} of {count:,} images of {name} cannot be decoded, and do not count", stacklevel=3)

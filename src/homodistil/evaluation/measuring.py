@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -13,9 +13,11 @@ from PIL import Image
 from torch import Tensor
 
 from homodistil.errors import UserError
-from homodistil.evaluation import finetune, speed
+from homodistil.evaluation import speed
 from homodistil.evaluation.agreement import agreement, image_agreement
 from homodistil.evaluation.answers import answers
+from homodistil.evaluation.finetune import best_of_grid, defaults, finetune
+from homodistil.evaluation.finetune_images import finetune_images
 from homodistil.evaluation.labelled_images import contents, probe_images
 from homodistil.evaluation.language import blocks, language, predicted, refuse_unknown, usual
 from homodistil.evaluation.models import LANGUAGE, Opened
@@ -142,22 +144,27 @@ def measure_task(
     max_length: int | None,
 ) -> None:
     """What is learnt by fine-tuning, by each seed; of a grid by the best learning rate."""
-    data, task = _data_of(name, splits), splits.task
+    images = opened[0].reads_images
+    data, task = _data_of(name, splits, images), splits.task
     for one in opened:
-        path, trust = Path(one.source), one.trust_remote_code
-        settings = finetune.defaults(task, len(splits.train), one.model.config.hidden_size)
-        settings = replace(settings, length=max_length or settings.length)
+        learn: Callable[..., dict[str, float]] = functools.partial(
+            finetune, Path(one.source), trust_remote_code=one.trust_remote_code
+        )
+        if images:
+            learn = functools.partial(finetune_images, one)
+        settings = defaults(task, len(splits.train), one.model.config.hidden_size)
+        settings = replace(settings, length=0 if images else max_length or settings.length)
         if grid:
-            choose = functools.partial(_best_rate, path, splits, settings, trust)
+            choose = functools.partial(_best_rate, learn, splits, settings)
             best = records.measure(one.source, f"{task.name}, best of the grid", {**asdict(settings), **data}, choose)
             settings = replace(settings, learning_rate=best["learning_rate"])
         for seed in range(seeds):
-            learn = functools.partial(finetune.finetune, path, splits, settings, seed=seed, trust_remote_code=trust)
-            records.measure(one.source, task.name, {**asdict(settings), **data}, learn, seed=seed)
+            learnt = functools.partial(learn, splits, settings, seed=seed)
+            records.measure(one.source, task.name, {**asdict(settings), **data}, learnt, seed=seed)
 
 
-def _best_rate(path: Path, splits: Splits, settings: Settings, trust: bool) -> dict[str, float]:
-    return {"learning_rate": finetune.best_of_grid(path, splits, settings, trust_remote_code=trust).learning_rate}
+def _best_rate(learn: Callable[..., dict[str, float]], splits: Splits, settings: Settings) -> dict[str, float]:
+    return {"learning_rate": best_of_grid(learn, splits, settings).learning_rate}
 
 
 def _data_of(name: str, splits: Splits, images: bool = False) -> dict[str, object]:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from datasets import Dataset
 from torch import nn
-from transformers import DataCollatorWithPadding, PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 
 from homodistil.errors import UserError
-from homodistil.evaluation.towers import TowersCollator
 from homodistil.loading import computes_bf16
 
 BATCH = 32
@@ -31,7 +30,7 @@ class Settings:
         learning_rate: at its highest; linear warm-up over a tenth of the steps, then linear decay.
         epochs: passes over the training rows.
         batch: examples in a step.
-        length: tokens of an example at most.
+        length: tokens of an example at most; 0 of images.
     """
 
     learning_rate: float
@@ -42,19 +41,21 @@ class Settings:
 
 def train_and_predict(
     net: nn.Module,
-    collate: DataCollatorWithPadding | TowersCollator,
+    collate: Callable[[Any], Any],
     train: Dataset,
     evaluated: Mapping[str, Dataset],
     settings: Settings,
     seed: int,
 ) -> dict[str, Any]:
-    """Train in place, and what the model then says of each split.
+    """Train in place, and what the model then says of each split: of texts, or of rows of images.
 
     Raises:
         UserError: the norm of the gradients was no finite number at the end of an epoch. Clipping would have made
             nothing of them, and the model would be scored as it came.
     """
-    _attend(net, max(max(lengths(rows)) for rows in (train, *evaluated.values())))
+    texts = bool({"input_ids", "length"} & set(train.column_names))
+    if texts:
+        _attend(net, max(max(lengths(rows)) for rows in (train, *evaluated.values())))
     steps = -(-len(train) // settings.batch) * settings.epochs
     with tempfile.TemporaryDirectory() as out:
         arguments = TrainingArguments(
@@ -65,7 +66,7 @@ def train_and_predict(
             per_device_eval_batch_size=settings.batch,
             warmup_steps=steps // 10,
             weight_decay=0.01,
-            train_sampling_strategy="group_by_length",
+            train_sampling_strategy="group_by_length" if texts else "random",
             # what is not read has been left out of the rows, but for the length that they are grouped by
             remove_unused_columns=False,
             seed=seed,
