@@ -286,14 +286,14 @@ def test_the_mean_over_tasks_is_of_seeds_that_learnt_all_of_them(
     lines += [line(task, 0, "1M", score=60 + 4 * k) for k, task in enumerate(TASKS_OF_MEAN)]
     lines += [line(task, 1, "1M", score=70.0) for task in TASKS_OF_MEAN]
     lines += [line(task, 2, "1M", score=0.0) for task in TASKS_OF_MEAN[1:]]
-    lines += [line("distil", 0, "300k", **{"held-out text: similarity": 0.2})]
+    lines += [line("rte", 0, "1M", score=55.0), line("distil", 0, "300k", **{"held-out text: similarity": 0.2})]
     results = tmp_path / "results.jsonl"
     results.write_text("\n".join(lines) + "\n")
     main_table(results)
     *_, few, many = capsys.readouterr().out.strip().splitlines()
     assert few.startswith("| 0.3 | 300k | homotopic | 5 | 0.200 (1) |")
     assert many.startswith("| 0.3 | 1M | homotopic | 5 | 0.600 ± 0.058 |")
-    assert many.endswith("| 68.0 ± 2.0 (2) |")
+    assert many.endswith("| 68.0 ± 2.0 (2) | 55.0 (1) |")
 
 
 def test_budgets_are_drawn_against_each_other_where_there_are_several(tmp_path: Path) -> None:
