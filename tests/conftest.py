@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -149,3 +149,14 @@ def ready(save_teacher: Callable[..., Path], corpus: Path, tmp_path: Path) -> Ca
         return prepare(build(values | options), resume=False, texts=None)
 
     return make_run
+
+
+def coloured(folder: Path, count: int, shades: Sequence[int], seed: int) -> Path:
+    """Noise around a shade for each class, so that what an image is can be seen."""
+    draw = np.random.default_rng(seed)
+    for k in range(count):
+        place = folder / f"shade {k % len(shades)}"
+        place.mkdir(parents=True, exist_ok=True)
+        pixels = draw.integers(60, size=(20, 20, 3)) + shades[k % len(shades)]
+        Image.fromarray(pixels.astype(np.uint8)).save(place / f"{k}.png")
+    return folder

@@ -1,4 +1,4 @@
-"""What a head says of labelled images is what it says of each alone; probes and new heads learn what they tell."""
+"""What a head says of labelled images is what it says of each alone; probes learn what they tell."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ import torch
 from PIL import Image
 
 import homodistil
+from conftest import coloured
 from homodistil.cli import main
 from homodistil.errors import UserError
 from homodistil.evaluation.evaluation import evaluate
-from homodistil.evaluation.finetune_images import finetune_images
 from homodistil.evaluation.labelled_images import open_labelled_images, probe_images
 from homodistil.evaluation.models import open_model
 from homodistil.evaluation.tasks import Splits
-from homodistil.evaluation.training import Settings
 from zoo import tiny
 
 NAMES = {0: "Cat", 1: "Dog", 2: "House"}
@@ -135,17 +134,6 @@ def test_images_that_cannot_be_decoded_do_not_count_and_are_counted(
         _accuracy(classifier, data)
 
 
-def _coloured(folder: Path, count: int, shades: Sequence[int], seed: int) -> Path:
-    """Noise around a shade for each class, so that what an image is can be seen."""
-    draw = np.random.default_rng(seed)
-    for k in range(count):
-        place = folder / f"shade {k % len(shades)}"
-        place.mkdir(parents=True, exist_ok=True)
-        pixels = draw.integers(60, size=(20, 20, 3)) + shades[k % len(shades)]
-        Image.fromarray(pixels.astype(np.uint8)).save(place / f"{k}.png")
-    return folder
-
-
 @pytest.mark.parametrize("kind", ["a folder", "two folders", "a dataset"])
 def test_a_probe_learns_what_class_tokens_tell(
     kind: str, image_processor: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -156,10 +144,10 @@ def test_a_probe_learns_what_class_tokens_tell(
     image_processor.save_pretrained(model)
     data, shades = tmp_path / "data", (0, 90, 180)
     if kind == "two folders":
-        _coloured(data / "train", 120, shades, 0)
-        _coloured(data / "validation", 30, shades, 1)
+        coloured(data / "train", 120, shades, 0)
+        coloured(data / "validation", 30, shades, 1)
     else:
-        _coloured(data, 150, shades, 0)
+        coloured(data, 150, shades, 0)
     if kind == "a dataset":
         files = sorted(data.rglob("*.png"))
         made = datasets.Dataset.from_dict({"image": list(map(str, files)), "label": [f.parent.name for f in files]})
@@ -188,62 +176,11 @@ def test_a_probe_learns_what_class_tokens_tell(
     assert by_chance["accuracy"] < 0.7
 
 
-LEARN = Settings(learning_rate=3e-3, epochs=3, batch=8)
-
-
-@pytest.mark.parametrize("name", ["ViT encoder", "ViT", "DeiT"])
-def test_fine_tuning_learns_what_images_tell(
-    name: str, image_processor: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Whatever head the model had, or one that only predicts; the same by a seed; nothing where labels are thrown."""
-    model, data = tmp_path / "model", tmp_path / "data"
-    tiny(name).save_pretrained(model)
-    image_processor.save_pretrained(model)
-    _coloured(data / "train", 120, (0, 90, 180), 0)
-    _coloured(data / "validation", 30, (0, 90, 180), 1)
-    opened = open_model(str(model))
-    splits = open_labelled_images(str(data), opened, learnt=True)
-    first, again, other = (finetune_images(opened, splits, LEARN, seed=seed) for seed in (0, 0, 1))
-    assert first == again
-    assert min(first["accuracy"], other["accuracy"]) > 0.9
-    # what was opened to be measured has learnt nothing
-    before = open_model(str(model)).model.state_dict()
-    assert all(torch.equal(weight, before[name]) for name, weight in opened.model.state_dict().items())
-
-    order = np.random.default_rng(0).permutation(len(splits.train))
-    thrown = splits.train.remove_columns("label").add_column("label", splits.train.select(order)["label"][:])
-    by_chance = finetune_images(opened, Splits(splits.task, thrown, splits.evaluated), LEARN, seed=0)
-    assert by_chance["accuracy"] < 0.8
-
-    numbers = tmp_path / "numbers.json"
-    words = [str(model), "--tasks", str(data), "--no-speed", "--seeds", "2", "--grid", "--limit", "40"]
-    assert main(["evaluate", *words, "--json", str(numbers)]) == 0
-    assert "data" in capsys.readouterr().out
-    records = [r for r in json.loads(numbers.read_text())["records"] if r["measure"] == "data"]
-    assert [(r["seed"], r["settings"]["rows"], r["settings"]["length"]) for r in records] == [(0, 40, 0), (1, 40, 0)]
-
-
-def test_fine_tuning_passes_over_images_that_cannot_be_decoded(classifier: Path, tmp_path: Path) -> None:
-    """Of those to learn from and of those that are scored, each by its own label still; they are counted."""
-    data = tmp_path / "data"
-    _coloured(data / "train", 120, (0, 90, 180), 0)
-    _coloured(data / "validation", 30, (0, 90, 180), 1)
-    opened = open_model(str(classifier))
-    for file in sorted(data.rglob("*.png"))[::5]:
-        file.write_bytes(file.read_bytes()[:60])
-    splits = open_labelled_images(str(data), opened, learnt=True)
-    with (
-        pytest.warns(UserWarning, match="24 of 120 images of data"),
-        pytest.warns(UserWarning, match="6 of 30 images of data"),
-    ):
-        assert finetune_images(opened, splits, LEARN, seed=0)["accuracy"] > 0.9
-
-
 def test_a_class_without_an_image_that_can_be_decoded_is_not_learnt(classifier: Path, tmp_path: Path) -> None:
     """It is said in words which one is missing."""
     data = tmp_path / "data"
-    _coloured(data / "train", 20, (0, 180), 0)
-    _coloured(data / "validation", 10, (0, 180), 1)
+    coloured(data / "train", 20, (0, 180), 0)
+    coloured(data / "validation", 10, (0, 180), 1)
     for file in (data / "train" / "shade 1").iterdir():
         file.write_bytes(file.read_bytes()[:60])
     with pytest.warns(UserWarning, match="10 of 20"), pytest.raises(UserError, match="no training row has: 'shade 1'"):
