@@ -32,13 +32,13 @@ def evaluate(words: list[str]) -> None:
         "--probes",
         type=_names,
         default=[],
-        help="learn these tasks by a linear model on frozen embeddings, likewise",
+        help="learn tasks, named as for --tasks, squad aside, by a linear model on frozen embeddings",
     )
     add(
         "--answers",
         type=_names,
         default=[],
-        help="score its own head on these tasks as it is, likewise; nothing is learnt",
+        help="score its own head as it is on tasks, named as for --tasks; nothing is learnt",
     )
     add("--text", help="plain text that it did not learn from: language modelling, agreement with the teacher")
     add("--images", help="images that it did not learn from, a folder or a dataset: agreement with the teacher")

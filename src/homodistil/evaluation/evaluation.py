@@ -75,8 +75,8 @@ def evaluate(
             of images folders with a folder of images for each class, or datasets
             (`labelled_images.open_labelled_images`).
         pairs: tasks whose pairs are compared by cosine similarity, without fine-tuning, such as `stsb`; of a file all.
-        probes: tasks that a linear model learns on frozen embeddings, which may be the same.
-        answers: tasks on which the model's own head is scored as it is, likewise; of a file all rows.
+        probes: tasks that a linear model learns on frozen embeddings, named as those of `tasks`, SQuAD aside.
+        answers: tasks on which the model's own head is scored as it is, named as those of `tasks`; of a file all rows.
         text: plain text that the model was not distilled on: language modelling, and agreement with the teacher.
         images: a folder or dataset of images that it was not distilled on, for models of images: agreement.
         data_dir: where the tasks lie; the hub by default.
