@@ -44,7 +44,7 @@ def test_fine_tuning_learns_what_images_tell(
     order = np.random.default_rng(0).permutation(len(splits.train))
     thrown = splits.train.remove_columns("label").add_column("label", splits.train.select(order)["label"][:])
     by_chance = finetune_images(opened, Splits(splits.task, thrown, splits.evaluated), LEARN, seed=0)
-    assert by_chance["accuracy"] < 0.8
+    assert by_chance["accuracy"] < 0.7
 
     numbers = tmp_path / "numbers.json"
     words = [str(model), "--tasks", str(data), "--no-speed", "--seeds", "2", "--grid", "--limit", "40"]
